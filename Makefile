@@ -1,0 +1,47 @@
+# Two commands matter: `make demo` and `make test`. Both make .venv from the lock first.
+PYTHON ?= python3.11
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+# PyTorch's own index of CPU builds, for machines without a GPU. `make demo TORCH_INDEX=` skips it,
+# `make demo TORCH_INDEX=https://...` names another.
+TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
+
+.PHONY: demo test test-all lint types layers lock schema clean help
+.DEFAULT_GOAL := help
+
+help: ## this list
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/\t/' | expand -t 12
+
+demo: $(READY) ## build everything on the bundled data and print the verdict
+	@$(BIN)/python -m stages.commands.demo
+
+test: $(READY) ## the fast test suite
+	@$(BIN)/python -m pytest -q -m "not slow"
+
+test-all: $(READY) ## every test
+	@$(BIN)/python -m pytest -q
+
+lint: $(READY) ## ruff: rules and format
+	@$(BIN)/ruff check . && $(BIN)/ruff format --check .
+
+types: $(READY) ## mypy
+	@$(BIN)/mypy
+
+layers: $(READY) ## import-linter: stages -> {export, eval} -> pipeline
+	@$(BIN)/lint-imports --no-cache
+
+schema: $(READY) ## params.schema.json anew
+	@$(BIN)/decant schema
+
+lock: $(READY) ## requirements.lock anew, without index addresses or local version parts
+	$(BIN)/pip-compile -q --upgrade --no-emit-index-url --no-emit-find-links --no-emit-trusted-host --strip-extras \
+	  --no-header --annotation-style=line --extra dev -o requirements.lock pyproject.toml
+
+clean: ## remove everything that was made, the environment included
+	rm -rf $(VENV) artifacts workspaces *.egg-info .pytest_cache .mypy_cache .ruff_cache
+
+# The environment is made again when the lock or the project's metadata change. A half-made one has no marker file.
+$(READY): requirements.lock pyproject.toml tools/install.sh
+	@bash tools/install.sh "$(PYTHON)" "$(VENV)" "$(TORCH_INDEX)"
+	@touch $(READY)

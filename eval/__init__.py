@@ -1,0 +1,1 @@
+"""What a model answers, how fast, and whether that keeps its budgets."""

@@ -1,0 +1,8 @@
+"""One way to reach a machine a file.
+
+A device file has:
+
+- `why_unusable()`: the reason why it cannot be reached, or None.
+- `run_worker(job, timeout_s)`: runs `eval.worker` there in a fresh process with a JSON job, gives its JSON result; a
+  crash, a hang or unreadable output raises `eval.worker.WorkerError` with what happened.
+"""

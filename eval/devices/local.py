@@ -1,0 +1,49 @@
+"""This machine: each job runs in a fresh process beside the caller."""
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+from eval.worker import Job, Result, WorkerError, parse_result, thread_environment
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def why_unusable() -> str | None:
+    """None: this machine is always at hand."""
+    return None
+
+
+def run_worker(job: Job, timeout_s: float) -> Result:
+    """Runs a job in a fresh process.
+
+    Raises:
+        WorkerError: it crashed, failed, took too long, or printed what cannot be used.
+    """
+    try:
+        done = subprocess.run(
+            [sys.executable, "-m", "eval.worker"],
+            input=job.model_dump_json(),
+            capture_output=True,
+            text=True,
+            errors="replace",
+            timeout=timeout_s,
+            cwd=ROOT,
+            env={**os.environ, **thread_environment(job.threads)},
+            check=False,
+        )
+    except subprocess.TimeoutExpired:
+        raise WorkerError(f"timed out after {timeout_s:g} s") from None
+    if done.returncode < 0:
+        name = signal.Signals(-done.returncode).name
+        raise WorkerError(f"crashed ({name}){' (out of memory?)' if name == 'SIGKILL' else ''}")
+    if done.returncode > 0:
+        raise WorkerError(f"failed (exit status {done.returncode}): {_last_line(done.stderr)}")
+    return parse_result(done.stdout, job)
+
+
+def _last_line(text: str) -> str:
+    lines = [line for line in text.splitlines() if line.strip()]
+    return lines[-1][:300] if lines else "it printed nothing"

@@ -1,0 +1,179 @@
+"""What a measurement's raw samples say: latency, speed-up, load time and memory, each with its interval.
+
+Latency intervals are two-sided 98 %, so each end is a one-sided 99 % bound, as a gate needs (measuring.md, B3).
+Percentiles keep every sample: an outlier is what a percentile is there to show.
+"""
+
+from collections.abc import Iterator
+from typing import Literal
+
+import numpy as np
+from jaxtyping import Float
+
+from eval.statistics import TooFewError, median_ratio_interval, quantile_interval, two_sided
+from pipeline.records import Interval, Measurement, Series
+
+Clock = Literal["wall", "cpu"]
+Model = Literal["candidate", "reference", "canary", "canary_twin"]
+
+LATENCY_CONFIDENCE = two_sided(0.99)
+# B3.5: how far the median ratio of a model to itself may be from 1, and the confidence of the interval around it.
+CANARY_TOLERANCE = 0.02
+CANARY_CONFIDENCE = 0.99
+# B3.3: from here on the two clocks are said to disagree.
+CLOCK_TOLERANCE = 0.10
+# Below this share of the wall time, the process did not do the work itself (an accelerator did), or hardly ran.
+LEAST_CPU_SHARE = 0.5
+MAX_STEAL_SHARE = 0.05
+
+
+def p50_ms(
+    measurement: Measurement, lengths: str = "data", clock: Clock | None = None, model: Model = "candidate"
+) -> Interval:
+    """The median call of a model.
+
+    Args:
+        measurement: with at least 7 timed calls at these lengths.
+        lengths: "data" for the data's own, or a number of tokens.
+        clock: None takes `primary_clock`.
+        model: whose calls.
+
+    Raises:
+        TooFewError: too few calls for an interval, or none at these lengths.
+    """
+    return _percentile_ms(measurement, 0.5, lengths, clock, model)
+
+
+def p90_ms(
+    measurement: Measurement, lengths: str = "data", clock: Clock | None = None, model: Model = "candidate"
+) -> Interval:
+    """The 90th percentile of a model's calls; arguments and errors as for `p50_ms`, with at least 44 timed calls.
+
+    The upper end is what MLPerf's early stopping would report: the 95.0th percentile of 200 calls, the 92.2nd of 1024.
+    """
+    return _percentile_ms(measurement, 0.9, lengths, clock, model)
+
+
+def speedup(measurement: Measurement, lengths: str = "data", clock: Clock | None = None) -> Interval:
+    """How many times the candidate's call goes into the reference's: the median of the ratios over pairs.
+
+    Raises:
+        TooFewError: fewer than 7 pairs.
+    """
+    return _paired_ratio(measurement, "reference", "candidate", lengths, clock, LATENCY_CONFIDENCE)
+
+
+def load_ms(measurement: Measurement) -> Interval:
+    """The median load time of a fresh process, on the wall clock."""
+    return quantile_interval(measurement.load_ms, 0.5, LATENCY_CONFIDENCE)
+
+
+def first_call_ms(measurement: Measurement) -> Interval:
+    """The median first call of a fresh process, on the wall clock."""
+    return quantile_interval(measurement.first_call_ms, 0.5, LATENCY_CONFIDENCE)
+
+
+def memory_mb(measurement: Measurement) -> Interval:
+    """The median of the most memory that loading and calling once add to a fresh process, in 10^6 bytes."""
+    return quantile_interval([count / 1e6 for count in measurement.memory_bytes], 0.5, LATENCY_CONFIDENCE)
+
+
+def primary_clock(measurement: Measurement) -> Clock:
+    """The clock that verdicts use: CPU time for one thread on this machine, else wall time.
+
+    CPU time does not count what other processes took away, so it repeats three times better on a shared machine (B2).
+    It would flatter work that was not done on the CPU, so where it is under half the wall time, the wall clock counts.
+    """
+    if measurement.threads != 1 or measurement.device != "local":
+        return "wall"
+    wall, cpu = _median_ms(measurement, "wall"), _median_ms(measurement, "cpu")
+    return "cpu" if wall is not None and cpu is not None and cpu >= LEAST_CPU_SHARE * wall else "wall"
+
+
+def canary_ratio(measurement: Measurement) -> Interval:
+    """The candidate's time against itself, on the primary clock; should be 1.
+
+    Raises:
+        TooFewError: there was no canary, or it was too short.
+    """
+    return _paired_ratio(measurement, "canary", "canary_twin", "data", None, CANARY_CONFIDENCE)
+
+
+def why_unfit(measurement: Measurement) -> str | None:
+    """Why timings of this run cannot be trusted, or None: the machine must find a model as fast as itself (B3.5)."""
+    try:
+        ratio = canary_ratio(measurement)
+    except TooFewError as error:
+        return f"no A/A canary: {error}"
+    if ratio.low <= 1 <= ratio.high and abs(ratio.value - 1) <= CANARY_TOLERANCE:
+        return None
+    return (
+        f"the runner is unfit: it timed the model at {ratio.value:.3f}x of itself "
+        f"[{ratio.low:.3f}, {ratio.high:.3f}]; measure again on a quieter machine"
+    )
+
+
+def find_warnings(measurement: Measurement) -> tuple[str, ...]:
+    """Reasons to read the figures with care, in words."""
+    if measurement.not_measured is not None:
+        return ()
+    return tuple(
+        text
+        for text in (why_unfit(measurement), _clocks_disagree(measurement), _stolen(measurement))
+        if text is not None
+    )
+
+
+def _clocks_disagree(measurement: Measurement) -> str | None:
+    wall, cpu = _median_ms(measurement, "wall"), _median_ms(measurement, "cpu")
+    if wall is None or cpu is None or abs(cpu / wall - 1) <= CLOCK_TOLERANCE:
+        return None
+    cause = "preemption, waiting, or work off the CPU" if cpu < wall else "a spinning thread pool?"
+    return f"the clocks disagree: median {wall:.3g} ms on the wall, {cpu:.3g} ms of CPU time ({cause})"
+
+
+def _stolen(measurement: Measurement) -> str | None:
+    """CPU time that the host gave to other machines, from the conditions before and after each process."""
+    seconds = elapsed = 0.0
+    for before, after in zip(measurement.conditions[::2], measurement.conditions[1::2], strict=False):
+        seconds += after.get("steal_seconds_since_boot", 0.0) - before.get("steal_seconds_since_boot", 0.0)
+        elapsed += after.get("elapsed_s", 0.0)
+    if elapsed <= 0 or seconds <= MAX_STEAL_SHARE * elapsed:
+        return None
+    return f"the host took {seconds:.1f} CPU seconds away during {elapsed:.1f} s of measuring"
+
+
+def _percentile_ms(
+    measurement: Measurement, quantile: float, lengths: str, clock: Clock | None, model: Model
+) -> Interval:
+    samples = _samples_ms(measurement, model, lengths, clock or primary_clock(measurement))
+    return quantile_interval(samples, quantile, LATENCY_CONFIDENCE)
+
+
+def _paired_ratio(
+    measurement: Measurement, above: Model, below: Model, lengths: str, clock: Clock | None, confidence: float
+) -> Interval:
+    clock = clock or primary_clock(measurement)
+    numerator = _samples_ms(measurement, above, lengths, clock)
+    denominator = _samples_ms(measurement, below, lengths, clock)
+    if len(numerator) != len(denominator):
+        raise TooFewError(
+            f"no pairs: found {len(numerator)} calls of the {above} and {len(denominator)} of the {below}"
+        )
+    return median_ratio_interval(numerator, denominator, confidence)
+
+
+def _median_ms(measurement: Measurement, clock: Clock) -> float | None:
+    samples = _samples_ms(measurement, "candidate", "data", clock)
+    return float(np.median(samples)) if len(samples) else None
+
+
+def _samples_ms(measurement: Measurement, model: Model, lengths: str, clock: Clock) -> Float[np.ndarray, " n"]:
+    """Timed calls without warm-ups. Sorted by process, so that the same position in two models is the same pair."""
+    chosen = sorted(_select(measurement, model, lengths), key=lambda series: (series.round, series.process))
+    calls = [(one.wall_ns if clock == "wall" else one.cpu_ns)[one.warmup :] for one in chosen]
+    return np.array([value for values in calls for value in values], dtype=np.float64) / 1e6
+
+
+def _select(measurement: Measurement, model: Model, lengths: str) -> Iterator[Series]:
+    return (series for series in measurement.series if series.model == model and series.lengths == lengths)

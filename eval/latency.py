@@ -1,0 +1,274 @@
+"""Times an artefact beside the exported teacher, in fresh processes, A B B A, until its budgets are decided.
+
+The design is the one measured in measuring.md, B2: timing all of A and then all of B raises a false alarm in a quarter
+of runs, pairs in none.
+"""
+
+import hashlib
+import logging
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from tqdm import tqdm
+
+from eval.budgets import judge_timing
+from eval.figures import LATENCY_CONFIDENCE
+from eval.statistics import samples_needed
+from eval.worker import Job, Loadable, Result, Turn, WorkerError
+from pipeline import plugins
+from pipeline.errors import IntegrityError, UnusableRuntimeError
+from pipeline.params import Budgets, MeasureSettings
+from pipeline.records import Artefact, Measurement, Series, Status
+
+log = logging.getLogger(__name__)
+
+# A median needs 7 fresh processes for its interval; a load takes a second or two.
+LOAD_PROCESSES = samples_needed(0.5, LATENCY_CONFIDENCE)
+CANARY_PAIRS = 40  # B3.5: at least
+LOAD_TIMEOUT_S = 60.0
+TIME_TIMEOUT_S = 600.0
+TIMED_TEXTS = 200
+
+Sequences = Sequence[Sequence[int]]
+
+
+@dataclass(frozen=True)
+class Exported:
+    """An artefact to time: where it lies, what its card says, and its weight as shipped."""
+
+    folder: Path
+    artefact: Artefact
+    digest: str
+    size_bytes: int
+
+
+def measure(
+    *,
+    target: str,
+    runtime: str,
+    device: str,
+    candidate: Exported,
+    reference: Exported | None,
+    sequences: Sequences,
+    pad_id: int,
+    settings: MeasureSettings,
+    seed: int,
+    budgets: Budgets | None = None,
+    machine: dict[str, Any] | None = None,
+    tokenize_us: float | None = None,
+) -> Measurement:
+    """Everything timed for one target, every sample kept.
+
+    Args:
+        target: its name.
+        runtime: what executes both artefacts.
+        device: where.
+        candidate: the target's artefact.
+        reference: the teacher in the same format, or None when there is none.
+        sequences: token ids of real examples; calls are drawn from them with replacement, both models get the same.
+        pad_id: the token to pad with.
+        settings: how often.
+        seed: of the draws.
+        budgets: rounds are added while one that this measurement could decide is undecided; None: one round.
+        machine: its facts, kept beside the figures.
+        tokenize_us: from `time_tokenizer`; never part of a call.
+
+    Returns:
+        A record; `not_measured` says why when the device or runtime cannot be used, or a worker failed.
+
+    Raises:
+        IntegrityError: candidate and reference are the same artefact.
+    """
+    _refuse_same(target, candidate, reference)
+    empty = Measurement(
+        target=target,
+        runtime=runtime,
+        device=device,
+        artefact_digest=candidate.digest,
+        reference_digest=reference.digest if reference is not None else None,
+        machine=machine or {},
+        threads=settings.threads,
+        tokenize_us=tokenize_us,
+        size_bytes=candidate.size_bytes,
+        reference_size_bytes=reference.size_bytes if reference is not None else None,
+    )
+    reason = plugins.load("device", device).why_unusable()
+    if reason is not None:
+        return empty.model_copy(update={"not_measured": reason})
+    run = _Run(runtime, device, candidate, reference, sequences, pad_id, settings, seed)
+    try:
+        measurement = empty
+        for number in range(settings.max_rounds):
+            run.add_round(number)
+            measurement = empty.model_copy(update=run.found())
+            if not should_sample_more(measurement, budgets):
+                break
+            log.info("%s: a budget is undecided after round %d of %d", target, number + 1, settings.max_rounds)
+    except (WorkerError, UnusableRuntimeError) as error:
+        return empty.model_copy(update={"not_measured": str(error)})
+    return measurement
+
+
+def should_sample_more(measurement: Measurement, budgets: Budgets | None) -> bool:
+    """Whether a budget that timing can decide is still inconclusive."""
+    if budgets is None or measurement.not_measured is not None:
+        return False
+    verdicts = judge_timing(measurement.target, budgets, measurement)
+    return any(verdict.status is Status.INCONCLUSIVE for verdict in verdicts)
+
+
+def time_tokenizer(tokenize: Callable[[str], object], texts: Sequence[str]) -> float:
+    """The median microseconds to tokenize one text, on the wall clock."""
+    samples_ns = []
+    for text in texts[:TIMED_TEXTS]:
+        start = time.perf_counter_ns()
+        tokenize(text)
+        samples_ns.append(time.perf_counter_ns() - start)
+    return float(np.median(samples_ns)) / 1e3
+
+
+@dataclass
+class _Run:
+    """The samples so far, and how to take more."""
+
+    runtime: str
+    device: str
+    candidate: Exported
+    reference: Exported | None
+    sequences: Sequences
+    pad_id: int
+    settings: MeasureSettings
+    seed: int
+    series: list[Series] = field(default_factory=list)
+    conditions: list[dict[str, Any]] = field(default_factory=list)
+    loads: list[Result] = field(default_factory=list)
+    last: Result = field(default_factory=Result)
+
+    def add_round(self, number: int) -> None:
+        """Load processes, then timing processes with the canary's in their middle."""
+        processes = self.settings.processes
+        jobs: list[Literal["load", "time", "canary"]] = ["time"] * processes
+        jobs.insert((processes + 1) // 2, "canary")
+        jobs[:0] = ["load"] * max(processes, LOAD_PROCESSES - len(self.loads))
+        for process, kind in enumerate(tqdm(jobs, desc=f"round {number + 1}", unit="process", disable=None)):
+            if kind == "load":
+                self._load(number, process)
+            else:
+                self._time(number, process, is_canary=kind == "canary")
+
+    def found(self) -> dict[str, Any]:
+        """The fields of a Measurement that this run has filled."""
+        return {
+            "runtime_version": self.last.runtime_version,
+            "stand_in": self.last.stand_in,
+            "conditions": tuple(self.conditions),
+            "series": tuple(self.series),
+            "load_ms": tuple(load.load_ms for load in self.loads),
+            "first_call_ms": tuple(load.first_call_ms for load in self.loads),
+            "memory_bytes": tuple(load.memory_bytes for load in self.loads),
+        }
+
+    def _load(self, number: int, process: int) -> None:
+        turn = Turn(lengths="data", warmup=0, sequences=self._draw(number, process, 1))
+        self.loads.append(self._execute("load", None, (turn,), number, process))
+
+    def _time(self, number: int, process: int, *, is_canary: bool) -> None:
+        count = self.settings.pairs
+        if is_canary:  # as many pairs as the figures rest on, so that it repeats as well as they do
+            count = max(CANARY_PAIRS, count * self.settings.processes)
+        sequences = self._draw(number, process, self.settings.warmup + count)
+        lengths = () if is_canary else self._fixed_lengths()
+        drawn = {"data": sequences, **{str(L): tuple(_of_length(one, L) for one in sequences) for L in lengths}}
+        turns = tuple(
+            Turn(lengths=name, warmup=self.settings.warmup, sequences=values) for name, values in drawn.items()
+        )
+        result = self._execute("time", self.candidate if is_canary else self.reference, turns, number, process)
+        names: dict[str, Any] = {"candidate": "canary", "reference": "canary_twin"} if is_canary else {}
+        self.series += [
+            Series(
+                model=names.get(samples.model, samples.model),
+                process=process,
+                round=number,
+                lengths=samples.lengths,
+                wall_ns=samples.wall_ns,
+                cpu_ns=samples.cpu_ns,
+                order=samples.order,
+                warmup=self.settings.warmup,
+            )
+            for samples in result.samples
+        ]
+
+    def _execute(
+        self,
+        kind: Literal["load", "time"],
+        reference: Exported | None,
+        turns: tuple[Turn, ...],
+        number: int,
+        process: int,
+    ) -> Result:
+        job = Job(
+            kind=kind,
+            runtime=self.runtime,
+            threads=self.settings.threads,
+            pad_id=self.pad_id,
+            candidate=_loadable(self.candidate),
+            reference=_loadable(reference) if reference is not None else None,
+            candidate_first=(number + process) % 2 == 0,
+            turns=turns,
+        )
+        timeout_s = LOAD_TIMEOUT_S if kind == "load" else TIME_TIMEOUT_S
+        result: Result = plugins.load("device", self.device).run_worker(job, timeout_s)
+        if result.unusable is not None:
+            raise UnusableRuntimeError(result.unusable)
+        self.conditions += [{"round": number, "process": process, **moment} for moment in result.conditions]
+        self.last = result
+        return result
+
+    def _draw(self, number: int, process: int, count: int) -> tuple[tuple[int, ...], ...]:
+        rng = np.random.default_rng([self.seed, number, process])
+        return tuple(tuple(self.sequences[i]) for i in rng.integers(len(self.sequences), size=count))
+
+    def _fixed_lengths(self) -> Iterator[int]:
+        longest = min(_longest(one.artefact) for one in (self.candidate, self.reference) if one is not None)
+        return (length for length in self.settings.lengths if length <= longest)
+
+
+def _refuse_same(target: str, candidate: Exported, reference: Exported | None) -> None:
+    """A speed-up of a model over itself says nothing; folders that differ may still hold the same model file."""
+    if reference is None:
+        return
+    digests = [_model_digest(one) for one in (candidate, reference)]
+    if candidate.digest == reference.digest or digests[0] == digests[1]:
+        raise IntegrityError(
+            f"{target}: candidate '{candidate.folder}' and reference '{reference.folder}' are the same artefact "
+            f"({digests[0][:16]}…); expected the student's and the teacher's; run `dvc repro` to export both again"
+        )
+
+
+def _model_digest(exported: Exported) -> str:
+    """One hash of the artefact's file, or of all files where it is a folder (.mlpackage)."""
+    path = exported.folder / exported.artefact.file
+    files = sorted(path.rglob("*")) if path.is_dir() else [path]
+    digest = hashlib.sha256()
+    for file in files:
+        if file.is_file():
+            digest.update(file.read_bytes())
+    return digest.hexdigest()
+
+
+def _of_length(sequence: Sequence[int], L: int) -> tuple[int, ...]:
+    """Real tokens, repeated or cut to L, with the last one (a separator) kept at the end."""
+    repeated = tuple(sequence) * (L // len(sequence) + 1)
+    return (*repeated[: L - 1], sequence[-1])
+
+
+def _longest(artefact: Artefact) -> int:
+    return max(artefact.lengths) if artefact.lengths is not None else artefact.max_length
+
+
+def _loadable(exported: Exported) -> Loadable:
+    return Loadable(folder=str(exported.folder.resolve()), artefact=exported.artefact)

@@ -1,0 +1,37 @@
+"""Padding a batch to a length that the artefact takes."""
+
+from collections.abc import Sequence
+
+import numpy as np
+from jaxtyping import Int
+
+from pipeline.errors import ModelError
+from pipeline.records import Artefact
+
+
+def padded_length(length: int, artefact: Artefact) -> int:
+    """The least length that the artefact takes for an input of this many tokens.
+
+    Raises:
+        ModelError: it takes none that is long enough.
+    """
+    allowed = artefact.lengths or (artefact.max_length,)
+    if length > max(allowed):
+        raise ModelError(
+            f"{artefact.file}: found an input of {length} tokens, expected at most {max(allowed)}; "
+            "lower data.max_length, or export again"
+        )
+    return length if artefact.lengths is None else min(one for one in allowed if one >= length)
+
+
+def pad(
+    sequences: Sequence[Sequence[int]], pad_id: int, artefact: Artefact
+) -> tuple[Int[np.ndarray, "batch length"], Int[np.ndarray, "batch length"]]:
+    """(ids, mask) as int64, padded on the right no further than the artefact demands; the mask is 1 on real tokens."""
+    L = padded_length(max(len(sequence) for sequence in sequences), artefact)
+    ids = np.full((len(sequences), L), pad_id, dtype=np.int64)
+    mask = np.zeros((len(sequences), L), dtype=np.int64)
+    for i, sequence in enumerate(sequences):
+        ids[i, : len(sequence)] = sequence
+        mask[i, : len(sequence)] = 1
+    return ids, mask

@@ -1,0 +1,118 @@
+"""onnxruntime on the CPU: what runs .onnx files on phones, in servers and (as WebAssembly) in browsers."""
+
+from importlib import metadata, util
+from pathlib import Path
+from time import perf_counter
+from types import TracebackType
+from typing import Any, Self
+
+import numpy as np
+from jaxtyping import Float, Int
+
+from pipeline.errors import ModelError
+from pipeline.onnx_files import check_onnx_file
+from pipeline.records import Artefact
+
+FORMATS = ("onnx",)
+STAND_IN = None
+DTYPES = {"tensor(int64)": np.int64, "tensor(int32)": np.int32}
+
+
+def why_unusable() -> str | None:
+    """The reason why it cannot run here, or None."""
+    return None if util.find_spec("onnxruntime") else "the package 'onnxruntime' is not installed"
+
+
+def version() -> str:
+    """Its version."""
+    return metadata.version("onnxruntime")
+
+
+def open_session(folder: Path, artefact: Artefact, threads: int) -> "OnnxSession":
+    """A session on the artefact's file, once that file has been checked.
+
+    Raises:
+        ModelError: the file is damaged, hostile, or not what the artefact's record says.
+    """
+    path = folder / artefact.file
+    check_onnx_file(path)
+    return OnnxSession(path, artefact, threads)
+
+
+class OnnxSession:
+    """A loaded file. `load_ms` is what onnxruntime itself took, without our check of the file."""
+
+    def __init__(self, path: Path, artefact: Artefact, threads: int) -> None:
+        started = perf_counter()
+        self._session = _load(path, threads)
+        self.load_ms = 1e3 * (perf_counter() - started)
+        self.input_names = tuple(value.name for value in self._session.get_inputs())
+        self.output_names = tuple(value.name for value in self._session.get_outputs())
+        self._max_length = artefact.max_length
+        found = {value.name: value.type for value in self._session.get_inputs()}
+        expected = {fact.name: f"tensor({fact.dtype})" for fact in artefact.inputs}
+        if found != expected or self.output_names != tuple(fact.name for fact in artefact.outputs):
+            raise ModelError(
+                f"{path}: found inputs {found} and outputs {list(self.output_names)}, expected {expected} and "
+                f"{[fact.name for fact in artefact.outputs]} as in its card; export it again"
+            )
+        self._dtypes = [DTYPES[kind] for kind in found.values()]
+
+    def run(
+        self, ids: Int[np.ndarray, "batch length"], mask: Int[np.ndarray, "batch length"]
+    ) -> Float[np.ndarray, "batch classes"]:
+        """Logits of a padded batch, float32."""
+        if ids.shape[1] > self._max_length:
+            raise ModelError(f"an input of {ids.shape[1]} tokens, expected at most {self._max_length}; cut it")
+        given = {"input_ids": ids, "attention_mask": mask}
+        feeds = {
+            name: given[name].astype(dtype, copy=False)
+            for name, dtype in zip(self.input_names, self._dtypes, strict=True)
+        }
+        return self._session.run(["logits"], feeds)[0]
+
+    def close(self) -> None:
+        """Frees the model."""
+        self._session = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def _load(path: Path, threads: int) -> Any:
+    import onnxruntime
+    from onnxruntime.capi import onnxruntime_pybind11_state as errors
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    options.execution_mode = onnxruntime.ExecutionMode.ORT_SEQUENTIAL
+    # A spinning thread takes a core from the other model in an interleaved measurement, and battery on a phone.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    options.add_session_config_entry("session.inter_op.allow_spinning", "0")
+    options.log_severity_level = 3  # errors; they are raised as well
+    try:
+        return onnxruntime.InferenceSession(
+            str(path),
+            options,
+            providers=["CPUExecutionProvider"],
+            # The fused kernel is slower: 7 to 14 % on int8 at every size tried. It is formed on files of opsets before
+            # 17, where LayerNormalization is not one operator; ours never have it.
+            disabled_optimizers=["SkipLayerNormFusion"],
+        )
+    except (
+        errors.Fail,
+        errors.InvalidArgument,
+        errors.InvalidGraph,
+        errors.InvalidProtobuf,
+        errors.NotImplemented,
+        errors.RuntimeException,
+    ) as error:
+        raise ModelError(
+            f"{path}: onnxruntime cannot load it: {str(error).splitlines()[0]}; export it again"
+        ) from error

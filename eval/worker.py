@@ -1,0 +1,280 @@
+"""Loads and times artefacts in a process of its own: a job as JSON on stdin, one JSON line on stdout.
+
+    python -m eval.worker < job.json
+
+A fresh process, because a loader may crash or hang, because memory can only be told apart in a process that holds one
+model, and because speed differs from process to process more than from call to call (Kalibera and Jones 2013).
+Whatever a runtime prints by itself goes to stderr.
+"""
+
+import ctypes
+import gc
+import json
+import os
+import resource
+import signal
+import sys
+import time
+from pathlib import Path
+from types import ModuleType
+from typing import Annotated, Any, Literal
+
+import psutil
+from pydantic import Field, ValidationError, model_validator
+
+from eval.padding import pad
+from eval.runtimes import Session
+from pipeline import machine, plugins
+from pipeline.errors import PipelineError
+from pipeline.records import Artefact, Record
+
+_PR_SET_PDEATHSIG = 1
+
+Model = Literal["candidate", "reference"]
+# JSON that says 0, -1, 1.5 where a whole number belongs, or NaN is refused rather than turned into a number.
+Nanoseconds = Annotated[int, Field(gt=0, strict=True)]
+Milliseconds = Annotated[float, Field(gt=0, strict=True)]
+
+
+class WorkerError(PipelineError):
+    """A worker crashed, hung, or printed what cannot be used; the target is "not measured" with this reason."""
+
+    exit_status = 3
+
+
+class Loadable(Record):
+    """An artefact and the folder it lies in."""
+
+    folder: str
+    artefact: Artefact
+
+
+class Turn(Record):
+    """One input length to time: token ids for each pair of calls, the first `warmup` pairs to warm up."""
+
+    lengths: str
+    warmup: int = Field(ge=0)
+    sequences: tuple[tuple[int, ...], ...]
+
+
+class Job(Record):
+    """What a worker shall do.
+
+    `load` loads the candidate alone and gives its load time, first call and memory; `time` times pairs of calls.
+    """
+
+    kind: Literal["load", "time"]
+    runtime: str
+    threads: int
+    pad_id: int
+    candidate: Loadable
+    reference: Loadable | None = None
+    # who is called first in the first pair; the next pair turns it round (A B B A)
+    candidate_first: bool = True
+    turns: tuple[Turn, ...]
+
+
+class Samples(Record):
+    """Every timed call of one model at one length, warm-up included, in the order taken."""
+
+    model: Model
+    lengths: str
+    wall_ns: tuple[Nanoseconds, ...]
+    cpu_ns: tuple[Nanoseconds, ...]
+    # position of each call among all calls of the process
+    order: tuple[int, ...]
+
+
+class Result(Record):
+    """What a worker found."""
+
+    # Why the runtime cannot be used here; then nothing else is set.
+    unusable: str | None = None
+    runtime_version: str | None = None
+    stand_in: str | None = None
+    load_ms: Milliseconds | None = None
+    first_call_ms: Milliseconds | None = None
+    memory_bytes: Nanoseconds | None = None
+    samples: tuple[Samples, ...] = ()
+    # before and after the work
+    conditions: tuple[dict[str, Any], ...] = ()
+
+    @model_validator(mode="after")
+    def _series_are_whole(self) -> "Result":
+        for series in self.samples:
+            if not len(series.wall_ns) == len(series.cpu_ns) == len(series.order):
+                raise ValueError(f"series of other lengths for the {series.model} at {series.lengths} tokens")
+        return self
+
+
+def thread_environment(threads: int) -> dict[str, str]:
+    """The variables that thread pools read when they are loaded, which is before any option could be set."""
+    names = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "VECLIB_MAXIMUM_THREADS")
+    return dict.fromkeys(names, str(threads))
+
+
+def execute(job: Job) -> Result:
+    """Does a job in this process."""
+    os.environ.update(thread_environment(job.threads))
+    runtime = plugins.load("runtime", job.runtime)
+    unusable = runtime.why_unusable()
+    if unusable is not None:
+        return Result(unusable=unusable)
+    before = {"when": "before", **machine.conditions()}
+    start = time.monotonic()
+    found = _load(runtime, job) if job.kind == "load" else {"samples": _time(runtime, job)}
+    after = {"when": "after", "elapsed_s": round(time.monotonic() - start, 2), **machine.conditions()}
+    return Result(runtime_version=runtime.version(), stand_in=runtime.STAND_IN, conditions=(before, after), **found)
+
+
+def parse_result(text: str, job: Job) -> Result:
+    """The result that a worker printed.
+
+    Raises:
+        WorkerError: not exactly one line of JSON, a number that is not one or not above 0, or fewer samples than asked
+            for; the message shows the line.
+    """
+    lines = text.splitlines()
+    shown = text if len(text) <= 300 else f"{text[:200]}…{text[-100:]}"
+    if len(lines) != 1:
+        raise WorkerError(f"printed {len(lines)} lines, expected one of JSON; found: {shown!r}")
+    try:
+        result = Result.model_validate_json(lines[0])
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        where = ".".join(map(str, first["loc"]))
+        raise WorkerError(
+            f"printed what cannot be used: {where + ': ' if where else ''}{first['msg']} "
+            f"(found {str(first['input'])[:60]!r}); the line: {shown!r}"
+        ) from error
+    problem = _what_is_missing(result, job)
+    if problem is not None:
+        raise WorkerError(f"printed an incomplete result: {problem}; the line: {shown!r}")
+    return result
+
+
+def _what_is_missing(result: Result, job: Job) -> str | None:
+    if result.unusable is not None:
+        return None
+    if job.kind == "load":
+        missing = [name for name in ("load_ms", "first_call_ms", "memory_bytes") if getattr(result, name) is None]
+        return f"no {', '.join(missing)}" if missing else None
+    models = ["candidate", *(["reference"] if job.reference is not None else [])]
+    wanted = {(model, turn.lengths): len(turn.sequences) for turn in job.turns for model in models}
+    found = {(series.model, series.lengths): len(series.wall_ns) for series in result.samples}
+    return None if found == wanted else f"found {found} samples, expected {wanted}"
+
+
+def _load(runtime: ModuleType, job: Job) -> dict[str, Any]:
+    """Load time, first call and memory of the candidate, which is alone in this process.
+
+    Importing the library and checking the file against damage are not part of it, where the runtime's file offers them
+    apart: an app has its library in memory, and its operating system has checked the file.
+    """
+    folder, artefact = Path(job.candidate.folder), job.candidate.artefact
+    ids, mask = pad([job.turns[0].sequences[0]], job.pad_id, artefact)
+    open_session = runtime.open_session
+    if hasattr(runtime, "prepare"):
+        runtime.prepare(folder, artefact)
+        open_session = runtime.open_prepared
+    _return_freed_memory()
+    base_bytes = psutil.Process().memory_info().rss
+    _forget_peak()
+    start = time.perf_counter_ns()
+    with open_session(folder, artefact, job.threads) as session:
+        loaded = time.perf_counter_ns()
+        session.run(ids, mask)
+        called = time.perf_counter_ns()
+        memory_bytes = _peak_bytes() - base_bytes
+    return {
+        "load_ms": (loaded - start) / 1e6,
+        "first_call_ms": (called - loaded) / 1e6,
+        "memory_bytes": memory_bytes,
+    }
+
+
+def _time(runtime: ModuleType, job: Job) -> tuple[Samples, ...]:
+    """Pairs of single calls to the two models, A B B A, at each length in turn."""
+    loadables: dict[Model, Loadable] = {"candidate": job.candidate}
+    if job.reference is not None:
+        loadables["reference"] = job.reference
+    sessions: dict[Model, Session] = {
+        model: runtime.open_session(Path(loadable.folder), loadable.artefact, job.threads)
+        for model, loadable in (loadables.items() if job.candidate_first else reversed(loadables.items()))
+    }
+    samples = []
+    position = 0
+    gc.collect()
+    gc.disable()  # a collection inside a call would be counted as the model's time
+    try:
+        for turn in job.turns:
+            taken: dict[Model, list[tuple[int, int, int]]] = {model: [] for model in loadables}
+            for i, sequence in enumerate(turn.sequences):
+                inputs = {model: pad([sequence], job.pad_id, loadables[model].artefact) for model in loadables}
+                for model in _order(i, job):
+                    cpu_start, start = time.process_time_ns(), time.perf_counter_ns()
+                    sessions[model].run(*inputs[model])
+                    end, cpu_end = time.perf_counter_ns(), time.process_time_ns()
+                    taken[model].append((end - start, cpu_end - cpu_start, position))
+                    position += 1
+            for model, calls in taken.items():
+                wall_ns, cpu_ns, order = zip(*calls, strict=True)
+                samples.append(Samples(model=model, lengths=turn.lengths, wall_ns=wall_ns, cpu_ns=cpu_ns, order=order))
+    finally:
+        gc.enable()
+        for session in sessions.values():
+            session.close()
+    return tuple(samples)
+
+
+def _order(pair: int, job: Job) -> tuple[Model, ...]:
+    if job.reference is None:
+        return ("candidate",)
+    first_is_candidate = job.candidate_first == (pair % 2 == 0)
+    return ("candidate", "reference") if first_is_candidate else ("reference", "candidate")
+
+
+def _return_freed_memory() -> None:
+    """Gives what was freed back to the kernel, or the load would take it again without being seen to grow."""
+    gc.collect()
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc only
+    if trim is not None:
+        trim(0)
+
+
+def _forget_peak() -> None:
+    """Sets the kernel's high-water mark of this process back to what it holds now, where the kernel can (Linux)."""
+    try:
+        Path("/proc/self/clear_refs").write_text("5")
+    except OSError:
+        return  # the peak then includes what importing Python's packages needed, which is usually less than now
+
+
+def _peak_bytes() -> int:
+    status = Path("/proc/self/status")
+    if status.exists():
+        line = next(line for line in status.read_text("utf-8").splitlines() if line.startswith("VmHWM:"))
+        return int(line.split()[1]) * 1024
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def main() -> None:
+    """Reads a job from stdin and prints its result."""
+    if sys.platform == "linux":  # a worker whose stage was killed must not keep the cores busy
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    job = Job.model_validate_json(sys.stdin.read())
+    # C++ code prints on file descriptor 1 without asking Python; send that to stderr and keep the real one.
+    out = os.dup(1)
+    os.dup2(2, 1)
+    try:
+        line = json.dumps(execute(job).model_dump(mode="json"), allow_nan=False)
+    except ValidationError as error:  # a clock that stood still, or memory that did not grow
+        first = error.errors(include_url=False)[0]
+        sys.exit(f"measured {first['input']!r} for {'.'.join(map(str, first['loc']))}: {first['msg'].lower()}")
+    with os.fdopen(out, "w", encoding="utf-8") as file:
+        file.write(line + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,435 @@
+"""Reading a data set, splitting it, finding leaks, and encoding text.
+
+Every problem with a row is collected and reported with its file and line; no row is dropped without being counted.
+"""
+
+import csv
+import json
+import re
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import PreTrainedTokenizerBase
+
+from pipeline.errors import DataError
+from pipeline.inputs import files_source, split_files
+from pipeline.params import DataSettings, FilesSource, HubSource
+
+SPLITS = ("train", "dev", "test")
+MAX_CELL_CHARACTERS = 100_000
+MAX_PROBLEMS_SHOWN = 12
+
+
+@dataclass(frozen=True)
+class Row:
+    """One example; `where` is 'file:line' for messages."""
+
+    id: str
+    text: str
+    label: str
+    where: str
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """Three splits, the label names in class order, and what was found on the way."""
+
+    splits: dict[str, list[Row]]
+    labels: tuple[str, ...]
+    findings: dict[str, Any]
+
+
+def load_dataset(settings: DataSettings, root: Path, seed: int) -> Dataset:
+    """The data set that the settings describe, checked.
+
+    Rows of train and dev whose text is also in test are taken out and counted. A dev split is cut off train, stratified
+    by label with the seed, when none is given.
+
+    Raises:
+        DataError: with every problem found: unreadable file, missing column, empty text, duplicate id, unknown label in
+            dev or test, a class with too few rows, or too many near duplicates between splits.
+    """
+    splits = _read_hub(settings.hub) if settings.source == "hub" else _read_files(files_source(settings, root))
+    splits, dropped_empty = _handle_empty(splits, settings.empty_text)
+    _check_rows(splits)
+    splits, leaked = _remove_leaks(splits)
+    if "dev" not in splits:
+        splits["train"], splits["dev"] = _cut_dev(splits["train"], settings.dev_fraction, seed)
+    labels = tuple(sorted({row.label for row in splits["train"]}, key=_label_order))
+    near = near_duplicates(splits, settings.near_duplicates.similarity)
+    share = near["test_rows"] / len(splits["test"])
+    if share > settings.near_duplicates.max_share:
+        examples = "; ".join(f"'{a}' ~ '{b}'" for a, b in near["examples"][:3])
+        raise DataError(
+            f"{near['test_rows']} of {len(splits['test'])} test rows ({share:.1%}) have a near duplicate in train "
+            f"or dev (similarity >= {settings.near_duplicates.similarity}), at most "
+            f"{settings.near_duplicates.max_share:.1%} allowed, for example {examples}; remove them, or raise data.near_duplicates.max_share knowingly"
+        )
+    findings = {
+        "rows": {name: len(splits[name]) for name in SPLITS},
+        "classes": len(labels),
+        "smallest_class": {name: _smallest_class(splits[name], labels) for name in SPLITS},
+        "empty_rows_dropped": dropped_empty,
+        "rows_also_in_test_removed": leaked,
+        "near_duplicates": {
+            **near,
+            "similarity": settings.near_duplicates.similarity,
+            "share_of_test": round(share, 5),
+        },
+    }
+    return Dataset({name: splits[name] for name in SPLITS}, labels, findings)
+
+
+def _label_order(label: str) -> tuple[int, int, str]:
+    """Numbers in numeric order, before names in alphabetic order."""
+    return (0, int(label), "") if label.isdigit() else (1, 0, label)
+
+
+# --- reading -----------------------------------------------------------------------------------------------------
+
+
+def _read_files(source: FilesSource) -> dict[str, list[Row]]:
+    problems: list[str] = []
+    splits = {}
+    for split, path in split_files(source).items():
+        rows = []
+        for row in _read_file(path, source, problems):
+            rows.append(row)
+        splits[split] = rows
+        if not rows and not problems:
+            problems.append(f"{path}: no rows; expected at least one example")
+    _raise_if(problems)
+    return splits
+
+
+def _read_file(path: Path, source: FilesSource, problems: list[str]) -> Iterator[Row]:
+    """Rows of one file; what is wrong with it goes into `problems`."""
+    readers = {".csv": _read_csv, ".tsv": _read_csv, ".jsonl": _read_jsonl, ".parquet": _read_parquet}
+    if path.suffix not in readers:
+        problems.append(f"{path}: unknown ending '{path.suffix}', expected one of {', '.join(readers)}")
+        return
+    if not path.is_file():
+        problems.append(f"{path}: no such file; check data.files in params.yaml")
+        return
+    try:
+        for line, record in readers[path.suffix](path, source):
+            row = _make_row(path, line, record, source, problems)
+            if row is not None:
+                yield row
+    except UnicodeDecodeError as error:
+        problems.append(f"{path}: a byte that is not UTF-8 at offset {error.start}; save the file as UTF-8")
+    except DataError as error:
+        problems.append(str(error))
+
+
+def _make_row(path: Path, line: int, record: dict[Any, Any], source: FilesSource, problems: list[str]) -> Row | None:
+    where = f"{path}:{line}"
+    text, label = record.get(source.text), record.get(source.label)
+    if label is None or str(label).strip() == "":
+        problems.append(f"{where}: no label in column '{source.label}'")
+        return None
+    text = "" if text is None else str(text)
+    if len(text) > MAX_CELL_CHARACTERS:
+        problems.append(f"{where}: a text of {len(text):,} characters, expected at most {MAX_CELL_CHARACTERS:,}")
+        return None
+    if "\0" in text:
+        problems.append(f"{where}: the text holds a NUL character; remove it")
+        return None
+    row_id = record.get(source.id) if source.id is not None else None
+    if source.id is not None and (row_id is None or str(row_id) == ""):
+        problems.append(f"{where}: no id in column '{source.id}'")
+        return None
+    return Row(str(row_id) if row_id is not None else f"{path.stem}-{line}", text, _label_text(label), where)
+
+
+def _label_text(label: Any) -> str:
+    if isinstance(label, float) and label.is_integer():
+        label = int(label)  # Parquet gives 1.0 where a column has gaps
+    return str(label).strip()
+
+
+def _read_csv(path: Path, source: FilesSource) -> Iterator[tuple[int, dict[Any, Any]]]:
+    delimiter = "\t" if path.suffix == ".tsv" else ","
+    quoting = csv.QUOTE_MINIMAL if source.quoting else csv.QUOTE_NONE
+    csv.field_size_limit(20 * MAX_CELL_CHARACTERS)
+    # utf-8-sig takes a byte order mark away; newline="" leaves line ends inside quotes to the csv module.
+    with path.open(encoding="utf-8-sig", newline="") as file:
+        reader = csv.reader(file, delimiter=delimiter, quoting=quoting, strict=True)
+        try:
+            columns: Sequence[Any] | None = None
+            for cells in reader:
+                if not cells:
+                    continue
+                if columns is None:
+                    columns = cells if source.header else list(range(len(cells)))
+                    _check_columns(path, columns, source)
+                    if source.header:
+                        continue
+                if len(cells) != len(columns):
+                    raise DataError(
+                        f"{path}:{reader.line_num}: {len(cells)} cells, expected {len(columns)} "
+                        "(an unquoted delimiter in the text, or data.files.quoting is wrong?)"
+                    )
+                yield reader.line_num, dict(zip(columns, cells, strict=True))
+        except csv.Error as error:
+            raise DataError(f"{path}:{reader.line_num}: not valid {path.suffix[1:].upper()}: {error}") from error
+
+
+def _read_jsonl(path: Path, source: FilesSource) -> Iterator[tuple[int, dict[Any, Any]]]:
+    with path.open(encoding="utf-8-sig") as file:
+        for number, line in enumerate(file, start=1):
+            if not line.strip():
+                continue
+            try:
+                record = json.loads(line)
+            except (ValueError, RecursionError):
+                raise DataError(f"{path}:{number}: not a JSON object") from None
+            if not isinstance(record, dict):
+                raise DataError(f"{path}:{number}: found {type(record).__name__}, expected a JSON object")
+            _check_columns(path, list(record), source, number)
+            yield number, record
+
+
+def _read_parquet(path: Path, source: FilesSource) -> Iterator[tuple[int, dict[Any, Any]]]:
+    import pyarrow
+    import pyarrow.parquet
+
+    try:
+        table = pyarrow.parquet.read_table(path)
+    except (pyarrow.ArrowInvalid, OSError) as error:
+        raise DataError(f"{path}: not a readable Parquet file: {error}") from error
+    _check_columns(path, table.column_names, source)
+    yield from enumerate(table.to_pylist(), start=1)
+
+
+def _check_columns(path: Path, columns: Sequence[Any], source: FilesSource, line: int = 1) -> None:
+    wanted = [source.text, source.label, *([source.id] if source.id is not None else [])]
+    missing = [column for column in wanted if column not in columns]
+    if missing:
+        raise DataError(
+            f"{path}:{line}: no column {', '.join(repr(c) for c in missing)}; found columns "
+            f"{', '.join(repr(c) for c in columns)}; set data.files.text and data.files.label "
+            "(numbers from 0 and header: false when the first row is data)"
+        )
+
+
+def _read_hub(source: HubSource) -> dict[str, list[Row]]:
+    import datasets
+
+    names = {"train": source.train, "dev": source.dev, "test": source.test}
+    splits = {}
+    for split, name in names.items():
+        if name is None:
+            continue
+        try:
+            table = datasets.load_dataset(source.dataset, source.config, split=name, revision=source.revision)
+        except Exception as error:  # datasets raises many classes, from OSError to its own
+            raise DataError(
+                f"cannot load split '{name}' of data set '{source.dataset}' from the hub: "
+                f"{str(error).splitlines()[0]}; check the id, the network, or give files with --files"
+            ) from error
+        missing = [column for column in (source.text, source.label) if column not in table.column_names]
+        if missing:
+            raise DataError(f"{source.dataset}: no column {missing}; found {table.column_names}; set data.hub")
+        feature = table.features[source.label]
+        to_name = feature.int2str if isinstance(feature, datasets.ClassLabel) else _label_text
+        splits[split] = [
+            Row(f"{name}-{i}", str(record[source.text]), str(to_name(record[source.label])), f"{name}[{i}]")
+            for i, record in enumerate(table)
+        ]
+    return splits
+
+
+# --- checking ----------------------------------------------------------------------------------------------------
+
+
+def _raise_if(problems: list[str]) -> None:
+    if problems:
+        shown = problems[:MAX_PROBLEMS_SHOWN]
+        more = [f"... and {len(problems) - len(shown)} more"] if len(problems) > len(shown) else []
+        raise DataError("\n".join([*shown, *more]))
+
+
+def _handle_empty(splits: dict[str, list[Row]], policy: str) -> tuple[dict[str, list[Row]], int]:
+    empty = [row for rows in splits.values() for row in rows if not row.text.strip()]
+    if empty and policy == "refuse":
+        _raise_if(
+            [
+                f"{row.where}: empty text; fill it in, or set data.empty_text to drop (it will be counted)"
+                for row in empty
+            ]
+        )
+    kept = {name: [row for row in rows if row.text.strip()] for name, rows in splits.items()}
+    return kept, len(empty)
+
+
+def _check_rows(splits: dict[str, list[Row]]) -> None:
+    problems = []
+    seen: dict[str, Row] = {}
+    for row in (row for rows in splits.values() for row in rows):
+        if row.id in seen:
+            problems.append(f"{row.where}: id '{row.id}' is also at {seen[row.id].where}; ids must differ")
+        seen.setdefault(row.id, row)
+    counts = Counter(row.label for row in splits["train"])
+    if len(counts) < 2:
+        problems.append(f"train has {len(counts)} class(es), expected at least 2; check the label column")
+    for label, count in sorted(counts.items()):
+        if count < 2:
+            problems.append(f"class '{label}' has 1 row in train, expected at least 2; add rows or remove the class")
+    for split in ("dev", "test"):
+        for row in splits.get(split, []):
+            if row.label not in counts:
+                problems.append(f"{row.where}: label '{row.label}' is not in train; a model cannot learn it")
+    _raise_if(problems)
+
+
+def normalise(text: str) -> str:
+    """Text for comparing: lower case, letters and digits only, single spaces. Other scripts are kept."""
+    words = re.findall(r"\w+", text.lower())
+    return " ".join(words) if words else text.strip()  # only emoji or punctuation: compare it as it is
+
+
+def _remove_leaks(splits: dict[str, list[Row]]) -> tuple[dict[str, list[Row]], dict[str, int]]:
+    """Takes rows out of train (and dev) whose text is in test (or dev): no test row may reach training."""
+    test = {normalise(row.text) for row in splits["test"]}
+    dev = {normalise(row.text) for row in splits.get("dev", [])} - test
+    out, removed = dict(splits), {}
+    for split, banned in (("train", test | dev), ("dev", test)):
+        if split in splits:
+            out[split] = [row for row in splits[split] if normalise(row.text) not in banned]
+            removed[split] = len(splits[split]) - len(out[split])
+    if not out["train"]:
+        raise DataError("every row of train is also in dev or test; give splits that differ")
+    return out, removed
+
+
+def _cut_dev(rows: list[Row], fraction: float, seed: int) -> tuple[list[Row], list[Row]]:
+    """Stratified by label; rows with the same text stay on the same side, so that dev is unseen."""
+    from sklearn.model_selection import train_test_split
+
+    first = {normalise(row.text): row for row in reversed(rows)}
+    texts = list(first)
+    labels: list[str] | None = [first[text].label for text in texts]
+    if min(Counter(labels).values()) < 2 or round(fraction * len(texts)) < len(set(labels)):
+        labels = None  # too few rows to give each class one in dev
+    _, dev_texts = train_test_split(texts, test_size=fraction, random_state=seed, stratify=labels)
+    in_dev = set(dev_texts)
+    train = [row for row in rows if normalise(row.text) not in in_dev]
+    lost = {row.label for row in rows} - {row.label for row in train}
+    if lost:
+        raise DataError(f"cutting dev off train left no row of {sorted(lost)}; give a dev split or more rows")
+    return train, [row for row in rows if normalise(row.text) in in_dev]
+
+
+def _smallest_class(rows: Iterable[Row], labels: Sequence[str]) -> int:
+    counts = Counter(row.label for row in rows)
+    return min(counts.get(label, 0) for label in labels)
+
+
+def near_duplicates(splits: dict[str, list[Row]], similarity: float) -> dict[str, Any]:
+    """Test rows that are almost a row of train or dev: cosine of character 4-gram counts of the normalised text."""
+    from sklearn.feature_extraction.text import CountVectorizer
+    from sklearn.preprocessing import normalize
+
+    known = [row.text for split in ("train", "dev") for row in splits.get(split, [])]
+    test = [row.text for row in splits["test"]]
+    vectorizer = CountVectorizer(analyzer="char_wb", ngram_range=(4, 4), preprocessor=normalise, dtype=np.float64)
+    matrix = normalize(vectorizer.fit_transform([*known, *test]))
+    known_matrix, test_matrix = matrix[: len(known)], matrix[len(known) :]
+    examples, count, highest = [], 0, []
+    for start in range(0, len(test), 512):  # blocks bound the memory of the product
+        block = (test_matrix[start : start + 512] @ known_matrix.T).toarray()
+        best = block.argmax(axis=1)
+        values = block[np.arange(len(best)), best]
+        highest.extend(values.tolist())
+        hits = np.flatnonzero(values >= similarity)
+        count += len(hits)
+        examples += [(test[start + i], known[best[i]]) for i in hits[: max(0, 5 - len(examples))]]
+    return {"test_rows": count, "examples": examples, "median_similarity": round(float(np.median(highest)), 4)}
+
+
+# --- prepared data -----------------------------------------------------------------------------------------------
+
+
+def write_prepared(dataset: Dataset, folder: Path) -> None:
+    """Writes `<split>.jsonl` and `labels.json`."""
+    for split, rows in dataset.splits.items():
+        lines = (
+            json.dumps({"id": row.id, "text": row.text, "label": row.label}, ensure_ascii=True) + "\n" for row in rows
+        )
+        (folder / f"{split}.jsonl").write_text("".join(lines), "utf-8", newline="\n")
+    (folder / "labels.json").write_text(json.dumps(dataset.labels, indent=1) + "\n", "utf-8")
+
+
+@dataclass(frozen=True)
+class Examples:
+    """One prepared split: ids, texts and class numbers, in file order."""
+
+    ids: tuple[str, ...]
+    texts: tuple[str, ...]
+    labels: tuple[int, ...]
+    names: tuple[str, ...]
+
+    def __len__(self) -> int:
+        return len(self.texts)
+
+    def take(self, indices: Iterable[int]) -> "Examples":
+        """Only these rows, in this order."""
+        picked = list(indices)
+        return replace(
+            self,
+            ids=tuple(self.ids[i] for i in picked),
+            texts=tuple(self.texts[i] for i in picked),
+            labels=tuple(self.labels[i] for i in picked),
+        )
+
+
+def read_prepared(folder: Path, split: str) -> Examples:
+    """One split of the prepared data. The caller verifies the folder's card first."""
+    names = tuple(json.loads((folder / "labels.json").read_text("utf-8")))
+    number = {name: i for i, name in enumerate(names)}
+    with (folder / f"{split}.jsonl").open(encoding="utf-8") as file:
+        records = [json.loads(line) for line in file]
+    return Examples(
+        ids=tuple(record["id"] for record in records),
+        texts=tuple(record["text"] for record in records),
+        labels=tuple(number[record["label"]] for record in records),
+        names=names,
+    )
+
+
+# --- encoding ----------------------------------------------------------------------------------------------------
+
+
+def clean(text: str) -> str:
+    """Text that every tokenizer takes: a lone surrogate becomes the replacement character, NUL goes."""
+    return text.encode("utf-8", "replace").decode("utf-8").replace("\0", "")
+
+
+def encode(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], max_length: int) -> list[list[int]]:
+    """Token ids of each text with special tokens, cut to `max_length`. Never empty: special tokens remain."""
+    if not texts:
+        return []
+    return tokenizer([clean(text) for text in texts], truncation=True, max_length=max_length)["input_ids"]
+
+
+def pad(sequences: Sequence[Sequence[int]], pad_id: int, length: int | None = None) -> dict[str, torch.Tensor]:
+    """A batch of int64 `input_ids` and `attention_mask` (B, L), padded on the right to the longest, or to `length`."""
+    L = length or max(len(sequence) for sequence in sequences)
+    ids = torch.full((len(sequences), L), pad_id, dtype=torch.long)
+    mask = torch.zeros((len(sequences), L), dtype=torch.long)
+    for i, sequence in enumerate(sequences):
+        ids[i, : len(sequence)] = torch.tensor(sequence, dtype=torch.long)
+        mask[i, : len(sequence)] = 1
+    return {"input_ids": ids, "attention_mask": mask}
+
+
+def batches_by_length(lengths: Sequence[int], batch_size: int) -> list[list[int]]:
+    """Row numbers in batches of similar length, longest first, so that a lack of memory shows at once."""
+    order = sorted(range(len(lengths)), key=lambda i: (-lengths[i], i))
+    return [order[i : i + batch_size] for i in range(0, len(order), batch_size)]

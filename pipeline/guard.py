@@ -1,0 +1,117 @@
+"""What surrounds every command: one message for a user's mistake, a lock on each output, and no orphans.
+
+A killed `dvc repro` leaves the stage it was running alive, and the next one would write the same files beside it. So
+under DVC a stage asks the kernel to be ended with its parent, and each output has a lock that only one process holds.
+"""
+
+import contextlib
+import ctypes
+import fcntl
+import logging
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import FrameType
+
+import psutil
+
+from pipeline.errors import EnvironmentFault, PipelineError
+from pipeline.files import translate_os_error
+
+_PR_SET_PDEATHSIG = 1
+
+
+def run(main: Callable[[], int | None]) -> None:
+    """Runs a command's main function and ends the process with its exit status.
+
+    A PipelineError or a full disk prints one message. Anything else is a bug and keeps its traceback.
+    """
+    signal.signal(signal.SIGTERM, _exit_143)
+    _end_with_dvc()
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    # These announce every call they make; a person following a stage wants the stage's own lines.
+    if not sys.stderr.isatty():
+        os.environ.setdefault("TQDM_DISABLE", "1")  # coremltools draws its bars into log files otherwise
+    logging.getLogger("transformers.modeling_utils").setLevel(logging.ERROR)  # a fresh classifier is what is wanted
+    logging.getLogger("transformers.integrations.tensor_parallel").setLevel(logging.ERROR)
+    for noisy in ("httpx", "datasets", "filelock", "onnxruntime", "optimum", "coremltools", "torch"):
+        logging.getLogger(noisy).setLevel(logging.WARNING)
+    try:
+        status = main() or 0
+    except PipelineError as error:
+        print(f"error: {error}", file=sys.stderr)
+        status = error.exit_status
+    except KeyboardInterrupt:
+        print("interrupted: nothing half-written was left; run the same command to go on", file=sys.stderr)
+        status = 130
+    except OSError as error:
+        if error.errno is None or error.filename is None:
+            raise
+        print(f"error: {translate_os_error(error, Path(str(error.filename)).absolute())}", file=sys.stderr)
+        status = EnvironmentFault.exit_status
+    except Exception as error:
+        # Libraries written in Rust and C++ raise their own classes for a full disk.
+        if "No space left on device" not in str(error) and "os error 28" not in str(error):
+            raise
+        print("error: the disk is full; free some space and run again. Nothing half-written was left", file=sys.stderr)
+        status = EnvironmentFault.exit_status
+    sys.exit(status)
+
+
+@contextlib.contextmanager
+def lock(output: Path) -> Iterator[None]:
+    """Holds the lock on an output for the length of the block.
+
+    Raises:
+        EnvironmentFault: another process holds it; the message names its pid.
+    """
+    path = output.parent / "work" / f"{output.name}.lock"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a+", encoding="utf-8") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.seek(0)
+            holder = file.read().strip() or "unknown"
+            raise EnvironmentFault(
+                f"{output}: process {holder} is writing it; wait for that run to end, or end process {holder}"
+            ) from None
+        file.truncate(0)
+        file.write(str(os.getpid()))
+        file.flush()
+        yield
+        file.truncate(0)
+
+
+def _exit_143(signum: int, frame: FrameType | None) -> None:
+    # SystemExit unwinds, so that partial folders are removed; 143 is the shell's word for "ended by SIGTERM".
+    sys.exit(128 + signum)
+
+
+def _end_with_dvc() -> None:
+    """Under DVC, ends this process when `dvc repro` dies. Run by hand, a stage may outlive its shell."""
+    if "DVC_STAGE" not in os.environ:
+        return
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    # DVC may have put a shell between, which the kernel's signal would not reach through.
+    ancestors = [process for process in psutil.Process().parents()[:4] if _is_dvc(process)]
+    if ancestors:
+        threading.Thread(target=_watch, args=(ancestors[0],), daemon=True).start()
+
+
+def _is_dvc(process: psutil.Process) -> bool:
+    try:
+        return any(Path(word).name == "dvc" for word in process.cmdline()[:3])
+    except psutil.Error:
+        return False
+
+
+def _watch(dvc: psutil.Process) -> None:
+    while dvc.is_running() and dvc.status() != psutil.STATUS_ZOMBIE:
+        time.sleep(0.5)
+    os.kill(os.getpid(), signal.SIGKILL)

@@ -1,0 +1,45 @@
+"""One distillation loss a file; the file's name is the loss's name in params.yaml.
+
+A loss file has:
+
+- `KIND`: "logit" (reads logits and labels only) or "signal" (reads what happens inside the encoder). The two-phase
+  schedule trains the signal losses first; the logits-only control keeps the logit losses.
+- `NEEDS`: the signals it reads, of `pipeline.signals.SIGNALS`.
+- `Params`: a frozen model of its settings, derived from `LossParams` or `LayerLossParams`; every setting has a default.
+- `loss(student, teacher, params, module)`: two `Signals` to a float32 scalar: padding-safe, no gradient to the teacher.
+- `misfit(student, teacher, params)` (optional): why two `Shape`s cannot be compared by this loss, or None.
+- `auxiliary(student, teacher, params)` (optional): a module that the loss learns with, or None when these two shapes
+  need none; trained beside the student, never exported, handed to `loss` as `module`.
+- `IS_CROSS_ENTROPY` (optional, default False): True when the loss keeps the target's own entropy, so that it is not 0
+  for a student that equals its teacher.
+"""
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+
+class LossParams(BaseModel):
+    """What every loss has."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+
+    weight: float = Field(default=1.0, gt=0, description="Factor on this term in the sum of losses; > 0.")
+    decay: Literal["constant", "linear"] = Field(
+        default="constant", description="linear: the weight falls to 0 over the phase; constant: it stays."
+    )
+
+
+# A YAML list is no tuple, which a strict model would refuse; what stands inside the list stays strict.
+_Pair = Annotated[tuple[int, int], Field(strict=False)]
+LayerMap = Literal["uniform", "first", "last", "last_only"] | Annotated[tuple[_Pair, ...], Field(strict=False)]
+
+
+class LayerLossParams(LossParams):
+    """What a loss has that compares layers."""
+
+    map: LayerMap = Field(
+        default="uniform",
+        description="Which teacher layer each student layer learns from: uniform, first, last, last_only, or pairs "
+        "[student layer, teacher layer] counted from 1.",
+    )

@@ -1,0 +1,37 @@
+"""Hard labels: the ordinary classification loss, which needs no teacher."""
+
+from jaxtyping import Float, Int
+from pydantic import Field
+from torch import Tensor, nn
+from torch.nn import functional
+
+from pipeline.losses import LossParams
+from pipeline.signals import Signals
+
+KIND = "logit"
+NEEDS = ("logits", "labels")
+IS_CROSS_ENTROPY = True
+
+
+class Params(LossParams):
+    """Settings of cross_entropy."""
+
+    label_smoothing: float = Field(
+        default=0.0, ge=0, lt=1, description="Share of the target spread evenly over all classes; 0 to below 1."
+    )
+
+
+def loss(student: Signals, teacher: Signals, params: Params, module: nn.Module | None = None) -> Float[Tensor, ""]:
+    """`cross_entropy` of the student's logits; the teacher is not looked at."""
+    assert student.labels is not None  # the reader raises when a needed label is missing
+    return cross_entropy(student.logits, student.labels, params.label_smoothing)
+
+
+def cross_entropy(
+    logits: Float[Tensor, "batch classes"], labels: Int[Tensor, "batch"], label_smoothing: float
+) -> Float[Tensor, ""]:
+    """Nats by which the labels surprise the student, averaged over the batch.
+
+    Source: torch's label smoothing, which gives the true class 1 - smoothing + smoothing / classes.
+    """
+    return functional.cross_entropy(logits.float(), labels.long(), label_smoothing=label_smoothing)

@@ -1,0 +1,504 @@
+"""The training loop's glue: `transformers.Trainer` on Accelerate, taught to distil, resume exactly and stop on NaN.
+
+A killed run goes on from its newest whole checkpoint and ends with the same weights as one that was never disturbed:
+the order of the data depends on seed and epoch only, and the Trainer restores optimizer, schedule and random state.
+"""
+
+import json
+import logging
+import math
+import shutil
+import time
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import Dataset, Sampler
+from transformers import (
+    EarlyStoppingCallback,
+    PreTrainedModel,
+    PrinterCallback,
+    ProgressCallback,
+    Trainer,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+    set_seed,
+)
+
+from pipeline import plugins
+from pipeline.architectures import Shape, shape_of
+from pipeline.data import batches_by_length, pad
+from pipeline.errors import IntegrityError, SettingsError, TrainingError
+from pipeline.files import output_folder, write_atomically
+from pipeline.losses import LossParams
+from pipeline.params import TrainingSettings
+from pipeline.records import open_folder, seal
+from pipeline.signals import SignalReader, Signals
+
+log = logging.getLogger(__name__)
+CHECKPOINT = "checkpoint"
+
+
+@dataclass(frozen=True)
+class EncodedSplit:
+    """One split as token ids. `teacher_ids` differ from `ids` only when the student's vocabulary is trimmed."""
+
+    names: tuple[str, ...]  # example ids, for messages
+    ids: list[list[int]]
+    labels: tuple[int, ...]
+    pad_id: int
+    teacher_ids: list[list[int]] | None = None
+    teacher_pad_id: int = 0
+    teacher_logits: Tensor | None = None  # (rows, classes)
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+
+class _Rows(Dataset):
+    """Row numbers; the collator looks the rows up."""
+
+    def __init__(self, split: EncodedSplit) -> None:
+        self.split = split
+
+    def __len__(self) -> int:
+        return len(self.split)
+
+    def __getitem__(self, index: int) -> int:
+        return index
+
+
+class _Collator:
+    """Row numbers -> one padded batch."""
+
+    def __init__(self, split: EncodedSplit) -> None:
+        self.split = split
+
+    def __call__(self, rows: Sequence[int]) -> dict[str, Tensor]:
+        split = self.split
+        batch = pad([split.ids[i] for i in rows], split.pad_id)
+        batch["labels"] = torch.tensor([split.labels[i] for i in rows])
+        batch["rows"] = torch.tensor(rows)
+        if split.teacher_ids is not None:
+            teacher_ids = [split.teacher_ids[i] for i in rows]
+            # The same length: trimming changes no text whose tokens were all kept, and training text is such text.
+            batch["teacher_input_ids"] = pad(teacher_ids, split.teacher_pad_id, batch["input_ids"].shape[1])[
+                "input_ids"
+            ]
+        if split.teacher_logits is not None:
+            batch["teacher_logits"] = split.teacher_logits[list(rows)]
+        return batch
+
+
+class LengthGroupedSampler(Sampler[int]):
+    """Shuffled rows in which each batch has similar lengths; the order depends on seed and epoch alone.
+
+    The Trainer's own length grouping draws from the global random state, so a resumed epoch would see other batches.
+    """
+
+    POOL = 50  # batches that are sorted together: longer pools waste less padding, shorter ones shuffle better
+
+    def __init__(self, lengths: Sequence[int], batch_size: int, seed: int) -> None:
+        self.lengths, self.batch_size, self.seed, self.epoch = lengths, batch_size, seed, 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Called by Accelerate at the start of each epoch, and on resuming."""
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    def __iter__(self) -> Iterator[int]:
+        generator = torch.Generator().manual_seed(self.seed * 100_003 + self.epoch)
+        order = torch.randperm(len(self.lengths), generator=generator).tolist()
+        pool = self.POOL * self.batch_size
+        batches = []
+        for start in range(0, len(order), pool):
+            rows = sorted(order[start : start + pool], key=lambda row: -self.lengths[row])
+            batches += [rows[i : i + self.batch_size] for i in range(0, len(rows), self.batch_size)]
+        # A short last batch stays last, or every batch after it would be cut at other places.
+        tail = [batches.pop()] if len(batches[-1]) < self.batch_size else []
+        shuffled = [batches[i] for i in torch.randperm(len(batches), generator=generator).tolist()]
+        return iter([row for batch in [*shuffled, *tail] for row in batch])
+
+
+class Distiller(nn.Module):
+    """A student with its losses: what the Trainer trains. Auxiliary modules live here and are never exported."""
+
+    def __init__(
+        self, student: PreTrainedModel, teacher: PreTrainedModel | None, losses: Mapping[str, Mapping[str, Any]]
+    ) -> None:
+        super().__init__()
+        self.student = student
+        self.losses = {name: plugins.load("loss", name) for name in losses}
+        self.loss_params: dict[str, LossParams] = {
+            name: self.losses[name].Params.model_validate_json(json.dumps(settings))
+            for name, settings in losses.items()
+        }
+        small = shape_of(student.config)
+        large = shape_of(teacher.config) if teacher is not None else small
+        check_fit(self.loss_params, small, large)
+        self.auxiliary = nn.ModuleDict()
+        for name, module in self.losses.items():
+            made = module.auxiliary(small, large, self.loss_params[name]) if hasattr(module, "auxiliary") else None
+            if made is not None:
+                self.auxiliary[name] = made
+        needs = {need for module in self.losses.values() for need in module.NEEDS}
+        self._student_reader = SignalReader(student, needs)
+        # A list hides the teacher from nn.Module: its weights are neither trained, saved nor put into train mode.
+        self._teacher = [teacher]
+        self.needs_signals = bool(needs - {"logits", "labels"})
+        self._teacher_reader = SignalReader(teacher, needs - {"labels"}, frozen=True) if teacher is not None else None
+
+    def forward(self, progress: float = 0.0, **batch: Tensor) -> dict[str, Any]:
+        """Logits, the weighted sum of the losses, and each term by itself.
+
+        Args:
+            progress: share of the phase that is done, for weights that decay.
+            batch: what the collator gives.
+        """
+        inputs = {name: batch[name] for name in ("input_ids", "attention_mask", "labels")}
+        student = self._student_reader.read(inputs)
+        teacher = self._read_teacher(batch, student)
+        terms: dict[str, Tensor] = {}
+        total = torch.zeros((), device=student.logits.device)
+        for name, module in self.losses.items():
+            params = self.loss_params[name]
+            auxiliary = self.auxiliary[name] if name in self.auxiliary else None  # noqa: SIM401 - no get()
+            terms[name] = module.loss(student, teacher, params, auxiliary)
+            factor = params.weight * (1 - progress if params.decay == "linear" else 1)
+            total = total + factor * terms[name]
+        return {"loss": total, "logits": student.logits, "terms": terms}
+
+    def _read_teacher(self, batch: dict[str, Tensor], student: Signals) -> Signals:
+        if self._teacher_reader is None:
+            return student  # no loss here looks at it: `check_fit` saw to that
+        if not self.needs_signals and "teacher_logits" in batch:
+            return Signals(logits=batch["teacher_logits"], mask=student.mask)
+        teacher = self._teacher[0]
+        assert teacher is not None
+        ids = batch.get("teacher_input_ids", batch["input_ids"])
+        if teacher.device != ids.device:
+            teacher.to(ids.device)
+        return self._teacher_reader.read({"input_ids": ids, "attention_mask": batch["attention_mask"]})
+
+
+def check_fit(losses: Mapping[str, LossParams], student: Shape, teacher: Shape) -> None:
+    """Raises SettingsError with every loss that cannot compare these two shapes, before any training."""
+    problems = []
+    for name, params in losses.items():
+        module = plugins.load("loss", name)
+        reason = module.misfit(student, teacher, params) if hasattr(module, "misfit") else None
+        if reason is not None:
+            problems.append(f"distill.losses.{name}: {reason}")
+    if problems:
+        raise SettingsError("\n".join(problems))
+
+
+@dataclass
+class TrainingRun:
+    """What a training run gives beside the trained weights."""
+
+    steps: int
+    best_dev_accuracy: float
+    log: list[dict[str, Any]] = field(default_factory=list)
+    resumed_from_step: int = 0
+    seconds: float = 0.0  # of this process; a resumed run counts only its last part
+
+
+def fit(
+    distiller: Distiller,
+    train: EncodedSplit,
+    dev: EncodedSplit,
+    settings: TrainingSettings,
+    work: Path,
+    key: str,
+    seed: int,
+    name: str,
+    keep: str = "best",
+) -> TrainingRun:
+    """Trains the student inside `distiller`, in place.
+
+    Args:
+        distiller: the student and its losses.
+        train: rows to learn from.
+        dev: rows to choose the checkpoint on.
+        settings: epochs, rates and the like.
+        work: folder for checkpoints; emptied when `key` is not the one they were made under.
+        key: digest of everything that decides the result (settings, data, teacher, threads).
+        seed: decides order and dropout.
+        name: what the progress lines call the run.
+        keep: "best" on dev (the earliest when equal), or "last".
+
+    Raises:
+        TrainingError: a loss that is not finite, naming step, term and rows.
+        SettingsError: batch_size leaves no whole step.
+    """
+    _claim(work, key)
+    set_seed(seed)
+    steps_per_epoch = math.ceil(len(train) / settings.batch_size)
+    every = max(1, steps_per_epoch // settings.evaluations_per_epoch)
+    total = max(1, round(settings.epochs * steps_per_epoch))
+    use_bf16 = torch.cuda.is_available() and torch.cuda.is_bf16_supported()
+    arguments = TrainingArguments(
+        output_dir=str(work),
+        max_steps=total,
+        per_device_train_batch_size=settings.batch_size,
+        learning_rate=settings.learning_rate,
+        lr_scheduler_type="linear",
+        warmup_steps=round(settings.warmup_fraction * total),
+        weight_decay=settings.weight_decay,
+        max_grad_norm=settings.max_grad_norm,
+        optim="adamw_torch_fused",  # a third of the default's cost on CPU
+        bf16=use_bf16,  # slower than fp32 on CPUs without AMX, and rounds differently from machine to machine
+        eval_strategy="steps",
+        eval_steps=every,
+        save_strategy="steps",
+        save_steps=every,
+        save_total_limit=2,
+        load_best_model_at_end=keep == "best",
+        metric_for_best_model="eval_accuracy",
+        greater_is_better=True,
+        logging_steps=max(1, total // 60),
+        logging_nan_inf_filter=False,
+        report_to="none",
+        remove_unused_columns=False,
+        label_names=["labels"],
+        seed=seed,
+        use_cpu=not torch.cuda.is_available(),
+        disable_tqdm=not _on_a_terminal(),
+        dataloader_pin_memory=torch.cuda.is_available(),
+    )
+    trainer = _Trainer(
+        model=distiller,
+        args=arguments,
+        train_dataset=_Rows(train),
+        eval_dataset=_Rows(dev),
+        data_collator=_Collator(train),
+        callbacks=[_Checksums(), _Narrator(name)],
+    )
+    trainer.setup(train, dev, seed)
+    trainer.remove_callback(PrinterCallback)
+    if _on_a_terminal():
+        trainer.remove_callback(ProgressCallback)
+        trainer.add_callback(_Bar(name))
+    if settings.patience:
+        trainer.add_callback(EarlyStoppingCallback(early_stopping_patience=settings.patience))
+    checkpoint = newest_checkpoint(work)
+    resumed = int(checkpoint.name.rpartition("-")[2]) if checkpoint else 0
+    if checkpoint is not None:
+        log.info("%s: going on from step %d of %d", name, resumed, total)
+    started = time.monotonic()
+    with warnings.catch_warnings():
+        # The Trainer's data loader warns about pinned memory without a GPU, whatever it is told.
+        warnings.filterwarnings("ignore", message=".*pin_memory.*", category=UserWarning)
+        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    history = [_clean_entry(entry) for entry in trainer.state.log_history]
+    accuracies = [entry["dev_accuracy"] for entry in history if "dev_accuracy" in entry]
+    return TrainingRun(
+        steps=trainer.state.global_step,
+        best_dev_accuracy=(max(accuracies) if keep == "best" else accuracies[-1]) if accuracies else math.nan,
+        log=history,
+        resumed_from_step=resumed,
+        seconds=time.monotonic() - started,
+    )
+
+
+class _Trainer(Trainer):
+    """The Trainer with the distiller's losses, an order of rows that can be resumed, and a stop on NaN."""
+
+    def setup(self, train: EncodedSplit, dev: EncodedSplit, seed: int) -> None:
+        self._split, self._dev, self._seed = train, dev, seed
+        self._sums: dict[str, float] = {}
+        self._count = 0
+
+    def _get_train_sampler(self, train_dataset: Dataset | None = None) -> Sampler:
+        return LengthGroupedSampler([len(ids) for ids in self._split.ids], self.args.train_batch_size, self._seed)
+
+    def compute_loss(
+        self, model: nn.Module, inputs: dict[str, Tensor], return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
+        rows = inputs.pop("rows")
+        progress = self.state.global_step / max(1, self.state.max_steps)
+        outputs = model(progress=progress, **inputs)
+        loss = outputs["loss"]
+        if not torch.isfinite(loss):
+            self._stop_on_nan(outputs["terms"], rows)
+        for name, term in outputs["terms"].items():
+            self._sums[name] = self._sums.get(name, 0.0) + float(term.detach())
+        self._count += 1
+        return (loss, outputs) if return_outputs else loss
+
+    def evaluate(self, eval_dataset: Any = None, ignore_keys: Any = None, metric_key_prefix: str = "eval") -> Any:
+        # The Trainer's own loop, given a loader that Accelerate did not make, cuts every batch to the size of the training
+        # split's last one when it evaluates at the end of an epoch.
+        student = self.accelerator.unwrap_model(self.model).student
+        logits = predict_logits(student, self._dev.ids, self._dev.pad_id, "dev")
+        metrics = {"eval_accuracy": correct_share(logits, self._dev.labels)}
+        self.log(metrics)
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        return metrics
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        if "loss" in logs and self._count:
+            logs |= {f"term_{name}": value / self._count for name, value in self._sums.items()}
+            self._sums, self._count = {}, 0
+        super().log(logs, start_time)
+
+    def _load_best_model(self) -> None:
+        best = self.state.best_model_checkpoint
+        if best is not None:
+            open_folder(Path(best), CHECKPOINT)  # never export weights that changed on disk
+        super()._load_best_model()
+
+    def _stop_on_nan(self, terms: dict[str, Tensor], rows: Tensor) -> None:
+        bad = [name for name, term in terms.items() if not torch.isfinite(term)] or ["the sum"]
+        names = [self._split.names[i] for i in rows.tolist()[:5]]
+        raise TrainingError(
+            f"step {self.state.global_step + 1}: loss '{bad[0]}' is not finite on a batch with rows "
+            f"{', '.join(names)}…; lower the learning rate or the loss's weight, or look at these rows"
+        )
+
+
+def _on_a_terminal() -> bool:
+    import sys
+
+    return sys.stderr.isatty()
+
+
+class _Checksums(TrainerCallback):
+    """Seals each checkpoint once it is whole: one without a card was cut short, and is never resumed from."""
+
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        seal(Path(args.output_dir) / f"checkpoint-{state.global_step}", CHECKPOINT)
+
+
+class _Narrator(TrainerCallback):
+    """One line an evaluation."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def on_evaluate(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, metrics: Any = None, **_: Any
+    ) -> None:
+        accuracy = (metrics or {}).get("eval_accuracy", math.nan)
+        log.info(
+            "%s: step %d of %d, dev accuracy %.2f %%", self.name, state.global_step, state.max_steps, 100 * accuracy
+        )
+
+
+class _Bar(ProgressCallback):
+    """The Trainer's bar without the dictionaries that it prints through it."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__()
+        self.name = name
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        super().on_train_begin(args, state, control, **kwargs)
+        self.training_bar.set_description(self.name)
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
+        pass
+
+
+def _claim(work: Path, key: str) -> None:
+    """Empties the folder unless its checkpoints were made under this key."""
+    marker = work / "key.json"
+    if not marker.is_file() or json.loads(marker.read_text("utf-8") or "null") != key:
+        shutil.rmtree(work, ignore_errors=True)
+        write_atomically(marker, json.dumps(key))
+
+
+def newest_checkpoint(work: Path) -> Path | None:
+    """The newest checkpoint whose files are all as sealed; damaged or unfinished ones are removed, with a message."""
+    found = [p for p in work.glob("checkpoint-*") if p.name.rpartition("-")[2].isdigit()]
+    for checkpoint in sorted(found, key=lambda p: -int(p.name.rpartition("-")[2])):
+        try:
+            open_folder(checkpoint, CHECKPOINT)
+        except IntegrityError as error:
+            log.warning("%s; not resuming from it", error)
+            shutil.rmtree(checkpoint)
+        else:
+            return checkpoint
+    return None
+
+
+# Log entries keep what was trained, not when or how fast: the same seed gives the same log.
+_KEPT = {"epoch", "step", "loss", "grad_norm", "learning_rate"}
+
+
+def _clean_entry(entry: dict[str, Any]) -> dict[str, Any]:
+    kept = {key: value for key, value in entry.items() if key in _KEPT or key.startswith("term_")}
+    if "eval_accuracy" in entry:
+        kept["dev_accuracy"] = entry["eval_accuracy"]
+    return kept
+
+
+# --- answers of a whole model ------------------------------------------------------------------------------------
+
+
+def predict_logits(
+    model: PreTrainedModel, ids: Sequence[Sequence[int]], pad_id: int, name: str, batch_size: int = 64
+) -> Tensor:
+    """Logits (rows, classes) of a model on encoded rows, float32, on the CPU, with a bar on a terminal.
+
+    Raises:
+        TrainingError: an answer is not finite.
+    """
+    from tqdm import tqdm
+
+    model.eval()
+    device = torch.device("cuda") if torch.cuda.is_available() else torch.device("cpu")
+    model.to(device)
+    logits = torch.empty(len(ids), model.config.num_labels)
+    batches = batches_by_length([len(row) for row in ids], batch_size)
+    with torch.no_grad():
+        for rows in tqdm(batches, desc=name, disable=None, leave=False):
+            batch = pad([ids[i] for i in rows], pad_id)
+            logits[rows] = model(**{key: value.to(device) for key, value in batch.items()}).logits.float().cpu()
+    if not torch.isfinite(logits).all():
+        row = int((~torch.isfinite(logits)).any(dim=1).nonzero()[0])
+        raise TrainingError(f"{name}: the answer to row {row} is not finite; the weights are damaged or diverged")
+    return logits
+
+
+def correct_share(logits: Tensor, labels: Sequence[int]) -> float:
+    """Share of rows whose largest logit is the label's; exact, so that it can be compared with another share."""
+    return sum(int(a) == b for a, b in zip(logits.argmax(-1), labels, strict=True)) / len(labels)
+
+
+def cached_teacher_logits(teacher: PreTrainedModel, split: EncodedSplit, work: Path, key: str) -> Tensor:
+    """The teacher's logits on a split, computed once and kept on disk under `key`; a damaged file is made again."""
+    from safetensors.torch import load_file, save_file
+
+    folder = work / f"teacher_logits-{key[:16]}"
+    try:
+        open_folder(folder, "teacher_logits")
+    except IntegrityError as error:
+        if folder.exists():
+            log.warning("%s; computing the teacher's logits again", error)
+        ids = split.teacher_ids or split.ids
+        pad_id = split.teacher_pad_id if split.teacher_ids is not None else split.pad_id
+        logits = predict_logits(teacher, ids, pad_id, "teacher's logits")
+        with output_folder(folder, expected_bytes=4 * logits.numel()) as partial:
+            save_file({"logits": logits}, partial / "logits.safetensors")
+            seal(partial, "teacher_logits")
+    return load_file(folder / "logits.safetensors")["logits"]
+
+
+def check_not_collapsed(accuracy: float, labels: Sequence[int], name: str) -> None:
+    """Raises TrainingError when a model is no better on dev than always answering the commonest class."""
+    share = max(labels.count(label) for label in set(labels)) / len(labels)
+    if not accuracy > share:
+        raise TrainingError(
+            f"{name} collapsed: dev accuracy {accuracy:.1%} is not above the majority class's {share:.1%}; "
+            "train longer, raise or lower the learning rate, or check the labels"
+        )

@@ -1,0 +1,79 @@
+"""Where everything the pipeline writes lies. One place, so that no stage spells a path of another."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class Workspace:
+    """The folder that has params.yaml, dvc.yaml and artifacts/."""
+
+    root: Path = Path()
+
+    @property
+    def artifacts(self) -> Path:
+        return self.root / "artifacts"
+
+    @property
+    def params(self) -> Path:
+        return self.root / "params.yaml"
+
+    @property
+    def machine(self) -> Path:
+        return self.artifacts / "machine.json"
+
+    @property
+    def inputs(self) -> Path:
+        """Digests of the data files and of the base model."""
+        return self.artifacts / "inputs.json"
+
+    @property
+    def losses(self) -> Path:
+        """Digests of the loss files that the settings name, so that another loss re-trains nothing."""
+        return self.artifacts / "losses.json"
+
+    @property
+    def data(self) -> Path:
+        return self.artifacts / "data"
+
+    @property
+    def floors(self) -> Path:
+        return self.artifacts / "floors.json"
+
+    @property
+    def teacher(self) -> Path:
+        return self.artifacts / "teacher"
+
+    @property
+    def reference(self) -> Path:
+        return self.artifacts / "reference"
+
+    @property
+    def student(self) -> Path:
+        return self.artifacts / "student"
+
+    @property
+    def variants(self) -> Path:
+        """Every student that was trained, controls included."""
+        return self.artifacts / "variants"
+
+    @property
+    def quantized(self) -> Path:
+        return self.artifacts / "quantized"
+
+    def exported(self, target: str) -> Path:
+        return self.artifacts / "exported" / target
+
+    def scored(self, target: str) -> Path:
+        return self.artifacts / "scored" / f"{target}.json"
+
+    def measured(self, target: str) -> Path:
+        return self.artifacts / "measured" / f"{target}.json"
+
+    @property
+    def report(self) -> Path:
+        return self.artifacts / "report"
+
+    def work(self, name: str) -> Path:
+        """Checkpoints and caches of a stage: not tracked by DVC, so that a killed run can go on."""
+        return self.artifacts / "work" / name

@@ -1,0 +1,84 @@
+"""Times one target's artefact beside the exported teacher, in the same runtime, in the same run.
+
+Every raw sample is kept. A time belongs to the machine it was taken on, so the machine's facts are a dependency.
+Budgets decide only how long it samples: changing one re-judges and measures nothing.
+Run as `python -m stages.benchmark --target cpu`.
+"""
+
+import json
+import logging
+
+from tokenizers import Tokenizer
+
+from eval import figures
+from eval.latency import Exported, measure, time_tokenizer
+from pipeline import guard, records
+from pipeline.data import read_prepared
+from pipeline.params import Params, load
+from pipeline.prepared import read_encoded
+from pipeline.records import Artefact, Measurement, open_folder
+from pipeline.workspace import Workspace
+from stages.targets import artefact_bytes, parse_target
+
+log = logging.getLogger(__name__)
+
+
+def run(params: Params, workspace: Workspace, name: str) -> None:
+    """Writes `artifacts/measured/<target>.json`."""
+    target = params.targets[name]
+    folder = workspace.exported(name)
+    _, test = read_encoded(workspace, "test", params.data.max_length)
+    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    found = measure(
+        target=name,
+        runtime=target.runtime,
+        device=target.device,
+        candidate=_exported(workspace, name),
+        reference=_reference(workspace, target.format),
+        sequences=test.ids,
+        pad_id=test.pad_id,
+        settings=params.measure,
+        seed=params.seed,
+        budgets=target.budgets,
+        machine=json.loads(workspace.machine.read_text("utf-8")),
+        tokenize_us=time_tokenizer(tokenizer.encode, read_prepared(workspace.data, "test").texts),
+    )
+    records.write(found, workspace.measured(name))
+    log.info("%s: %s", name, _summary(found))
+
+
+def _exported(workspace: Workspace, name: str) -> Exported:
+    card = open_folder(workspace.exported(name), "artefact")
+    artefact = Artefact.model_validate(card.facts["artefact"])
+    return Exported(workspace.exported(name), artefact, card.digest, artefact_bytes(card, artefact))
+
+
+def _reference(workspace: Workspace, format_name: str) -> Exported | None:
+    """The teacher in this format, when teacher.formats names it."""
+    folder = workspace.reference / format_name
+    if not folder.is_dir():
+        return None
+    card = open_folder(folder, "reference")
+    artefact = Artefact.model_validate(card.facts["artefact"])
+    return Exported(folder, artefact, card.digest, artefact_bytes(card, artefact))
+
+
+def _summary(found: Measurement) -> str:
+    if found.not_measured is not None:
+        return f"not measured: {found.not_measured}"
+    text = f"median {figures.p50_ms(found).value:.2f} ms, 90th percentile {figures.p90_ms(found).value:.2f} ms"
+    if found.reference_digest is not None:
+        text += f", {figures.speedup(found).value:.2f} times the teacher's speed"
+    return text
+
+
+def main() -> None:
+    workspace = Workspace()
+    params = load(workspace.params, with_plugins=False)
+    name = parse_target(params, __doc__)
+    with guard.lock(workspace.measured(name)):
+        run(params, workspace, name)
+
+
+if __name__ == "__main__":
+    guard.run(main)

@@ -1,0 +1,1 @@
+"""Commands of `decant` that are no stage, one file each."""

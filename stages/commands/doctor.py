@@ -1,0 +1,70 @@
+"""Says which formats, runtimes and devices work on this machine, and why the others do not."""
+
+import shutil
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from pipeline import machine, plugins
+
+WANTED_GB = 8
+
+
+def command() -> None:
+    facts = machine.facts()
+    console = Console(soft_wrap=True)
+    console.print(
+        f"{facts['cpu']}, {facts['cores']} cores, {facts['memory_gib']} GiB, {facts['os']}, Python {facts['python']}",
+        highlight=False,
+    )
+    console.print(f"instruction sets that matter: {', '.join(facts['isa']) or 'none found'}", highlight=False)
+    table = Table(box=None, pad_edge=False)
+    for column in ("kind", "name", "here", "why not, or version"):
+        table.add_column(column)
+    for kind, name, reason, note in findings():
+        table.add_row(kind, name, "no" if reason else "yes", reason or note)
+    console.print(table, highlight=False)
+
+
+def findings() -> list[tuple[str, str, str | None, str]]:
+    """(kind, name, why it does not work here or None, note) for everything a target can name, and for the machine."""
+    rows: list[tuple[str, str, str | None, str]] = []
+    for name in plugins.names("format"):
+        rows.append(("format", name, *_import("format", name)))
+    for name in plugins.names("runtime"):
+        reason, note = _import("runtime", name)
+        if reason is None:
+            runtime = plugins.load("runtime", name)
+            reason = runtime.why_unusable()
+            note = (
+                "" if reason else runtime.version() + (f" (stand-in: {runtime.STAND_IN})" if runtime.STAND_IN else "")
+            )
+        rows.append(("runtime", name, reason, note))
+    for name in plugins.names("device"):
+        reason, note = _import("device", name)
+        rows.append(("device", name, reason or plugins.load("device", name).why_unusable(), note))
+    return [*rows, _gpu(), _disk()]
+
+
+def _import(kind: str, name: str) -> tuple[str | None, str]:
+    try:
+        plugins.load(kind, name)
+    except ImportError as error:
+        return f"cannot be imported: {error}", ""
+    return None, ""
+
+
+def _gpu() -> tuple[str, str, str | None, str]:
+    import torch
+
+    if torch.cuda.is_available():
+        return "hardware", "cuda", None, torch.cuda.get_device_name(0)
+    build = "" if torch.version.cuda else " (this PyTorch is a CPU build)"
+    return "hardware", "cuda", f"no NVIDIA GPU that PyTorch can use; training runs on the CPU{build}", ""
+
+
+def _disk() -> tuple[str, str, str | None, str]:
+    free_gb = shutil.disk_usage(Path()).free / 1e9
+    reason = None if free_gb >= WANTED_GB else f"{free_gb:.0f} GB free, a run with its cache wants {WANTED_GB}"
+    return "hardware", "disk", reason, f"{free_gb:.0f} GB free"

@@ -1,0 +1,149 @@
+"""Runs a recipe, or any settings file, in a workspace of its own, without touching the default's artefacts.
+
+    decant run banking77                                  from the hub
+    decant run banking77 --files ../shared/banking77      from files in place of the hub
+    decant run sst2 --set seed=1 --set distill.seeds=1    with changes
+
+The workspace holds a copy of the code and the settings, and its own DVC state; the same command goes on where an
+earlier one stopped.
+"""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+import yaml
+
+from pipeline import records
+from pipeline.errors import EnvironmentFault, IntegrityError, SettingsError
+from pipeline.files import write_atomically
+from pipeline.params import load
+from pipeline.plugins import nearest
+from pipeline.records import Status, Verdict
+from pipeline.workspace import Workspace
+
+CODE = ("pipeline", "stages", "export", "eval", "data", "dvc.yaml", ".dvcignore")
+PROJECT = Path(__file__).resolve().parents[2]
+
+
+def command(
+    recipe: Annotated[str, typer.Argument(help="A name under recipes/, or a settings file.")],
+    files: Annotated[Path | None, typer.Option(help="Folder with the data files, in place of the hub.")] = None,
+    changes: Annotated[list[str] | None, typer.Option("--set", help="KEY=VALUE, such as distill.seeds=1.")] = None,
+    workspace: Annotated[Path | None, typer.Option(help="Default: workspaces/<recipe>.")] = None,
+    until: Annotated[str | None, typer.Option(help="Stop after this stage, such as distill.")] = None,
+) -> int:
+    source = find_recipe(recipe)
+    folder = workspace or Path("workspaces") / source.stem
+    prepare_workspace(source, folder, files, changes or [])
+    return reproduce(folder, until)
+
+
+def find_recipe(name: str) -> Path:
+    """The settings file of a recipe.
+
+    Raises:
+        SettingsError: neither a recipe nor a file.
+    """
+    path = PROJECT / "recipes" / f"{name}.yaml"
+    if path.is_file():
+        return path
+    if Path(name).is_file():
+        return Path(name)
+    known = sorted(file.stem for file in (PROJECT / "recipes").glob("*.yaml"))
+    raise SettingsError(f"no recipe '{name}' and no such file{nearest(name, known)}")
+
+
+def prepare_workspace(source: Path, folder: Path, files: Path | None, changes: list[str]) -> None:
+    """Copies the code, writes the changed settings, and makes the folder a DVC project.
+
+    Raises:
+        SettingsError: the changed settings have problems; the workspace then keeps what it had.
+    """
+    settings = yaml.safe_load(source.read_text("utf-8"))
+    if files is not None:
+        if not files.is_dir():
+            raise SettingsError(f"--files {files}: no such folder")
+        settings["data"]["source"] = "files"
+        settings["data"]["files"]["root"] = str(files.resolve())
+    for change in changes:
+        apply_change(settings, change)
+    folder.mkdir(parents=True, exist_ok=True)
+    candidate = folder / ".params.candidate.yaml"
+    write_atomically(candidate, yaml.safe_dump(settings, sort_keys=False))
+    try:
+        load(candidate)
+    except SettingsError as error:
+        candidate.unlink()
+        raise SettingsError(str(error).replace(str(candidate), str(source))) from None
+    for name in CODE:
+        _mirror(PROJECT / name, folder / name)
+    candidate.replace(folder / "params.yaml")
+    if not (folder / ".dvc").is_dir():
+        _dvc(folder, "init", "--no-scm", "--quiet")
+        _dvc(folder, "config", "core.analytics", "false")
+
+
+def apply_change(settings: dict[str, Any], change: str) -> None:
+    """Applies KEY=VALUE, VALUE as YAML, in place.
+
+    Raises:
+        SettingsError: no '=', or a key above the last one that is no section.
+    """
+    key, equals, value = change.partition("=")
+    if not equals:
+        raise SettingsError(f"--set {change}: expected KEY=VALUE, such as distill.seeds=1")
+    *sections, last = key.split(".")
+    place = settings
+    for section in sections:
+        place = place.setdefault(section, {})
+        if not isinstance(place, dict):
+            raise SettingsError(f"--set {change}: '{section}' is no section")
+    place[last] = yaml.safe_load(value)
+
+
+def reproduce(folder: Path, until: str | None = None) -> int:
+    """Runs `dvc repro` in a project and gives the gate's exit status, or DVC's when it did not get that far."""
+    result = _dvc(folder, "repro", *([until] if until else []), check=False)
+    if until is not None:
+        return result
+    report = Workspace(folder).report
+    try:
+        verdict = records.read(Verdict, report / "verdict.json")
+    except IntegrityError:
+        return result or 1
+    print(f"report: {(report / 'index.html').resolve()}")
+    if result == 0:
+        return 0
+    return {Status.PASS: result, Status.FAIL: 1}.get(verdict.status, 3)
+
+
+def _mirror(source: Path, target: Path) -> None:
+    """Makes `target` equal to `source` file by file, so that DVC sees only what really changed."""
+    if source.is_file():
+        shutil.copyfile(source, target)
+        return
+    wanted = {
+        file.relative_to(source) for file in source.rglob("*") if file.is_file() and "__pycache__" not in file.parts
+    }
+    for file in wanted:
+        (target / file).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(source / file, target / file)
+    for file in [f for f in target.rglob("*") if f.is_file() and "__pycache__" not in f.parts]:
+        if file.relative_to(target) not in wanted:
+            file.unlink()
+
+
+def _dvc(folder: Path, *words: str, check: bool = True) -> int:
+    # The interpreter's folder first, so that `python` in dvc.yaml is the one that runs this.
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
+    environment = {**os.environ, "PATH": path, "DVC_NO_ANALYTICS": "1"}
+    environment.pop("DVC_STAGE", None)
+    result = subprocess.run([sys.executable, "-m", "dvc", *words], cwd=folder, env=environment, check=False).returncode
+    if check and result:
+        raise EnvironmentFault(f"dvc {' '.join(words)} failed in {folder} with exit status {result}; see above")
+    return result

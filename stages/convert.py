@@ -1,0 +1,119 @@
+"""Writes one target's artefact and compares it at once with the student it was made from.
+
+The folder is what ships: artefact, tokenizer, labels, reference inputs and outputs, card. A breach of parity fails
+here, before anything is measured. Run as `python -m stages.convert --target cpu`.
+"""
+
+import json
+import logging
+import shutil
+from pathlib import Path
+
+import numpy as np
+from safetensors.numpy import save_file
+
+from eval import parity
+from eval.padding import pad
+from eval.runtimes import pytorch
+from pipeline import guard, plugins
+from pipeline.errors import ExportError
+from pipeline.files import output_folder
+from pipeline.params import Params, Target, load
+from pipeline.prepared import read_encoded
+from pipeline.quantization import Plan
+from pipeline.records import Artefact, Parity, open_folder, seal
+from pipeline.workspace import Workspace
+from stages.targets import artefact_bytes, parse_target
+
+log = logging.getLogger(__name__)
+KIND = "artefact"
+REFERENCE_ROWS = 32  # dev rows whose answers go with the artefact
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.txt")
+
+
+def run(params: Params, workspace: Workspace, name: str) -> None:
+    """Writes `artifacts/exported/<target>/`.
+
+    Raises:
+        ExportError: the format cannot have this precision, or the export is not valid.
+        ParityError: the artefact has other names, shapes or values than the student.
+    """
+    target = params.targets[name]
+    exporter = plugins.load("format", target.format)
+    if target.precision not in exporter.PRECISIONS:
+        raise ExportError(
+            f"targets.{name}.precision is {target.precision}, but {target.format} has {', '.join(exporter.PRECISIONS)}"
+        )
+    student = open_folder(workspace.student, "student")
+    sources = {"student": student.digest}
+    plan = None
+    if target.precision == "int8":
+        sources["plan"] = open_folder(workspace.quantized, "quantized").digest
+        plan = Plan.model_validate_json((workspace.quantized / "plan.json").read_text("utf-8"))
+    options = exporter.Params.model_validate_json(json.dumps(target.options))
+    examples, dev = read_encoded(workspace, "dev", params.data.max_length)
+    with output_folder(workspace.exported(name)) as partial:
+        artefact = exporter.convert(workspace.student, partial, target.precision, options, params.data.max_length, plan)
+        for file in TOKENIZER_FILES:
+            if (workspace.student / file).is_file():
+                shutil.copy(workspace.student / file, partial / file)
+        (partial / "labels.json").write_text(json.dumps(examples.names, indent=1) + "\n", "utf-8")
+        sequences = dev.ids[:: max(1, len(dev) // REFERENCE_ROWS)][:REFERENCE_ROWS]
+        batches = [pad([sequence], dev.pad_id, artefact) for sequence in sequences]
+        _write_reference(workspace, partial, sequences, dev.pad_id, artefact)
+        tolerance = exporter.TOLERANCES[target.precision]
+        found, reason = _check_parity(workspace, partial, artefact, target, tolerance, batches)
+        facts = {
+            "artefact": artefact.model_dump(mode="json"),
+            "parity": found.model_dump(mode="json") if found else None,
+            "parity_not_measured": reason,
+        }
+        card = seal(partial, KIND, sources, facts)
+    differs = f"worst difference {found.worst_difference:.2g} of {tolerance:g} allowed" if found else reason
+    size = artefact_bytes(card, artefact)
+    log.info("%s: %s %s, %.1f MB; parity: %s", name, target.format, target.precision, size / 1e6, differs)
+
+
+def _write_reference(
+    workspace: Workspace, folder: Path, sequences: list[list[int]], pad_id: int, artefact: Artefact
+) -> None:
+    """Inputs as one padded batch, and the student's answers to them in PyTorch: an app can test itself with these."""
+    ids, mask = pad(sequences, pad_id, artefact)
+    with pytorch.open_session(workspace.student, None, 1) as student:
+        logits = student.run(ids, mask)
+    save_file({"input_ids": ids, "attention_mask": mask, "logits": logits}, folder / "reference.safetensors")
+
+
+def _check_parity(
+    workspace: Workspace,
+    folder: Path,
+    artefact: Artefact,
+    target: Target,
+    tolerance: float,
+    batches: list[tuple[np.ndarray, np.ndarray]],
+) -> tuple[Parity | None, str | None]:
+    """(parity, None), or (None, why it cannot be measured on this machine)."""
+    runtime = plugins.load("runtime", target.runtime)
+    if target.format not in runtime.FORMATS:
+        raise ExportError(f"runtime '{target.runtime}' executes {', '.join(runtime.FORMATS)}, not {target.format}")
+    reason = runtime.why_unusable()
+    if reason is not None:
+        return None, reason
+    # Two threads for int8 and fp32 alike: parity asks what is answered, not how fast.
+    with (
+        runtime.open_session(folder, artefact, 2) as candidate,
+        pytorch.open_session(workspace.student, None, 2) as model,
+    ):
+        return parity.check(candidate, model, batches, tolerance), None
+
+
+def main() -> None:
+    workspace = Workspace()
+    params = load(workspace.params)
+    name = parse_target(params, __doc__)
+    with guard.lock(workspace.exported(name)):
+        run(params, workspace, name)
+
+
+if __name__ == "__main__":
+    guard.run(main)

@@ -1,0 +1,36 @@
+"""Scores the models that a student must beat: majority class, and TF-IDF with a linear classifier.
+
+Its latency belongs to the machine, so the machine's facts are a dependency. Run as `python -m stages.floors`.
+"""
+
+import logging
+
+from eval.floors import measure_floors
+from pipeline import guard, records
+from pipeline.data import read_prepared
+from pipeline.params import Params, load
+from pipeline.records import open_folder
+from pipeline.workspace import Workspace
+
+log = logging.getLogger(__name__)
+
+
+def run(params: Params, workspace: Workspace) -> None:
+    """Writes floors.json."""
+    open_folder(workspace.data, "data")
+    train, test = read_prepared(workspace.data, "train"), read_prepared(workspace.data, "test")
+    floors = measure_floors(train.texts, train.labels, test.texts, test.labels, len(test.names), params.seed)
+    records.write(floors, workspace.floors)
+    for floor in floors.floors:
+        log.info("floor '%s': %.2f %% on test", floor.name, 100 * floor.accuracy.value)
+
+
+def main() -> None:
+    workspace = Workspace()
+    params = load(workspace.params, with_plugins=False)
+    with guard.lock(workspace.floors):
+        run(params, workspace)
+
+
+if __name__ == "__main__":
+    guard.run(main)

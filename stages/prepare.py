@@ -1,0 +1,79 @@
+"""Reads the data set, cuts and checks its splits, and makes both tokenizers. Run as `python -m stages.prepare`."""
+
+import logging
+from collections import Counter
+
+import numpy as np
+from transformers import PreTrainedTokenizerBase
+
+from pipeline import guard
+from pipeline.data import SPLITS, Dataset, encode, load_dataset, write_prepared
+from pipeline.files import output_folder
+from pipeline.models import check_positions, find_model, read_config, student_config
+from pipeline.params import Params, load
+from pipeline.records import seal
+from pipeline.vocabulary import load_tokenizer, needed_tokens, save_tokenizer, trim
+from pipeline.workspace import Workspace
+
+log = logging.getLogger(__name__)
+KIND = "data"
+
+
+def run(params: Params, workspace: Workspace) -> None:
+    """Writes the prepared splits, `tokenizer/` for the student and `teacher_tokenizer/`."""
+    folder = find_model(params.teacher.model, params.teacher.revision)
+    config = read_config(folder)
+    check_positions(config, params.data.max_length)
+    tokenizer = load_tokenizer(folder)
+    dataset = load_dataset(params.data, workspace.root, params.seed)
+    keep = None
+    if params.student.vocabulary == "trimmed":
+        keep = needed_tokens(tokenizer, [row.text for row in dataset.splits["train"]])
+    student_config(config, params.student, len(keep) if keep else None)  # a student that cannot be built stops here
+    facts = {
+        **dataset.findings,
+        "tokens": _token_facts(dataset, tokenizer, params.data.max_length),
+        "keep_tokens": keep,
+        "vocabulary": {"teacher": len(tokenizer), "student": len(keep) if keep else len(tokenizer)},
+    }
+    with output_folder(workspace.data) as partial:
+        write_prepared(dataset, partial)
+        save_tokenizer(trim(tokenizer, keep) if keep else tokenizer, partial / "tokenizer")
+        save_tokenizer(tokenizer, partial / "teacher_tokenizer")
+        seal(partial, KIND, facts=facts)
+    rows, near = dataset.findings["rows"], dataset.findings["near_duplicates"]
+    log.info(
+        "%d classes; rows: %s; removed because they are also in test: %s; test rows with a near duplicate in train or "
+        "dev: %d",
+        len(dataset.labels),
+        ", ".join(f"{split} {rows[split]:,}" for split in SPLITS),
+        dataset.findings["rows_also_in_test_removed"],
+        near["test_rows"],
+    )
+
+
+def _token_facts(dataset: Dataset, tokenizer: PreTrainedTokenizerBase, max_length: int) -> dict[str, object]:
+    """Lengths in tokens of each split, and how many texts are cut."""
+    facts: dict[str, object] = {"max_length": max_length}
+    for split, rows in dataset.splits.items():
+        lengths = [len(ids) for ids in encode(tokenizer, [row.text for row in rows], max_length=1_000_000)]
+        facts[split] = {
+            "mean": round(float(np.mean(lengths)), 2),
+            "p50": int(np.percentile(lengths, 50)),
+            "p99": int(np.percentile(lengths, 99)),
+            "longest": max(lengths),
+            "cut": sum(length > max_length for length in lengths),
+            "histogram": dict(sorted(Counter(min(length, max_length) for length in lengths).items())),
+        }
+    return facts
+
+
+def main() -> None:
+    workspace = Workspace()
+    params = load(workspace.params)
+    with guard.lock(workspace.data):
+        run(params, workspace)
+
+
+if __name__ == "__main__":
+    guard.run(main)

@@ -1,0 +1,53 @@
+"""Makes the quantization plan: which modules stay in float, and the calibrated ranges.
+
+Ranges come from training rows, choices from dev; test is for reporting only.
+Run as `python -m stages.quantize`.
+"""
+
+import logging
+import random
+
+import torch
+
+from pipeline import guard
+from pipeline.files import output_folder
+from pipeline.models import load_classifier
+from pipeline.params import Params, load
+from pipeline.prepared import read_encoded
+from pipeline.quantization import EncodedExamples, make_plan
+from pipeline.records import open_folder, seal
+from pipeline.workspace import Workspace
+
+log = logging.getLogger(__name__)
+KIND = "quantized"
+
+
+def run(params: Params, workspace: Workspace) -> None:
+    """Writes `artifacts/quantized/plan.json`."""
+    torch.set_num_threads(params.threads)
+    student = open_folder(workspace.student, "student")
+    _, train = read_encoded(workspace, "train", params.data.max_length)
+    _, dev = read_encoded(workspace, "dev", params.data.max_length)
+    rows = random.Random(params.seed).sample(range(len(train)), min(params.quantize.calibration.examples, len(train)))
+    calibration = EncodedExamples(
+        [train.names[i] for i in rows], [train.ids[i] for i in rows], [train.labels[i] for i in rows]
+    )
+    selection = EncodedExamples(dev.names, dev.ids, dev.labels)
+    plan = make_plan(load_classifier(workspace.student), selection, calibration, params.quantize)
+    with output_folder(workspace.quantized) as partial:
+        (partial / "plan.json").write_text(plan.model_dump_json(indent=1) + "\n", "utf-8")
+        seal(partial, KIND, {"student": student.digest})
+    for warning in plan.warnings:
+        log.warning("%s", warning)
+    log.info("plan: kept in float: %s", ", ".join(plan.exclude) or "nothing")
+
+
+def main() -> None:
+    workspace = Workspace()
+    params = load(workspace.params)
+    with guard.lock(workspace.quantized):
+        run(params, workspace)
+
+
+if __name__ == "__main__":
+    guard.run(main)

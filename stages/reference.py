@@ -1,0 +1,43 @@
+"""Exports the teacher itself, so that each target is compared with it in the same runtime in the same run.
+
+Run as `python -m stages.reference`.
+"""
+
+import logging
+
+from pipeline import guard, plugins
+from pipeline.files import output_folder
+from pipeline.params import Params, load
+from pipeline.records import open_folder, seal
+from pipeline.workspace import Workspace
+
+log = logging.getLogger(__name__)
+KIND = "reference"
+
+
+def run(params: Params, workspace: Workspace) -> None:
+    """Writes `artifacts/reference/<format>/` for each format in teacher.formats, each with its own card."""
+    teacher = open_folder(workspace.teacher, "teacher")
+    with output_folder(workspace.reference) as partial:
+        for name in params.teacher.formats:
+            exporter = plugins.load("format", name)
+            folder = partial / name
+            folder.mkdir()
+            artefact = exporter.convert(
+                workspace.teacher, folder, "fp32", exporter.Params(), params.data.max_length, None
+            )
+            facts = {"artefact": artefact.model_dump(mode="json")}
+            card = seal(folder, KIND, {"teacher": teacher.digest}, facts)
+            size = sum(fact.bytes for fact in card.files.values())
+            log.info("teacher as %s: %.1f MB", name, size / 1e6)
+
+
+def main() -> None:
+    workspace = Workspace()
+    params = load(workspace.params)
+    with guard.lock(workspace.reference):
+        run(params, workspace)
+
+
+if __name__ == "__main__":
+    guard.run(main)

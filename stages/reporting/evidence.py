@@ -1,0 +1,340 @@
+"""Reads and judges everything the report shows. What cannot be read becomes a reason in words, never an exception.
+
+A missing or damaged record of a target is replaced by one that says "not measured" and why, so that judging, tables and
+figures need no second path for it.
+"""
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
+from typing import Any, TypeVar
+
+from eval.budgets import first_line, judge
+from eval.ledger import Ledger, follow
+from pipeline import records
+from pipeline.errors import IntegrityError, PipelineError
+from pipeline.params import Params, Target
+from pipeline.records import Artefact, BudgetVerdict, Card, Floors, Measurement, Parity, Score
+from pipeline.workspace import Workspace
+from stages.targets import artefact_bytes
+
+# What reading a damaged file can raise: bytes that are no UTF-8, JSON of another shape, nesting without end.
+UNREADABLE = (PipelineError, OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError)
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Rows:
+    """The test split as people read it."""
+
+    texts: tuple[str, ...] = ()
+    labels: tuple[int, ...] = ()
+    names: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A teacher or a student: what its card says, how its training went, and what it answers."""
+
+    card: Card
+    log: tuple[dict[str, Any], ...]
+    predictions: tuple[int, ...]
+
+    @property
+    def weights_bytes(self) -> int | None:
+        fact = self.card.files.get("model.safetensors")
+        return fact.bytes if fact else None
+
+
+@dataclass(frozen=True)
+class TargetEvidence:
+    """All there is about one target, judged."""
+
+    name: str
+    target: Target
+    score: Score
+    measurement: Measurement
+    size_bytes: int | None = None
+    artefact: Artefact | None = None
+    parity: Parity | None = None
+    parity_not_measured: str | None = None
+    verdicts: tuple[BudgetVerdict, ...] = ()
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """Everything the report shows. What is None or empty could not be read; `problems` says why."""
+
+    targets: tuple[TargetEvidence, ...]
+    first_line: str
+    ledger: Ledger
+    rows: Rows
+    data: Card | None = None
+    floors: Floors | None = None
+    teacher: Trained | None = None
+    student: Trained | None = None
+    # format -> bytes of the teacher in it
+    reference_bytes: Mapping[str, int] = field(default_factory=dict)
+    plan: Mapping[str, Any] = field(default_factory=dict)
+    machine: Mapping[str, Any] = field(default_factory=dict)
+    problems: tuple[str, ...] = ()
+
+    @property
+    def labels(self) -> tuple[int, ...]:
+        return self.floors.labels if self.floors is not None else self.rows.labels
+
+    @property
+    def verdicts(self) -> tuple[BudgetVerdict, ...]:
+        return tuple(verdict for target in self.targets for verdict in target.verdicts)
+
+    @property
+    def shipped(self) -> TargetEvidence | None:
+        """The target that stands for what ships: the least accurate of the required ones that answered, or of all."""
+        answered = [one for one in self.targets if one.score.predictions and one.score.accuracy is not None]
+        required = [one for one in answered if one.target.required]
+        return min(required or answered, key=_accuracy, default=None)
+
+
+def gather(params: Params, workspace: Workspace) -> Evidence:
+    """Reads every record of a run and judges every budget."""
+    problems: list[str] = []
+    data = _attempt(problems, lambda: records.open_folder(workspace.data, "data"))
+    rows = (_attempt(problems, lambda: _read_rows(workspace)) if data is not None else None) or Rows()
+    floors = _attempt(problems, lambda: _read_floors(workspace, rows))
+    labels = floors.labels if floors is not None else rows.labels
+    teacher = _attempt(problems, lambda: _read_trained(workspace.teacher, "teacher", labels))
+    student = _attempt(problems, lambda: _read_trained(workspace.student, "student", labels))
+    references = _read_references(params, workspace, problems)
+    targets = []
+    for name, target in params.targets.items():
+        reference = references.get(target.format)
+        digest = reference.digest if reference is not None else None
+        targets.append(_read_target(name, target, workspace, floors, labels, digest, student))
+    classes = floors.classes if floors is not None else len(rows.names)
+    evidence = Evidence(
+        targets=tuple(targets),
+        first_line="",
+        ledger=_follow(labels, classes, teacher, student, tuple(targets)),
+        rows=rows,
+        data=data,
+        floors=floors,
+        teacher=teacher,
+        student=student,
+        reference_bytes={name: artefact_bytes(card, _artefact(card)) for name, card in references.items()},
+        plan=_attempt(problems, lambda: _read_object(workspace.quantized / "plan.json")) or {},
+        machine=_attempt(problems, lambda: _read_object(workspace.machine)) or {},
+        problems=tuple(problems),
+    )
+    return replace(evidence, first_line=_first_line(evidence))
+
+
+def _attempt(problems: list[str], read: Callable[[], T]) -> T | None:
+    try:
+        return read()
+    except UNREADABLE as error:
+        problems.append(describe(error))
+        return None
+
+
+def describe(error: BaseException) -> str:
+    """An error in words; a message of the project's own stands as it is."""
+    return str(error) if isinstance(error, PipelineError) else f"{type(error).__name__}: {str(error).splitlines()[0]}"
+
+
+def _accuracy(one: TargetEvidence) -> float:
+    assert one.score.accuracy is not None
+    return one.score.accuracy.value
+
+
+# --- reading -----------------------------------------------------------------------------------------------------
+
+
+def _read_object(path: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(path.read_text("utf-8"))
+    except FileNotFoundError:
+        raise IntegrityError(f"{path}: missing; run `dvc repro` to make it") from None
+    except ValueError as error:
+        raise IntegrityError(f"{path}: not JSON or cut short; delete it and run `dvc repro`") from error
+    if not isinstance(found, dict):
+        raise IntegrityError(f"{path}: found {type(found).__name__}, expected a JSON object")
+    return found
+
+
+def _read_rows(workspace: Workspace) -> Rows:
+    # Not pipeline.data.read_prepared: that file imports torch, and a report needs none.
+    names = tuple(json.loads((workspace.data / "labels.json").read_text("utf-8")))
+    number = {name: i for i, name in enumerate(names)}
+    with (workspace.data / "test.jsonl").open(encoding="utf-8") as file:
+        lines = [json.loads(line) for line in file]
+    return Rows(tuple(str(line["text"]) for line in lines), tuple(number[line["label"]] for line in lines), names)
+
+
+def _read_floors(workspace: Workspace, rows: Rows) -> Floors:
+    floors = records.read(Floors, workspace.floors)
+    if rows.labels and floors.labels != rows.labels:
+        raise IntegrityError(f"{workspace.floors}: of another test split; run `dvc repro` to make it again")
+    return floors
+
+
+def _read_trained(folder: Path, kind: str, labels: tuple[int, ...]) -> Trained:
+    card = records.open_folder(folder, kind)
+    log, _ = records.read_lines(folder / "log.jsonl")
+    predictions = tuple(json.loads((folder / "predictions.json").read_text("utf-8")))
+    if labels and len(predictions) != len(labels):
+        raise IntegrityError(
+            f"{folder}: found answers to {len(predictions)} test rows, expected {len(labels)}; "
+            "run `dvc repro` to make it again"
+        )
+    return Trained(card, tuple(log), predictions)
+
+
+def _read_references(params: Params, workspace: Workspace, problems: list[str]) -> dict[str, Card]:
+    """Format -> card of the teacher exported to it, for the formats that targets use and the teacher has."""
+    found = {}
+    for name in dict.fromkeys(target.format for target in params.targets.values()):
+        folder = workspace.reference / name
+        if folder.is_dir():
+            card = _attempt(problems, partial(_open_reference, folder))
+            if card is not None:
+                found[name] = card
+    return found
+
+
+def _open_reference(folder: Path) -> Card:
+    card = records.open_folder(folder, "reference")
+    _artefact(card)  # a card that says nothing of an artefact is as good as none
+    return card
+
+
+def _artefact(card: Card) -> Artefact:
+    return Artefact.model_validate(card.facts["artefact"])
+
+
+# --- one target --------------------------------------------------------------------------------------------------
+
+
+def _read_target(
+    name: str,
+    target: Target,
+    workspace: Workspace,
+    floors: Floors | None,
+    labels: tuple[int, ...],
+    reference_digest: str | None,
+    student: Trained | None,
+) -> TargetEvidence:
+    """A target with its verdicts. Nothing is believed of records whose artefact cannot be read."""
+    try:
+        card = records.open_folder(workspace.exported(name), "artefact")
+        found = _read_exported(name, target, card, student)
+    except UNREADABLE as error:
+        reason = describe(error)
+        nothing = TargetEvidence(name, target, _no_score(name, target, reason), _no_measurement(name, target, reason))
+        # judge knows only that there is no artefact; here it is known why
+        verdicts = (
+            verdict.model_copy(update={"reason": verdict.reason.replace("there is no artefact", reason)})
+            for verdict in judge(name, target, **_records_of(nothing, floors))
+        )
+        return replace(nothing, verdicts=tuple(verdicts))
+    digests = {"artefact_digest": card.digest, "reference_digest": reference_digest}
+
+    def read_score() -> Score:
+        score = records.read(Score, workspace.scored(name))
+        if score.not_measured is None and labels and len(score.predictions) != len(labels):
+            raise IntegrityError(f"{name}: found answers to {len(score.predictions)} test rows, expected {len(labels)}")
+        judge(name, target, score=score, measurement=None, floors=floors, size_bytes=None, **digests)
+        return score
+
+    def read_measurement() -> Measurement:
+        measurement = records.read(Measurement, workspace.measured(name))
+        judge(name, target, score=None, measurement=measurement, floors=floors, size_bytes=None, **digests)
+        return measurement
+
+    found = replace(
+        found,
+        score=_or_reason(read_score, lambda reason: _no_score(name, target, reason)),
+        measurement=_or_reason(read_measurement, lambda reason: _no_measurement(name, target, reason)),
+    )
+    return replace(found, verdicts=tuple(judge(name, target, **_records_of(found, floors))))
+
+
+def _read_exported(name: str, target: Target, card: Card, student: Trained | None) -> TargetEvidence:
+    """What the artefact's card says; score and measurement are still to be read."""
+    if student is not None and card.sources.get("student", student.card.digest) != student.card.digest:
+        raise IntegrityError(f"{name}: exported from another student; run `dvc repro` to export it again")
+    artefact = _artefact(card)
+    parity = card.facts.get("parity")
+    return TargetEvidence(
+        name,
+        target,
+        _no_score(name, target, ""),
+        _no_measurement(name, target, ""),
+        size_bytes=artefact_bytes(card, artefact),
+        artefact=artefact,
+        parity=Parity.model_validate(parity) if parity is not None else None,
+        parity_not_measured=card.facts.get("parity_not_measured"),
+    )
+
+
+def _or_reason(read: Callable[[], T], otherwise: Callable[[str], T]) -> T:
+    """What was read, or the record that says why there is none."""
+    try:
+        return read()
+    except UNREADABLE as error:
+        return otherwise(describe(error))
+
+
+def _records_of(found: TargetEvidence, floors: Floors | None) -> dict[str, Any]:
+    return {
+        "score": found.score,
+        "measurement": found.measurement,
+        "floors": floors,
+        "size_bytes": found.size_bytes,
+    }
+
+
+def _no_score(name: str, target: Target, reason: str) -> Score:
+    return Score(target=name, runtime=target.runtime, device=target.device, artefact_digest="", not_measured=reason)
+
+
+def _no_measurement(name: str, target: Target, reason: str) -> Measurement:
+    return Measurement(
+        target=name,
+        runtime=target.runtime,
+        device=target.device,
+        artefact_digest="",
+        not_measured=reason,
+        size_bytes=0,
+    )
+
+
+# --- across targets ----------------------------------------------------------------------------------------------
+
+
+def _follow(
+    labels: tuple[int, ...],
+    classes: int,
+    teacher: Trained | None,
+    student: Trained | None,
+    targets: tuple[TargetEvidence, ...],
+) -> Ledger:
+    """The ledger; without hops when an end of it could not be read."""
+    if not labels or teacher is None or student is None:
+        return Ledger(examples=len(labels), classes=classes, hops=())
+    artefacts = {one.name: one.score.predictions for one in targets if one.score.predictions}
+    return follow(labels, classes, teacher.predictions, student.predictions, artefacts)
+
+
+def _first_line(evidence: Evidence) -> str:
+    """Of what ships; of the student in PyTorch only when no artefact answered."""
+    if evidence.floors is None:
+        return "Whether the student beats the linear floor is not known: the floors were not measured."
+    if evidence.shipped is not None:
+        name = f"the student as shipped to '{evidence.shipped.name}'"
+        return first_line(evidence.shipped.score.predictions, evidence.floors, name)
+    if evidence.student is not None:
+        return first_line(evidence.student.predictions, evidence.floors, "the student, in PyTorch,")
+    return "Whether the student beats the linear floor is not known: no artefact answered and there is no student."

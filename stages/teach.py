@@ -1,0 +1,75 @@
+"""Fine-tunes the teacher, or takes a ready one, and scores it on test. Run as `python -m stages.teach`."""
+
+import json
+import logging
+
+import torch
+
+from pipeline import guard
+from pipeline.files import output_folder
+from pipeline.inputs import describe_source
+from pipeline.models import count_parameters, find_model, load_teacher, save_classifier
+from pipeline.params import Params, load
+from pipeline.prepared import open_data, read_encoded
+from pipeline.records import seal
+from pipeline.training import Distiller, TrainingRun, check_not_collapsed, correct_share, fit, predict_logits
+from pipeline.variants import run_key
+from pipeline.vocabulary import load_tokenizer, save_tokenizer
+from pipeline.workspace import Workspace
+
+log = logging.getLogger(__name__)
+KIND = "teacher"
+
+
+def run(params: Params, workspace: Workspace) -> None:
+    """Writes the teacher's folder with its tokenizer, training log and test predictions."""
+    torch.set_num_threads(params.threads)
+    data = open_data(workspace)
+    _, train = read_encoded(workspace, "train", params.data.max_length, for_teacher=True)
+    dev_examples, dev = read_encoded(workspace, "dev", params.data.max_length, for_teacher=True)
+    _, test = read_encoded(workspace, "test", params.data.max_length, for_teacher=True)
+    torch.manual_seed(params.seed)
+    teacher = load_teacher(
+        find_model(params.teacher.model, params.teacher.revision), params.teacher, dev_examples.names
+    )
+    training = TrainingRun(steps=0, best_dev_accuracy=float("nan"))
+    if params.teacher.fine_tune:
+        key = run_key(_settings(params), params, train)
+        distiller = Distiller(teacher, None, {"cross_entropy": {}})
+        training = fit(
+            distiller, train, dev, params.teacher.training, workspace.work("teach"), key, params.seed, "teacher"
+        )
+    dev_accuracy = correct_share(predict_logits(teacher, dev.ids, dev.pad_id, "teacher on dev"), dev.labels)
+    check_not_collapsed(dev_accuracy, dev.labels, "the teacher")
+    logits = predict_logits(teacher, test.ids, test.pad_id, "teacher on test")
+    facts = {
+        "source": describe_source(params.teacher.model),
+        "parameters": count_parameters(teacher),
+        "steps": training.steps,
+        "dev_accuracy": dev_accuracy,
+        "test_accuracy": correct_share(logits, test.labels),
+        "seed": params.seed,
+        "threads": params.threads,
+    }
+    with output_folder(workspace.teacher, expected_bytes=4 * count_parameters(teacher)) as partial:
+        save_classifier(teacher.cpu(), partial)
+        save_tokenizer(load_tokenizer(workspace.data / "teacher_tokenizer"), partial)
+        (partial / "log.jsonl").write_text("".join(json.dumps(e, sort_keys=True) + "\n" for e in training.log), "utf-8")
+        (partial / "predictions.json").write_text(json.dumps(logits.argmax(-1).tolist()), "utf-8")
+        seal(partial, KIND, sources={"data": data.digest}, facts=facts)
+    log.info("teacher: %.2f %% on dev, %.2f %% on test", 100 * dev_accuracy, 100 * facts["test_accuracy"])
+
+
+def _settings(params: Params) -> dict[str, object]:
+    return {"model": describe_source(params.teacher.model), "training": params.teacher.training.model_dump(mode="json")}
+
+
+def main() -> None:
+    workspace = Workspace()
+    params = load(workspace.params)
+    with guard.lock(workspace.teacher):
+        run(params, workspace)
+
+
+if __name__ == "__main__":
+    guard.run(main)

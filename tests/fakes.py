@@ -1,0 +1,173 @@
+"""A runtime that needs no model: what it does is told by the name of the artefact's file. Also records made by hand."""
+
+import importlib
+import sys
+from pathlib import Path
+
+import numpy as np
+
+import eval.runtimes
+from eval.worker import Job, Loadable, Result, Samples, Turn
+from pipeline.records import Artefact, Measurement, Series, TensorFact
+
+ROOT = Path(__file__).resolve().parents[1]
+
+# As a text, so that a fresh process can import it too.
+RUNTIME = """
+import os
+import signal
+import time
+
+import numpy as np
+
+FORMATS = ("fake",)
+STAND_IN = None
+CALLS = []
+
+
+def why_unusable():
+    return os.environ.get("FAKE_UNUSABLE")
+
+
+def version():
+    return "1.2"
+
+
+def open_session(folder, artefact, threads):
+    if artefact.file == "crash":
+        os.kill(os.getpid(), signal.SIGSEGV)
+    if artefact.file == "hang":
+        time.sleep(60)
+    if artefact.file == "chatty":
+        os.write(1, b"hello from C++\\n")
+    if artefact.file == "raise":
+        raise ValueError("cannot load this")
+    return Session(artefact.file)
+
+
+class Session:
+    def __init__(self, name):
+        self.name, self.weights = name, np.ones(2_000_000)
+
+    def run(self, ids, mask):
+        CALLS.append((self.name, ids.tolist(), mask.tolist(), os.environ.get("OMP_NUM_THREADS")))
+        return np.zeros((len(ids), 2), dtype=np.float32) + 0 * sum(range(300))
+
+    def close(self):
+        CALLS.append((self.name, "closed"))
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.close()
+"""
+
+
+def install_runtime(monkeypatch, tmp_path):
+    """Makes the runtime 'fake' known to this process and to the ones it starts; gives its module."""
+    (tmp_path / "runtimes").mkdir()
+    (tmp_path / "runtimes" / "fake.py").write_text(RUNTIME)
+    (tmp_path / "sitecustomize.py").write_text(
+        f"import eval.runtimes\neval.runtimes.__path__.append({str(tmp_path / 'runtimes')!r})\n"
+    )
+    monkeypatch.setenv("PYTHONPATH", f"{tmp_path}:{ROOT}")
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
+    path = list(eval.runtimes.__path__)
+    monkeypatch.setattr(eval.runtimes.__spec__, "submodule_search_locations", [*path, str(tmp_path / "runtimes")])
+    monkeypatch.setattr(eval.runtimes, "__path__", [*path, str(tmp_path / "runtimes")])
+    monkeypatch.delitem(sys.modules, "eval.runtimes.fake", raising=False)
+    importlib.invalidate_caches()
+    module = importlib.import_module("eval.runtimes.fake")
+    monkeypatch.setitem(sys.modules, "eval.runtimes.fake", module)
+    return module
+
+
+def make_artefact(file="student.fake", *, lengths=None, max_length=64, batch="batch", precision="fp32"):
+    """The record of an artefact that takes `input_ids`."""
+    return Artefact(
+        format="fake",
+        precision=precision,
+        file=file,
+        inputs=(TensorFact(name="input_ids", dtype="int64", shape=(batch, "length")),),
+        outputs=(TensorFact(name="logits", dtype="float32", shape=(batch, 2)),),
+        lengths=lengths,
+        max_length=max_length,
+        tools={},
+    )
+
+
+def make_job(kind="time", file="student.fake", reference="teacher.fake", **changes):
+    """A small job for the runtime 'fake': two warm-up pairs and four timed ones, on texts of 1 to 6 tokens."""
+    sequences = tuple(tuple(range(1, length + 1)) for length in range(1, 7))
+    values = {
+        "kind": kind,
+        "runtime": "fake",
+        "threads": 1,
+        "pad_id": 0,
+        "candidate": Loadable(folder="/nowhere", artefact=make_artefact(file)),
+        "reference": Loadable(folder="/nowhere", artefact=make_artefact(reference)) if reference else None,
+        "turns": (Turn(lengths="data", warmup=2, sequences=sequences),),
+    }
+    return Job(**{**values, **changes})
+
+
+def make_result(job, cost_ns, rng, *, noise=0.02, cpu_share=1.0, second_factor=1.0):
+    """What a worker would find on a machine where a call of an artefact costs `cost_ns[file]`, give or take."""
+    condition = {"when": "before", "steal_seconds_since_boot": 0.0, "elapsed_s": 1.0}
+    facts = {"runtime_version": "1.2", "conditions": (condition, {**condition, "when": "after"})}
+    if job.kind == "load":
+        draw = rng.lognormal(0, noise, 3)
+        return Result(load_ms=50 * draw[0], first_call_ms=9 * draw[1], memory_bytes=int(4e7 * draw[2]), **facts)
+    samples = []
+    for turn in job.turns:
+        for model, loadable in (("candidate", job.candidate), ("reference", job.reference)):
+            if loadable is None:
+                continue
+            factor = second_factor if model == "reference" else 1.0
+            wall = cost_ns[loadable.artefact.file] * factor * rng.lognormal(0, noise, len(turn.sequences))
+            order = tuple(range(len(wall)))
+            cpu = tuple((wall * cpu_share).astype(int).tolist())
+            samples.append(
+                Samples(
+                    model=model, lengths=turn.lengths, wall_ns=tuple(wall.astype(int).tolist()), cpu_ns=cpu, order=order
+                )
+            )
+    return Result(samples=tuple(samples), **facts)
+
+
+def make_measurement(candidate_ms=2.0, reference_ms=8.0, *, n=200, noise=0.05, canary=1.0, cpu_share=1.0, **changes):
+    """A measurement with n pairs at the data's lengths, a canary whose twin is `canary` times as slow, and 7 loads."""
+    rng = np.random.default_rng(0)
+    series = [
+        Series(
+            model=model,
+            process=0,
+            round=0,
+            lengths="data",
+            wall_ns=tuple(wall.astype(int).tolist()),
+            cpu_ns=tuple((wall * cpu_share).astype(int).tolist()),
+            order=tuple(range(n)),
+            warmup=0,
+        )
+        for model, milliseconds in (
+            ("candidate", candidate_ms),
+            ("reference", reference_ms),
+            ("canary", candidate_ms),
+            ("canary_twin", candidate_ms / canary),
+        )
+        for wall in [milliseconds * 1e6 * rng.lognormal(0, noise, n)]
+    ]
+    values = {
+        "target": "cpu",
+        "runtime": "fake",
+        "device": "local",
+        "artefact_digest": "a" * 64,
+        "reference_digest": "b" * 64,
+        "series": tuple(series),
+        "load_ms": tuple(50 + i for i in range(7)),
+        "first_call_ms": tuple(9.0 + i for i in range(7)),
+        "memory_bytes": tuple(40_000_000 + i for i in range(7)),
+        "size_bytes": 12_000_000,
+    }
+    return Measurement(**{**values, **changes})

@@ -1,0 +1,155 @@
+"""The runtime answers as PyTorch and refuses what it should not load."""
+
+import numpy as np
+import onnx
+import pytest
+from toy_models import toy_batch, toy_model
+
+from eval.runtimes import onnxruntime
+from export.to_onnx import Params, convert
+from pipeline.errors import ModelError
+from pipeline.models import save_classifier
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory):
+    """A toy model, its folder of one ONNX file, and the record."""
+    source, out = tmp_path_factory.mktemp("model"), tmp_path_factory.mktemp("out")
+    model = toy_model()
+    save_classifier(model, source)
+    return model, out, convert(source, out, "fp32", Params(), 20, None)
+
+
+@pytest.fixture
+def copied(exported, tmp_path):
+    """The same folder, to be damaged."""
+    _, out, artefact = exported
+    (tmp_path / artefact.file).write_bytes((out / artefact.file).read_bytes())
+    return tmp_path, artefact
+
+
+def test_it_answers_as_pytorch(exported):
+    """For a padded batch, in float32, whatever integer type comes in."""
+    model, out, artefact = exported
+    batch = toy_batch()
+    ids, mask = batch["input_ids"].numpy(), batch["attention_mask"].numpy()
+    expected = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits.detach().numpy()
+    with onnxruntime.open_session(out, artefact, threads=1) as session:
+        assert set(session.input_names) == {"input_ids", "attention_mask"} and session.output_names == ("logits",)
+        assert session.load_ms > 0
+        for dtype in (np.int64, np.int32):
+            found = session.run(ids.astype(dtype), mask.astype(dtype))
+            assert found.dtype == np.float32
+            np.testing.assert_allclose(found, expected, atol=1e-5)
+
+
+def test_it_uses_the_threads_it_is_given(exported):
+    """On the CPU only, without spinning, without the slower fused operator."""
+    _, out, artefact = exported
+    with onnxruntime.open_session(out, artefact, threads=2) as session:
+        options = session._session.get_session_options()
+        assert (options.intra_op_num_threads, options.inter_op_num_threads) == (2, 1)
+        assert options.get_session_config_entry("session.intra_op.allow_spinning") == "0"
+        assert session._session.get_providers() == ["CPUExecutionProvider"]
+
+
+def test_the_slower_fusion_is_off(exported, monkeypatch):
+    """It is asked for by name, which onnxruntime ignores when misspelt."""
+    import onnxruntime as package
+
+    _, out, artefact = exported
+    asked = {}
+    real = package.InferenceSession
+
+    def spy(*args, **options):
+        asked.update(options)
+        return real(*args, **options)
+
+    monkeypatch.setattr(package, "InferenceSession", spy)
+    onnxruntime.open_session(out, artefact, threads=1).close()
+    assert asked["disabled_optimizers"] == ["SkipLayerNormFusion"]
+
+
+def test_an_input_that_is_too_long_is_refused(exported):
+    """Rather than answered with a position that was never trained."""
+    _, out, artefact = exported
+    with (
+        onnxruntime.open_session(out, artefact, threads=1) as session,
+        pytest.raises(ModelError, match="an input of 21 tokens, expected at most 20"),
+    ):
+        session.run(np.ones((1, 21), dtype=np.int64), np.ones((1, 21), dtype=np.int64))
+
+
+def test_a_truncated_file_is_refused(copied):
+    """Before onnxruntime sees it."""
+    folder, artefact = copied
+    path = folder / artefact.file
+    path.write_bytes(path.read_bytes()[:-1000])
+    with pytest.raises(ModelError, match="truncated by at least"):
+        onnxruntime.open_session(folder, artefact, threads=1)
+
+
+def test_flipped_bits_give_a_message_or_a_session(copied):
+    """No other exception and no crash; a flip in a weight is what the card's hash is for."""
+    folder, artefact = copied
+    path = folder / artefact.file
+    data = bytearray(path.read_bytes())
+    rng = np.random.default_rng(0)
+    refused = 0
+    for bit in rng.integers(0, 8 * len(data), 150).tolist():
+        data[bit // 8] ^= 1 << bit % 8
+        path.write_bytes(data)
+        data[bit // 8] ^= 1 << bit % 8
+        try:
+            onnxruntime.open_session(folder, artefact, threads=1).close()
+        except ModelError:
+            refused += 1
+    assert 0 < refused < 150
+
+
+def test_external_data_is_refused(copied):
+    """Also through a link beside the file."""
+    folder, artefact = copied
+    (folder / "weights.bin").symlink_to("/etc/passwd")
+    onnx.save(
+        onnx.load(folder / artefact.file),
+        folder / artefact.file,
+        save_as_external_data=True,
+        location="inside.bin",
+        size_threshold=0,
+    )
+    model = onnx.load(folder / artefact.file, load_external_data=False)
+    for place in ("inside.bin", "weights.bin", "../../etc/passwd"):
+        for tensor in model.graph.initializer:
+            for entry in tensor.external_data:
+                if entry.key == "location":
+                    entry.value = place
+        (folder / artefact.file).write_bytes(model.SerializeToString())
+        with pytest.raises(ModelError, match=f"points to external data '{place}'"):
+            onnxruntime.open_session(folder, artefact, threads=1)
+
+
+def test_a_file_that_is_not_what_its_record_says_is_refused(exported):
+    """Other names or types than the card's."""
+    _, out, artefact = exported
+    other = artefact.model_copy(update={"outputs": (artefact.outputs[0].model_copy(update={"name": "scores"}),)})
+    with pytest.raises(ModelError, match=r"found inputs .* expected .*'scores'"):
+        onnxruntime.open_session(out, other, threads=1)
+
+
+def test_what_onnxruntime_cannot_load_is_a_message(copied):
+    """A valid ONNX file whose types do not fit is refused by onnxruntime itself."""
+    folder, artefact = copied
+    model = onnx.load(folder / artefact.file)
+    model.graph.output[0].type.tensor_type.elem_type = onnx.TensorProto.INT64
+    (folder / artefact.file).write_bytes(model.SerializeToString())
+    with pytest.raises(ModelError, match="onnxruntime cannot load it"):
+        onnxruntime.open_session(folder, artefact, threads=1)
+
+
+def test_it_says_why_it_cannot_run(monkeypatch):
+    """A missing package is a reason, not an error."""
+    assert onnxruntime.why_unusable() is None
+    assert onnxruntime.version().count(".") == 2
+    monkeypatch.setattr(onnxruntime.util, "find_spec", lambda name: None)
+    assert onnxruntime.why_unusable() == "the package 'onnxruntime' is not installed"

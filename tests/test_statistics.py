@@ -1,0 +1,152 @@
+"""Intervals against their promise: simulated coverage, published tables, and worked numbers."""
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from eval.statistics import (
+    TooFewError,
+    drop_interval,
+    flips,
+    mcnemar,
+    median_ratio_interval,
+    quantile_interval,
+    samples_needed,
+    share_interval,
+    two_sided,
+)
+
+
+@pytest.mark.parametrize(("quantile", "n", "confidence"), [(0.5, 15, 0.95), (0.5, 40, 0.98), (0.9, 60, 0.98)])
+def test_quantile_interval_covers_at_least_as_often_as_it_says(quantile, n, confidence):
+    """On a skewed distribution, whose true quantile is known; 2,000 draws leave an error of half a point."""
+    rng = np.random.default_rng(1)
+    truth = stats.lognorm(1.0).ppf(quantile)
+    intervals = [quantile_interval(rng.lognormal(0, 1, n), quantile, confidence) for _ in range(2000)]
+    covered = np.mean([interval.low <= truth <= interval.high for interval in intervals])
+    assert covered >= confidence - 0.005
+
+
+def test_each_end_is_a_one_sided_bound():
+    """At two-sided 98 %, each end of the median's interval misses in at most 1 % of draws."""
+    rng = np.random.default_rng(2)
+    intervals = [quantile_interval(rng.exponential(1.0, 40), 0.5, two_sided(0.99)) for _ in range(4000)]
+    truth = np.log(2)
+    assert np.mean([interval.low > truth for interval in intervals]) <= 0.01 + 0.004
+    assert np.mean([interval.high < truth for interval in intervals]) <= 0.01 + 0.004
+
+
+@pytest.mark.parametrize(("n", "rank"), [(200, 190), (500, 466), (1024, 944), (5000, 4550)])
+def test_upper_end_of_p90_is_the_early_stopping_percentile(n, rank):
+    """The 95.0th, 93.2nd, 92.2nd and 91.0th percentile, as worked out from MLPerf's loadgen/early_stopping.cc."""
+    assert quantile_interval(range(1, n + 1), 0.9, two_sided(0.99)).high == rank
+
+
+def test_least_number_of_samples_is_that_of_mlperf():
+    """44 for p90 and 459 for p99 when nothing is slow; 7 for a median."""
+    assert [samples_needed(q, two_sided(0.99)) for q in (0.9, 0.99, 0.5)] == [44, 459, 7]
+
+
+@pytest.mark.parametrize("quantile", [0.1, 0.5, 0.9])
+def test_too_few_samples_are_refused_and_enough_are_not(quantile):
+    """At the boundary the interval is from the smallest or to the largest sample."""
+    needed = samples_needed(quantile, 0.98)
+    assert quantile_interval(range(needed), quantile, 0.98).confidence == 0.98
+    with pytest.raises(TooFewError, match=f"found {needed - 1}, at least {needed} are needed at 98% confidence"):
+        quantile_interval(range(needed - 1), quantile, 0.98)
+
+
+def test_interval_of_equal_samples_is_a_point():
+    """A clock that ticks coarsely gives ties."""
+    interval = quantile_interval([3.0] * 50, 0.9, 0.98)
+    assert (interval.low, interval.value, interval.high) == (3.0, 3.0, 3.0)
+
+
+def test_median_ratio_turns_round_with_its_arguments():
+    """a / b and b / a are each other's inverse, ends swapped."""
+    rng = np.random.default_rng(3)
+    a, b = rng.lognormal(1, 0.2, 41), rng.lognormal(0, 0.2, 41)
+    there, back = median_ratio_interval(a, b), median_ratio_interval(b, a)
+    assert (there.value, there.low, there.high) == pytest.approx((1 / back.value, 1 / back.high, 1 / back.low))
+
+
+def test_pairing_removes_what_both_models_suffer():
+    """Slow phases of the machine hit both calls of a pair: the ratio stays, the medians of each scatter."""
+    rng = np.random.default_rng(4)
+    phase = rng.choice([1.0, 3.0], 100)
+    interval = median_ratio_interval(phase * 4 * rng.lognormal(0, 0.01, 100), phase * rng.lognormal(0, 0.01, 100))
+    assert 3.95 < interval.low < 4.0 < interval.high < 4.05
+
+
+def test_share_interval_is_clopper_pearson():
+    """The closed form in quantiles of the beta distribution."""
+    interval = share_interval(47, 50, 0.9)
+    assert interval.low == pytest.approx(stats.beta.ppf(0.05, 47, 4))
+    assert interval.high == pytest.approx(stats.beta.ppf(0.95, 48, 3))
+    assert (share_interval(0, 50).low, share_interval(50, 50).high) == (0.0, 1.0)
+
+
+def test_flips_counts_both_directions():
+    """Row 0 got worse, rows 1 and 2 better, row 3 stays right, row 4 goes from one wrong class to another."""
+    assert flips([0, 0, 0, 0, 0], [0, 1, 2, 0, 1], [1, 0, 0, 0, 2]) == (1, 2)
+
+
+def test_drop_of_many_flips_is_the_formula_of_the_release_criterion():
+    """(b - c) / n + 1.645 sqrt(b + c - (b - c)^2 / n) / n, worked by hand for b 30, c 20, n 1000."""
+    interval = drop_interval(30, 20, 1000, two_sided(0.95))
+    assert interval.value == pytest.approx(1.0)
+    assert interval.high == pytest.approx(100 * (0.01 + 1.6448536 * np.sqrt(50 - 0.1) / 1000))
+
+
+def test_drop_without_flips_is_not_certain():
+    """No change in 1000 examples still allows z^2 / (n + z^2) = 0.27 points either way."""
+    interval = drop_interval(0, 0, 1000, 0.9)
+    assert (interval.low, interval.high) == pytest.approx((-0.26982, 0.26982), abs=1e-4)
+
+
+def test_score_interval_of_tango_holds_its_score_equation():
+    """At each end the score statistic is z, written out here apart from the code that solves for it."""
+    worse, better, n, z = 8, 3, 300, stats.norm.ppf(0.975)
+    interval = drop_interval(worse, better, n)
+    for end, expected in ((interval.low / 100, z), (interval.high / 100, -z)):
+        likelihood = np.linspace(0, 0.2, 2_000_001)[1:]  # the share of `better`, on a grid
+        share_worse = likelihood + end
+        rest = 1 - likelihood - share_worse
+        ok = (share_worse > 0) & (rest > 0)
+        log_likelihood = (
+            worse * np.log(share_worse[ok]) + better * np.log(likelihood[ok]) + (n - worse - better) * np.log(rest[ok])
+        )
+        best = likelihood[ok][log_likelihood.argmax()]
+        statistic = (worse - better - n * end) / np.sqrt(n * (2 * best + end - end**2))
+        assert statistic == pytest.approx(expected, abs=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("share_worse", "share_better", "n"), [(0.01, 0.01, 500), (0.03, 0.01, 300), (0.06, 0.04, 800)]
+)
+def test_drop_interval_covers_about_as_often_as_it_says(share_worse, share_better, n):
+    """Through both branches: few flips (Tango's score) and many (normal)."""
+    rng = np.random.default_rng(5)
+    counts = rng.multinomial(n, [share_worse, share_better, 1 - share_worse - share_better], 2000)
+    truth = 100 * (share_worse - share_better)
+    cache = {(b, c): drop_interval(b, c, n, 0.9) for b, c in {(int(b), int(c)) for b, c, _ in counts}}
+    covered = np.mean([cache[int(b), int(c)].low <= truth <= cache[int(b), int(c)].high for b, c, _ in counts])
+    assert 0.88 <= covered <= 0.97
+
+
+@pytest.mark.parametrize("n", [1, 2, 7, 24, 30])
+def test_drop_interval_holds_its_value_and_mirrors(n):
+    """For every possible count of flips in a tiny test split."""
+    for worse in range(n + 1):
+        for better in range(n + 1 - worse):
+            there, back = drop_interval(worse, better, n), drop_interval(better, worse, n)
+            assert -100 <= there.low <= there.value <= there.high <= 100
+            assert (there.low, there.high) == pytest.approx((-back.high, -back.low), abs=1e-5)
+
+
+def test_mcnemar_fires_where_the_table_says():
+    """b >= 5 of 5, 8 of 9, 13 of 17, 23 of 35 changed answers at 5 %, and not one earlier."""
+    for worse, changed in ((5, 5), (8, 9), (13, 17), (23, 35)):
+        assert mcnemar(worse, changed - worse) <= 0.05 < mcnemar(worse - 1, changed - worse + 1)
+    assert mcnemar(4, 0) > 0.05
+    assert mcnemar(0, 0) == 1.0

@@ -1,0 +1,330 @@
+"""What is exported answers as the model, is what the plan says, and is the same bytes every time."""
+
+import re
+import subprocess
+import sys
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from onnx import numpy_helper
+from pydantic import ValidationError
+from test_quantization import toy_examples
+from toy_models import toy_model
+
+from eval import parity
+from eval.runtimes import onnxruntime, pytorch
+from export import onnx_int8, to_onnx
+from export.to_onnx import TOLERANCES, Params, convert
+from pipeline.data import pad
+from pipeline.errors import ExportError
+from pipeline.models import build_student, save_classifier
+from pipeline.params import Calibration, QuantizeSettings, StudentSettings
+from pipeline.quantization import answer, fake_quantized, make_plan, quantizable_modules
+
+FAMILIES = ("bert", "distilbert", "roberta", "electra")
+ATTENTION = {"electra": "eager"}
+DYNAMIC = QuantizeSettings(allowed_drop_points=100)
+STATIC = QuantizeSettings(mode="static", allowed_drop_points=100)
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory):
+    """One saved toy model of each family, and a student with a factorised embedding."""
+    saved = {}
+    for family in FAMILIES:
+        saved[family] = toy_model(family, ATTENTION.get(family, "sdpa"))
+    settings = StudentSettings(layers=2, embedding=8)
+    saved["factorised"] = build_student(toy_model("bert"), settings, seed=0).eval()
+    folders = {}
+    for name, model in saved.items():
+        folders[name] = tmp_path_factory.mktemp(name)
+        save_classifier(model, folders[name])
+    return {name: (saved[name], folders[name]) for name in saved}
+
+
+def plan_of(model, settings):
+    return make_plan(model, toy_examples(12, "dev"), toy_examples(100, "train", seed=1), settings, sensitivity_rows=2)
+
+
+def exported(folder, out, plan=None, params=None, max_length=20):
+    out.mkdir()
+    artefact = convert(folder, out, "int8" if plan else "fp32", params or Params(), max_length, plan)
+    return artefact, onnx.load(out / artefact.file)
+
+
+def single_texts(count=20):
+    """Batches of one unpadded text, as on a phone."""
+    for sequence in toy_examples(count, "test", seed=5).sequences:
+        batch = pad([sequence], 0)
+        yield batch["input_ids"].numpy(), batch["attention_mask"].numpy()
+
+
+def difference(folder, out, artefact, tolerance):
+    with (
+        onnxruntime.open_session(out, artefact, 1) as candidate,
+        pytorch.open_session(folder, None, 1) as reference,
+    ):
+        return parity.check(candidate, reference, single_texts(), tolerance)
+
+
+def operators(model):
+    return [node.op_type for node in model.graph.node]
+
+
+@pytest.mark.parametrize("name", [*FAMILIES, "factorised"])
+def test_fp32_answers_as_pytorch(models, tmp_path, name):
+    """To rounding, for padded batches of several lengths and sizes, with two inputs and one output."""
+    model, folder = models[name]
+    artefact, graph = exported(folder, tmp_path / "out")
+    assert difference(folder, tmp_path / "out", artefact, TOLERANCES["fp32"]).worst_difference < 1e-5
+    assert [value.name for value in graph.graph.input] == ["input_ids", "attention_mask"]
+    assert [value.name for value in graph.graph.output] == ["logits"]
+    pad_id = model.config.pad_token_id
+    with onnxruntime.open_session(tmp_path / "out", artefact, 1) as session:
+        for count in (1, 2, 9):
+            rows = toy_examples(count, "x", seed=count)
+            batch = pad(rows.sequences, pad_id)
+            found = session.run(batch["input_ids"].numpy(), batch["attention_mask"].numpy())
+            np.testing.assert_allclose(found, answer(model, rows).numpy(), atol=1e-4)
+
+
+@pytest.mark.parametrize("settings", [DYNAMIC, STATIC], ids=["dynamic", "static"])
+@pytest.mark.parametrize("name", [*FAMILIES, "factorised"])
+def test_int8_answers_as_the_plan_imitated(models, tmp_path, name, settings):
+    """Close to fp32, and much closer to the imitation in PyTorch that the plan was chosen by."""
+    model, folder = models[name]
+    plan = plan_of(model, settings)
+    artefact, graph = exported(folder, tmp_path / "out", plan)
+    against_fp32 = difference(folder, tmp_path / "out", artefact, TOLERANCES["int8"])
+    assert against_fp32.same_label >= 0.9
+    rows = toy_examples(20, "test", seed=5)
+    with fake_quantized(model, quantizable_modules(model, True), True, plan.ranges):
+        imitated = answer(model, rows).numpy()
+    with onnxruntime.open_session(tmp_path / "out", artefact, 1) as session:
+        found = np.concatenate([session.run(*batch) for batch in single_texts()])
+    # not equal: a value on the edge between two steps may fall on either side
+    assert np.abs(found - imitated).mean() < against_fp32.mean_difference * np.ptp(imitated) / 2
+    quantized = operators(graph).count("MatMulInteger")
+    assert quantized == (len(quantizable_modules(model, False)) if settings is DYNAMIC else 0)
+    assert ("QuantizeLinear" in operators(graph)) == (settings is STATIC)
+    assert {opset.domain for opset in graph.opset_import} == {""}
+
+
+def test_weights_agree_with_onnxruntimes_quantizer(models, tmp_path):
+    """An independent implementation gives the same 8-bit weights and scales for every linear layer."""
+    from onnxruntime.quantization import QuantType, quantize_dynamic
+
+    model, folder = models["bert"]
+    exported(folder, tmp_path / "fp32")
+    _, ours = exported(folder, tmp_path / "int8", plan_of(model, DYNAMIC))
+    quantize_dynamic(
+        tmp_path / "fp32/model.onnx", tmp_path / "theirs.onnx", per_channel=True, weight_type=QuantType.QInt8
+    )
+    held = [
+        {tensor.name: numpy_helper.to_array(tensor) for tensor in graph.graph.initializer}
+        for graph in (ours, onnx.load(tmp_path / "theirs.onnx"))
+    ]
+    theirs = {}
+    for node in onnx.load(tmp_path / "theirs.onnx").graph.node:
+        if node.op_type == "MatMulInteger":
+            module = re.sub(r"_quant$", "", onnx_int8.module_of(node))
+            weight = held[1][node.input[1]]
+            theirs[module] = weight, held[1][node.input[1].replace("_quantized", "_scale")]
+    assert sorted(theirs) == sorted(quantizable_modules(model, False))
+    for module, (weight, scale) in theirs.items():
+        np.testing.assert_array_equal(held[0][f"{module}.weight_int8"], weight)
+        np.testing.assert_allclose(held[0][f"{module}.weight_scale"], scale, rtol=1e-6)
+
+
+@pytest.mark.parametrize("settings", [DYNAMIC, STATIC], ids=["dynamic", "static"])
+@pytest.mark.parametrize(
+    "module", ["bert.encoder.layer.1.output.dense", "classifier", "bert.embeddings.word_embeddings"]
+)
+def test_an_excluded_module_really_stays_in_fp32(models, tmp_path, module, settings):
+    """Its own weight is in the file as it was, read by a float operator; all others are 8-bit."""
+    model, folder = models["bert"]
+    plan = plan_of(model, settings).model_copy(update={"exclude": (module,)})
+    artefact, graph = exported(folder, tmp_path / "out", plan)
+    node = onnx_int8.weight_nodes(graph)[module]
+    assert node.op_type in {"MatMul", "Gemm", "Gather"}
+    held = {tensor.name: numpy_helper.to_array(tensor) for tensor in graph.graph.initializer}
+    weight = model.get_submodule(module).weight.detach().numpy()
+    found = held[node.input[0 if node.op_type == "Gather" else 1]]
+    np.testing.assert_array_equal(
+        found if found.shape == weight.shape and node.op_type != "MatMul" else found.T, weight
+    )
+    quantized = {name.removesuffix(".weight_int8") for name in held if name.endswith(".weight_int8")}
+    assert quantized == set(quantizable_modules(model, True)) - {module}
+    assert any(module in note for note in artefact.notes)
+    difference(folder, tmp_path / "out", artefact, TOLERANCES["int8"])
+
+
+def test_excluding_everything_gives_the_fp32_answers(models, tmp_path):
+    """Then nothing is left to differ."""
+    model, folder = models["distilbert"]
+    plan = plan_of(model, DYNAMIC).model_copy(update={"exclude": tuple(quantizable_modules(model, True))})
+    artefact, _ = exported(folder, tmp_path / "out", plan)
+    assert difference(folder, tmp_path / "out", artefact, 1e-4).worst_difference < 1e-5
+
+
+def test_a_plan_of_another_model_is_refused(models, tmp_path):
+    """An unknown module, with the nearest that exists; and a range that is missing."""
+    model, folder = models["bert"]
+    plan = plan_of(model, STATIC)
+    wrong = plan.model_copy(update={"exclude": ("bert.encoder.layer.9.output.dense",)})
+    with pytest.raises(
+        ExportError, match=r"names the module 'bert\.encoder\.layer\.9\.output\.dense'.*did you mean 'bert"
+    ):
+        exported(folder, tmp_path / "a", wrong)
+    ranges = {name: found for name, found in plan.ranges.items() if name != "classifier"}
+    with pytest.raises(ExportError, match="no range for module 'classifier'"):
+        exported(folder, tmp_path / "b", plan.model_copy(update={"ranges": ranges}))
+
+
+def test_a_module_without_a_node_is_refused(models, tmp_path):
+    """A layer that the graph does not hold cannot be quantized in silence."""
+    model, folder = models["bert"]
+    _, graph = exported(folder, tmp_path / "out")
+    with pytest.raises(ExportError, match=r"module 'bert\.extra' has no node with its weight"):
+        onnx_int8.quantize_graph(graph, plan_of(model, DYNAMIC), ["classifier", "bert.extra"])
+
+
+@pytest.mark.parametrize("method", ["minmax", "entropy", "percentile"])
+def test_static_ranges_of_every_method_are_in_the_file(models, tmp_path, method):
+    """Scale and zero point of a layer's input are those of the plan."""
+    model, folder = models["bert"]
+    settings = STATIC.model_copy(update={"calibration": Calibration(method=method)})
+    plan = plan_of(model, settings)
+    artefact, graph = exported(folder, tmp_path / "out", plan)
+    held = {tensor.name: numpy_helper.to_array(tensor) for tensor in graph.graph.initializer}
+    low, high = plan.ranges["classifier"]
+    scale = (max(high, 0) - min(low, 0)) / 255
+    assert held["classifier.input_scale"] == pytest.approx(scale, rel=1e-6)
+    assert held["classifier.input_zero"] == round(-min(low, 0) / scale)
+    # entropy may clip a range of random weights hard, so only the other two are held to the tolerance
+    difference(folder, tmp_path / "out", artefact, TOLERANCES["int8"] if method != "entropy" else 1.0)
+
+
+@pytest.mark.parametrize("mode", ["dynamic", "static"])
+def test_one_scale_for_all_channels(models, tmp_path, mode):
+    """per_channel: false writes a single scale."""
+    model, folder = models["bert"]
+    plan = plan_of(model, QuantizeSettings(mode=mode, per_channel=False, allowed_drop_points=100))
+    artefact, graph = exported(folder, tmp_path / "out", plan)
+    scales = [tensor for tensor in graph.graph.initializer if tensor.name.endswith("weight_scale")]
+    assert scales and all(list(tensor.dims) == [] for tensor in scales)
+    difference(folder, tmp_path / "out", artefact, 0.5)
+
+
+def test_tables_stay_in_fp32_when_asked(models, tmp_path):
+    """embeddings: false leaves Gather as it is."""
+    model, folder = models["bert"]
+    plan = plan_of(model, DYNAMIC.model_copy(update={"embeddings": False}))
+    _, graph = exported(folder, tmp_path / "out", plan)
+    int8 = [tensor.name for tensor in graph.graph.initializer if tensor.name.endswith("int8")]
+    assert len(int8) == 20 and not any("embeddings" in name for name in int8)
+
+
+@pytest.mark.parametrize("mode", ["dynamic", "static"])
+def test_a_channel_of_zeros_gives_finite_answers(tmp_path, mode):
+    """Its scale is 1, and the plan's warning is in the artefact's notes."""
+    model = toy_model()
+    with torch.no_grad():
+        for weight in (model.bert.pooler.dense.weight, model.bert.encoder.layer[0].output.dense.weight):
+            weight.zero_()
+        model.bert.pooler.dense.bias.zero_()  # then the classifier's input is always 0
+    (tmp_path / "model").mkdir()
+    save_classifier(model, tmp_path / "model")
+    plan = plan_of(model, QuantizeSettings(mode=mode, allowed_drop_points=100))
+    artefact, graph = exported(tmp_path / "model", tmp_path / "out", plan)
+    scales = [numpy_helper.to_array(t) for t in graph.graph.initializer if "scale" in t.name]
+    assert all(np.isfinite(scale).all() and (scale > 0).all() for scale in scales)
+    with onnxruntime.open_session(tmp_path / "out", artefact, 1) as session:
+        assert all(np.isfinite(session.run(*batch)).all() for batch in single_texts())
+    assert any("all zero" in note for note in artefact.notes)
+
+
+def test_two_modules_with_equal_weights_are_both_quantized(tmp_path):
+    """The exporter keeps one copy of equal weights; each module still finds its own."""
+    model = toy_model()
+    layers = model.bert.encoder.layer
+    layers[1].load_state_dict(layers[0].state_dict())
+    (tmp_path / "model").mkdir()
+    save_classifier(model, tmp_path / "model")
+    artefact, graph = exported(tmp_path / "model", tmp_path / "out", plan_of(model, DYNAMIC))
+    assert operators(graph).count("MatMulInteger") == 20
+    difference(tmp_path / "model", tmp_path / "out", artefact, TOLERANCES["int8"])
+
+
+@pytest.mark.parametrize("name", ["bert", "roberta"])
+def test_int32_inputs(models, tmp_path, name):
+    """The file takes int32, the answers stay the same."""
+    _, folder = models[name]
+    artefact, graph = exported(folder, tmp_path / "out", params=Params(inputs="int32"))
+    assert {value.type.tensor_type.elem_type for value in graph.graph.input} == {onnx.TensorProto.INT32}
+    assert {fact.dtype for fact in artefact.inputs} == {"int32"}
+    difference(folder, tmp_path / "out", artefact, 1e-4)
+
+
+@pytest.mark.parametrize("settings", [None, DYNAMIC, STATIC], ids=["fp32", "dynamic", "static"])
+def test_exported_twice_gives_the_same_bytes(models, tmp_path, settings):
+    """Without a path of this machine in them."""
+    model, folder = models["bert"]
+    plan = plan_of(model, settings) if settings else None
+    artefacts = [exported(folder, tmp_path / name, plan)[0] for name in "ab"]
+    first, second = ((tmp_path / name / "model.onnx").read_bytes() for name in "ab")
+    assert first == second and artefacts[0] == artefacts[1]
+    for trace in (str(tmp_path), "site-packages", "/work", ".py", "doc_string"):
+        assert trace.encode() not in first
+
+
+@pytest.mark.slow
+def test_another_process_gives_the_same_bytes(models, tmp_path):
+    """With another hash seed, in another folder. Slow: imports torch and Optimum again."""
+    _, folder = models["bert"]
+    exported(folder, tmp_path / "here")
+    (tmp_path / "there").mkdir()
+    code = (
+        "import sys; from pathlib import Path; from export.to_onnx import Params, convert;"
+        "convert(Path(sys.argv[1]), Path(sys.argv[2]), 'fp32', Params(), 20, None)"
+    )
+    subprocess.run(
+        [sys.executable, "-c", code, folder, tmp_path / "there"],
+        check=True,
+        env={"PYTHONHASHSEED": "7", "PYTHONPATH": "."},
+    )
+    assert (tmp_path / "here/model.onnx").read_bytes() == (tmp_path / "there/model.onnx").read_bytes()
+
+
+def test_the_record_says_what_was_written(models, tmp_path):
+    """Names, types, free dimensions, versions, and the trap of signed weights."""
+    model, folder = models["bert"]
+    artefact, graph = exported(folder, tmp_path / "out", plan_of(model, DYNAMIC))
+    assert (artefact.format, artefact.precision, artefact.file) == ("onnx", "int8", "model.onnx")
+    assert artefact.inputs[0].shape == ("batch", "length") and artefact.outputs[0].shape == ("batch", 3)
+    assert set(artefact.tools) == {"torch", "transformers", "optimum", "optimum-onnx", "onnx"}
+    assert None not in artefact.tools.values()
+    assert any("without VNNI" in note for note in artefact.notes)
+    shape = [dim.dim_param or dim.dim_value for dim in graph.graph.output[0].type.tensor_type.shape.dim]
+    assert shape == ["batch", 3]
+    assert not [node for node in graph.graph.node if node.op_type == "Identity"]
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["model.onnx"]
+
+
+def test_settings_that_do_not_fit_are_refused(models, tmp_path):
+    """Each with its reason."""
+    model, folder = models["bert"]
+    plan = plan_of(model, DYNAMIC)
+    for precision, given, length, message in (
+        ("fp16", None, 20, "cannot be written as 'fp16', expected one of fp32, int8"),
+        ("int8", None, 20, "int8 needs a quantization plan"),
+        ("fp32", plan, 20, "fp32 takes no quantization plan"),
+        ("fp32", None, 41, "max_length is 41, but the model has positions for 40"),
+    ):
+        with pytest.raises(ExportError, match=message):
+            convert(folder, tmp_path, precision, Params(), length, given)
+    with pytest.raises(ValidationError):
+        Params(inputs="int16")
+    assert set(to_onnx.PRECISIONS) == set(TOLERANCES)

@@ -1,0 +1,63 @@
+"""Random encoder classifiers of a few thousand weights, one for each family, and a batch with padding for them."""
+
+import torch
+from torch import Tensor
+from transformers import (
+    BertConfig,
+    BertForSequenceClassification,
+    DistilBertConfig,
+    DistilBertForSequenceClassification,
+    ElectraConfig,
+    ElectraForSequenceClassification,
+    PreTrainedModel,
+    RobertaConfig,
+    RobertaForSequenceClassification,
+    XLMRobertaConfig,
+    XLMRobertaForSequenceClassification,
+)
+
+_BERT_SIZES = {
+    "hidden_size": 32,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "intermediate_size": 48,
+    "vocab_size": 60,
+    "max_position_embeddings": 40,
+    "num_labels": 3,
+}
+_DISTILBERT_SIZES = {
+    "dim": 32,
+    "n_layers": 3,
+    "n_heads": 4,
+    "hidden_dim": 48,
+    "vocab_size": 60,
+    "max_position_embeddings": 40,
+    "num_labels": 3,
+}
+FAMILIES = {
+    "bert": (BertConfig, BertForSequenceClassification, _BERT_SIZES),
+    "roberta": (RobertaConfig, RobertaForSequenceClassification, _BERT_SIZES),
+    "xlm-roberta": (XLMRobertaConfig, XLMRobertaForSequenceClassification, _BERT_SIZES),
+    # narrower embeddings, which ELECTRA projects before the first layer
+    "electra": (ElectraConfig, ElectraForSequenceClassification, _BERT_SIZES | {"embedding_size": 16}),
+    "distilbert": (DistilBertConfig, DistilBertForSequenceClassification, _DISTILBERT_SIZES),
+}
+# ELECTRA has no fused attention in this version of transformers
+FUSED = ("bert", "roberta", "xlm-roberta", "distilbert")
+
+
+def toy_model(family: str = "bert", attention: str = "eager", seed: int = 0, **changes: object) -> PreTrainedModel:
+    """A random classifier in eval mode; weights are larger than usual, so that attention is far from even."""
+    config_class, model_class, sizes = FAMILIES[family]
+    torch.manual_seed(seed)
+    config = config_class(**(sizes | {"initializer_range": 0.3} | changes), attn_implementation=attention)
+    return model_class(config).eval()
+
+
+def toy_batch(seed: int = 0) -> dict[str, Tensor]:
+    """Three sentences of 7, 4 and 1 tokens, padded to 7, with labels."""
+    generator = torch.Generator().manual_seed(seed)
+    mask = (torch.arange(7)[None, :] < torch.tensor([[7], [4], [1]])).long()
+    # 0 and 1 are padding tokens in one family or another, and RoBERTa counts positions by them
+    ids = torch.randint(2, 60, (3, 7), generator=generator)
+    return {"input_ids": ids * mask + (1 - mask), "attention_mask": mask, "labels": torch.tensor([0, 2, 1])}
