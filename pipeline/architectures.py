@@ -5,6 +5,7 @@ DeBERTa style) are left out on purpose: scores recomputed from query and key wou
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 from torch import nn
 from transformers import PretrainedConfig, PreTrainedModel
@@ -106,8 +107,8 @@ def shape_of(config: PretrainedConfig) -> Shape:
     )
 
 
-def encoder_of(model: PreTrainedModel) -> nn.Module:
-    """The encoder inside a classifier: what `layers` and `embeddings` are relative to."""
+def encoder_of(model: PreTrainedModel) -> Any:
+    """The encoder inside a classifier: what `layers` and `embeddings` are relative to. Families share no type."""
     return getattr(model, model.base_model_prefix)
 
 

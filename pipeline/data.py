@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -68,7 +68,8 @@ def load_dataset(settings: DataSettings, root: Path, seed: int) -> Dataset:
         raise DataError(
             f"{near['test_rows']} of {len(splits['test'])} test rows ({share:.1%}) have a near duplicate in train "
             f"or dev (similarity >= {settings.near_duplicates.similarity}), at most "
-            f"{settings.near_duplicates.max_share:.1%} allowed, for example {examples}; remove them, or raise data.near_duplicates.max_share knowingly"
+            f"{settings.near_duplicates.max_share:.1%} allowed, for example {examples}; "
+            "remove them, or raise data.near_duplicates.max_share knowingly"
         )
     findings = {
         "rows": {name: len(splits[name]) for name in SPLITS},
@@ -155,7 +156,7 @@ def _label_text(label: Any) -> str:
 
 def _read_csv(path: Path, source: FilesSource) -> Iterator[tuple[int, dict[Any, Any]]]:
     delimiter = "\t" if path.suffix == ".tsv" else ","
-    quoting = csv.QUOTE_MINIMAL if source.quoting else csv.QUOTE_NONE
+    quoting: Literal[0, 3] = csv.QUOTE_MINIMAL if source.quoting else csv.QUOTE_NONE
     csv.field_size_limit(20 * MAX_CELL_CHARACTERS)
     # utf-8-sig takes a byte order mark away; newline="" leaves line ends inside quotes to the csv module.
     with path.open(encoding="utf-8-sig", newline="") as file:
@@ -314,10 +315,11 @@ def _cut_dev(rows: list[Row], fraction: float, seed: int) -> tuple[list[Row], li
 
     first = {normalise(row.text): row for row in reversed(rows)}
     texts = list(first)
-    labels: list[str] | None = [first[text].label for text in texts]
+    labels = [first[text].label for text in texts]
+    stratify: list[str] | None = labels
     if min(Counter(labels).values()) < 2 or round(fraction * len(texts)) < len(set(labels)):
-        labels = None  # too few rows to give each class one in dev
-    _, dev_texts = train_test_split(texts, test_size=fraction, random_state=seed, stratify=labels)
+        stratify = None  # too few rows to give each class one in dev
+    _, dev_texts = train_test_split(texts, test_size=fraction, random_state=seed, stratify=stratify)
     in_dev = set(dev_texts)
     train = [row for row in rows if normalise(row.text) not in in_dev]
     lost = {row.label for row in rows} - {row.label for row in train}
@@ -341,7 +343,9 @@ def near_duplicates(splits: dict[str, list[Row]], similarity: float) -> dict[str
     vectorizer = CountVectorizer(analyzer="char_wb", ngram_range=(4, 4), preprocessor=normalise, dtype=np.float64)
     matrix = normalize(vectorizer.fit_transform([*known, *test]))
     known_matrix, test_matrix = matrix[: len(known)], matrix[len(known) :]
-    examples, count, highest = [], 0, []
+    examples: list[tuple[str, str]] = []
+    highest: list[float] = []
+    count = 0
     for start in range(0, len(test), 512):  # blocks bound the memory of the product
         block = (test_matrix[start : start + 512] @ known_matrix.T).toarray()
         best = block.argmax(axis=1)

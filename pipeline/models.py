@@ -200,7 +200,7 @@ def load_teacher(folder: Path, settings: TeacherSettings, labels: Sequence[str])
 
 
 def _check_labels(config: PretrainedConfig, labels: Sequence[str]) -> None:
-    found = [config.id2label[i] for i in range(config.num_labels)]
+    found = [(config.id2label or {})[i] for i in range(config.num_labels)]
     generic = [f"LABEL_{i}" for i in range(len(found))]
     if len(found) != len(labels):
         raise ModelError(
@@ -412,7 +412,10 @@ def _norms_of(model: PreTrainedModel, layers: Sequence[int]) -> list[nn.LayerNor
     norms = [encoder_of(model).embeddings.LayerNorm]
     for number in layers:
         layer = layers_of(model)[number - 1]
-        norms += [layer.get_submodule(family.attention_norm), layer.get_submodule(family.ffn_norm)]
+        for name in (family.attention_norm, family.ffn_norm):
+            norm = layer.get_submodule(name)
+            assert isinstance(norm, nn.LayerNorm)
+            norms.append(norm)
     return norms
 
 
@@ -488,15 +491,21 @@ _HEADS = {"bert": ("bert.pooler.dense", "classifier"), "distilbert": ("pre_class
 def _copy_head(student: PreTrainedModel, teacher: PreTrainedModel, basis: Tensor) -> None:
     """Copies the classifier. Between its two layers is an elementwise function, so units are chosen, not mixed."""
     dense_name, out_name = _HEADS.get(teacher.config.model_type, ("classifier.dense", "classifier.out_proj"))
-    dense, out = teacher.get_submodule(dense_name), teacher.get_submodule(out_name)
-    units = _largest(out.weight.norm(dim=0), student.get_submodule(dense_name).weight.shape[0])
-    _set_linear(student.get_submodule(dense_name), dense.weight[units] @ basis, dense.bias[units])
-    _set_linear(student.get_submodule(out_name), out.weight[:, units], out.bias)
+    dense, out = _linear(teacher, dense_name), _linear(teacher, out_name)
+    units = _largest(out.weight.norm(dim=0), _linear(student, dense_name).weight.shape[0])
+    _set_linear(_linear(student, dense_name), dense.weight[units] @ basis, dense.bias[units])
+    _set_linear(_linear(student, out_name), out.weight[:, units], out.bias)
 
 
 def _largest(scores: Float[Tensor, " units"], count: int) -> Tensor:
     """Numbers of the `count` largest scores, ascending."""
     return scores.argsort(descending=True, stable=True)[:count].sort().values
+
+
+def _linear(module: nn.Module, name: str) -> nn.Linear:
+    found = module.get_submodule(name)
+    assert isinstance(found, nn.Linear)
+    return found
 
 
 def _set_linear(linear: nn.Linear, weight: Tensor, bias: Tensor) -> None:
@@ -507,10 +516,10 @@ def _set_linear(linear: nn.Linear, weight: Tensor, bias: Tensor) -> None:
 def _copy_layer(mine: nn.Module, theirs: nn.Module, family: Family, small: Shape, large: Shape, basis: Tensor) -> None:
     """One teacher layer in the student's sizes: heads that write most, FFN units that write most, changed basis."""
     _copy_attention(mine, theirs, family, small, large, basis)
-    up, down = theirs.get_submodule(family.ffn_in), theirs.get_submodule(family.ffn_out)
+    up, down = _linear(theirs, family.ffn_in), _linear(theirs, family.ffn_out)
     units = _largest(up.weight.norm(dim=1) * down.weight.norm(dim=0), small.ffn)
-    _set_linear(mine.get_submodule(family.ffn_in), up.weight[units] @ basis, up.bias[units])
-    _set_linear(mine.get_submodule(family.ffn_out), basis.T @ down.weight[:, units], down.bias @ basis)
+    _set_linear(_linear(mine, family.ffn_in), up.weight[units] @ basis, up.bias[units])
+    _set_linear(_linear(mine, family.ffn_out), basis.T @ down.weight[:, units], down.bias @ basis)
 
 
 def _copy_attention(
@@ -519,7 +528,7 @@ def _copy_attention(
     H, d = large.heads, large.hidden // large.heads
     d_small = small.hidden // small.heads
     query, key, value, output = (
-        theirs.get_submodule(name) for name in (family.query, family.key, family.value, family.attention_output)
+        _linear(theirs, name) for name in (family.query, family.key, family.value, family.attention_output)
     )
 
     def per_head(linear: nn.Linear) -> Tensor:
@@ -538,9 +547,9 @@ def _copy_attention(
         o, v = _split_product(o @ v, d_small, left_columns=True)
     for name, stacked in ((family.query, q), (family.key, k), (family.value, v)):
         flat = stacked.reshape(small.hidden, -1)
-        _set_linear(mine.get_submodule(name), flat[:, :-1], flat[:, -1])
+        _set_linear(_linear(mine, name), flat[:, :-1], flat[:, -1])
     _set_linear(
-        mine.get_submodule(family.attention_output),
+        _linear(mine, family.attention_output),
         o.transpose(0, 1).reshape(small.hidden, small.hidden),
         output.bias @ basis,
     )

@@ -265,6 +265,12 @@ class Target(Settings):
     required: bool = Field(description="Whether the gate needs this target's budgets to pass.")
     budgets: Budgets = Field(description="Limits this target must keep.")
 
+    @model_validator(mode="after")
+    def _required_has_budgets(self) -> Self:
+        if self.required and not self.budgets.model_dump(exclude_none=True):
+            raise ValueError("required is true, but there are no budgets, so nothing could fail; set at least one")
+        return self
+
 
 class MeasureSettings(Settings):
     """How latency is measured."""

@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pipeline.errors import IntegrityError
 from pipeline.files import CARD_NAME, sha256_of, write_atomically
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 1  # of every record; a change that old readers cannot take raises it
 # Names of the floors.
 MAJORITY, LINEAR = "majority", "linear"
 
@@ -26,7 +26,7 @@ class Record(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
-    schema_version: Literal[1] = SCHEMA_VERSION
+    schema_version: Literal[1] = 1
 
 
 class FileFact(Record):

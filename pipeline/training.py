@@ -185,7 +185,7 @@ class Distiller(nn.Module):
         assert teacher is not None
         ids = batch.get("teacher_input_ids", batch["input_ids"])
         if teacher.device != ids.device:
-            teacher.to(ids.device)
+            nn.Module.to(teacher, ids.device)  # transformers wraps its own `to` in a type that takes no device
         return self._teacher_reader.read({"input_ids": ids, "attention_mask": batch["attention_mask"]})
 
 
@@ -336,8 +336,8 @@ class _Trainer(Trainer):
         return (loss, outputs) if return_outputs else loss
 
     def evaluate(self, eval_dataset: Any = None, ignore_keys: Any = None, metric_key_prefix: str = "eval") -> Any:
-        # The Trainer's own loop, given a loader that Accelerate did not make, cuts every batch to the size of the training
-        # split's last one when it evaluates at the end of an epoch.
+        # The Trainer's own loop, given a loader that Accelerate did not make, cuts every batch to the size of the
+        # training split's last one when it evaluates at the end of an epoch.
         student = self.accelerator.unwrap_model(self.model).student
         logits = predict_logits(student, self._dev.ids, self._dev.pad_id, "dev")
         metrics = {"eval_accuracy": correct_share(logits, self._dev.labels)}
@@ -376,7 +376,7 @@ class _Checksums(TrainerCallback):
     """Seals each checkpoint once it is whole: one without a card was cut short, and is never resumed from."""
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        seal(Path(args.output_dir) / f"checkpoint-{state.global_step}", CHECKPOINT)
+        seal(Path(str(args.output_dir)) / f"checkpoint-{state.global_step}", CHECKPOINT)
 
 
 class _Narrator(TrainerCallback):
@@ -403,7 +403,8 @@ class _Bar(ProgressCallback):
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         super().on_train_begin(args, state, control, **kwargs)
-        self.training_bar.set_description(self.name)
+        if self.training_bar is not None:
+            self.training_bar.set_description(self.name)
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
         pass
@@ -457,7 +458,7 @@ def predict_logits(
 
     model.eval()
     device = torch.device("cuda") if torch.cuda.is_available() else torch.device("cpu")
-    model.to(device)
+    nn.Module.to(model, device)
     logits = torch.empty(len(ids), model.config.num_labels)
     batches = batches_by_length([len(row) for row in ids], batch_size)
     with torch.no_grad():

@@ -27,7 +27,7 @@ class Variant:
 def variants_of(settings: DistillSettings, seed: int) -> list[Variant]:
     """The students to train, the distilled ones first."""
     logit_losses = {name: s for name, s in settings.losses.items() if plugins.load("loss", name).KIND == "logit"}
-    wanted = [
+    wanted: list[tuple[str, int, dict[str, dict[str, Any]]]] = [
         ("distilled", settings.seeds, settings.losses),
         ("logits_only", settings.controls.logits_only, logit_losses or {"logit_kl": {}}),
         ("no_teacher", settings.controls.no_teacher, {"cross_entropy": {}}),

@@ -12,6 +12,7 @@ from tokenizers import Tokenizer
 
 from eval import figures
 from eval.latency import Exported, measure, time_tokenizer
+from eval.statistics import TooFewError
 from pipeline import guard, records
 from pipeline.data import read_prepared
 from pipeline.params import Params, load
@@ -66,6 +67,13 @@ def _reference(workspace: Workspace, format_name: str) -> Exported | None:
 def _summary(found: Measurement) -> str:
     if found.not_measured is not None:
         return f"not measured: {found.not_measured}"
+    try:
+        return _figures(found)
+    except TooFewError as error:
+        return f"samples kept; {error}"
+
+
+def _figures(found: Measurement) -> str:
     text = f"median {figures.p50_ms(found).value:.2f} ms, 90th percentile {figures.p90_ms(found).value:.2f} ms"
     if found.reference_digest is not None:
         text += f", {figures.speedup(found).value:.2f} times the teacher's speed"

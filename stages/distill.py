@@ -109,6 +109,7 @@ def _train_variant(
     dev_accuracy = correct_share(dev_logits, splits["dev"].labels)
     if variant.kind == "distilled":
         check_not_collapsed(dev_accuracy, splits["dev"].labels, "the student")
+    test_accuracy = correct_share(test_logits, splits["test"].labels)
     facts = {
         "key": key,
         "kind": variant.kind,
@@ -117,7 +118,7 @@ def _train_variant(
         "parameters": count_parameters(student),
         "steps": training.steps,
         "dev_accuracy": dev_accuracy,
-        "test_accuracy": correct_share(test_logits, splits["test"].labels),
+        "test_accuracy": test_accuracy,
         "threads": params.threads,
     }
     with output_folder(done, expected_bytes=4 * count_parameters(student)) as partial:
@@ -130,7 +131,7 @@ def _train_variant(
         "%s: %.2f %% on dev, %.2f %% on test after %d steps (%.0f s)",
         variant.name,
         100 * dev_accuracy,
-        100 * float(str(facts["test_accuracy"])),
+        100 * test_accuracy,
         training.steps,
         training.seconds,
     )

@@ -91,7 +91,7 @@ def read_sections(name: str) -> set[str]:
         text = (ROOT / dep).read_text("utf-8")
         if not re.search(r"\bparams: Params\b|params = load\(", text) or "losses/" in dep or "export/" in dep:
             continue
-        found |= {match for match in re.findall(r"\bparams\.([a-z_]+(?:\.[a-z_]+)?)", text)}
+        found |= set(re.findall(r"\bparams\.([a-z_]+(?:\.[a-z_]+)?)", text))
     return {section for section in found if section.split(".")[0] in Params.model_fields}
 
 

@@ -96,6 +96,15 @@ def test_canary_that_differs_from_itself_is_unfit(canary):
     assert "the runner is unfit: it timed the model at" in figures.why_unfit(make_measurement(canary=canary))
 
 
+def test_small_lean_of_the_canary_is_told_and_decides_nothing():
+    """1.5 % at 1 % noise is certain, but less than the tolerance."""
+    measurement = make_measurement(canary=1.015, noise=0.01)
+    assert figures.canary_ratio(measurement).low > 1
+    assert figures.why_unfit(measurement) is None
+    (warning,) = figures.find_warnings(measurement)
+    assert warning.startswith("ratios are off by about 1.")
+
+
 def test_canary_off_by_more_than_the_tolerance_is_unfit_however_wide_its_interval():
     """Noise so large that 1 lies inside, and the median is off by 5 %."""
     measurement = make_measurement(canary=1.05, n=20, noise=0.3)

@@ -7,15 +7,18 @@ A runtime file has:
 - `why_unusable()`: the reason why it cannot run here, or None.
 - `version()`: its version.
 - `open_session(folder, artefact, threads)`: a `Session`.
+- `prepare(folder, artefact)` and `open_prepared(folder, artefact, threads)` (optional, both): `open_session` in two steps,
+  so that importing the library and checking the file are no part of the load time.
 """
 
 from types import TracebackType
-from typing import Protocol, Self
+from typing import Protocol, Self, runtime_checkable
 
 import numpy as np
 from jaxtyping import Float, Int
 
 
+@runtime_checkable
 class Session(Protocol):
     """A loaded artefact. Inputs go in by name."""
 

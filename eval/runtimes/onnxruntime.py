@@ -2,7 +2,6 @@
 
 from importlib import metadata, util
 from pathlib import Path
-from time import perf_counter
 from types import TracebackType
 from typing import Any, Self
 
@@ -34,18 +33,27 @@ def open_session(folder: Path, artefact: Artefact, threads: int) -> "OnnxSession
     Raises:
         ModelError: the file is damaged, hostile, or not what the artefact's record says.
     """
-    path = folder / artefact.file
-    check_onnx_file(path)
-    return OnnxSession(path, artefact, threads)
+    prepare(folder, artefact)
+    return open_prepared(folder, artefact, threads)
+
+
+def prepare(folder: Path, artefact: Artefact) -> None:
+    """Imports the library and checks the file: what an app has done before, so that it is no part of the load time."""
+    import onnxruntime  # noqa: F401
+
+    check_onnx_file(folder / artefact.file)
+
+
+def open_prepared(folder: Path, artefact: Artefact, threads: int) -> "OnnxSession":
+    """A session on a file that `prepare` has checked."""
+    return OnnxSession(folder / artefact.file, artefact, threads)
 
 
 class OnnxSession:
-    """A loaded file. `load_ms` is what onnxruntime itself took, without our check of the file."""
+    """A loaded file."""
 
     def __init__(self, path: Path, artefact: Artefact, threads: int) -> None:
-        started = perf_counter()
         self._session = _load(path, threads)
-        self.load_ms = 1e3 * (perf_counter() - started)
         self.input_names = tuple(value.name for value in self._session.get_inputs())
         self.output_names = tuple(value.name for value in self._session.get_outputs())
         self._max_length = artefact.max_length

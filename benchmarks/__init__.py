@@ -1,0 +1,1 @@
+"""Figures that this project claims for itself, each a command that anyone can run."""

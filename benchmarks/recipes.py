@@ -1,0 +1,156 @@
+"""What a recipe's models score over seeds, from the teacher to the int8 file: the table in the README.
+
+    decant run banking77 --files FOLDER                              trains, exports, measures
+    python -m benchmarks.recipes measure workspaces/banking77        int8 of each seed -> docs/results/banking77.json
+    python -m benchmarks.recipes table                               the records -> README.md
+
+The shipped seed's latency and its ratio to the teacher come from the workspace's own record. Every other distilled seed
+is quantized and exported here by the same functions, and scored in onnxruntime on the whole test split.
+"""
+
+import json
+import statistics
+import tempfile
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import typer
+
+from eval import figures
+from eval.accuracy import answer
+from eval.runtimes import onnxruntime
+from export import to_onnx
+from pipeline import guard, records
+from pipeline.files import write_atomically
+from pipeline.models import load_classifier
+from pipeline.params import Params, load
+from pipeline.prepared import read_encoded
+from pipeline.quantization import EncodedExamples, make_plan
+from pipeline.records import Floors, Measurement, Score, open_folder
+from pipeline.training import EncodedSplit
+from pipeline.workspace import Workspace
+
+RESULTS = Path("docs/results")
+README = Path("README.md")
+BEGIN, END = "<!-- results: made by `python -m benchmarks.recipes table` -->", "<!-- end of results -->"
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, help=__doc__)
+
+
+@app.command()
+def measure(
+    workspace: Annotated[Path, typer.Argument(help="A workspace in which the recipe has run.")],
+    target: Annotated[str, typer.Option(help="The int8 target to report.")] = "cpu",
+) -> None:
+    """Writes docs/results/<workspace's name>.json."""
+    place = Workspace(workspace)
+    params = load(place.params)
+    found = collect(params, place, target)
+    path = RESULTS / f"{workspace.name}.json"
+    write_atomically(path, json.dumps(found, indent=1) + "\n")
+    print(f"wrote {path}")
+
+
+def collect(params: Params, workspace: Workspace, target: str) -> dict[str, Any]:
+    """Everything the table shows, as plain values: accuracies are shares of 1, sizes bytes."""
+    teacher = open_folder(workspace.teacher, "teacher")
+    variants = open_folder(workspace.variants, "variants")
+    floors = records.read(Floors, workspace.floors)
+    score = records.read(Score, workspace.scored(target))
+    measured = records.read(Measurement, workspace.measured(target))
+    summary = variants.facts["summary"]
+    int8 = [_int8_accuracy(params, workspace, f"distilled-{seed}") for seed in summary["distilled"]["seeds"]]
+    speedup = figures.speedup(measured)
+    return {
+        "test_rows": floors.examples,
+        "floors": {floor.name: floor.accuracy.value for floor in floors.floors},
+        "teacher": {"test_accuracy": [teacher.facts["test_accuracy"]], "steps": teacher.facts["steps"],
+                    "parameters": teacher.facts["parameters"], "size_bytes": measured.reference_size_bytes},
+        "variants": summary,
+        "shipped": variants.facts["shipped"],
+        "int8": {"test_accuracy": int8, "size_bytes": measured.size_bytes,
+                 "shipped_accuracy": score.accuracy.value if score.accuracy else None},
+        "latency": {
+            "runtime": f"{measured.runtime} {measured.runtime_version}",
+            "threads": measured.threads,
+            "cpu": measured.machine["cpu"],
+            "p50_ms": figures.p50_ms(measured).value,
+            "p90_ms": figures.p90_ms(measured).value,
+            "speedup": speedup.model_dump(exclude={"schema_version"}),
+        },
+    }  # fmt: skip
+
+
+def _int8_accuracy(params: Params, workspace: Workspace, name: str) -> float:
+    """Test accuracy of one variant's int8 ONNX file in onnxruntime, from a plan of its own."""
+    torch.set_num_threads(params.threads)
+    folder = workspace.variants / name
+    splits = {split: read_encoded(workspace, split, params.data.max_length)[1] for split in ("train", "dev", "test")}
+    plan = make_plan(load_classifier(folder), _rows(splits["dev"]), _rows(splits["train"]), params.quantize)
+    test = splits["test"]
+    with tempfile.TemporaryDirectory() as temporary:
+        out = Path(temporary)
+        artefact = to_onnx.convert(folder, out, "int8", to_onnx.Params(), params.data.max_length, plan)
+        with onnxruntime.open_session(out, artefact, params.threads) as session:
+            logits = answer(session, test.ids, artefact, test.pad_id)
+    return float((logits.argmax(axis=1) == test.labels).mean())
+
+
+def _rows(split: EncodedSplit) -> EncodedExamples:
+    return EncodedExamples(split.names, split.ids, split.labels)
+
+
+@app.command()
+def table() -> None:
+    """Writes the tables between the markers of README.md."""
+    text = README.read_text("utf-8")
+    before, _, rest = text.partition(BEGIN)
+    _, _, after = rest.partition(END)
+    write_atomically(README, f"{before}{BEGIN}\n{render_all(RESULTS)}{END}{after}")
+    print(f"wrote the results into {README}")
+
+
+def render_all(folder: Path) -> str:
+    """One Markdown table for each record, in the order of their names."""
+    return "".join(render(file.stem, json.loads(file.read_text("utf-8"))) for file in sorted(folder.glob("*.json")))
+
+
+def render(name: str, found: dict[str, Any]) -> str:
+    """A recipe's results as a Markdown table with the facts it needs to be read."""
+    latency, speedup = found["latency"], found["latency"]["speedup"]
+    teacher = found["teacher"]["test_accuracy"]
+    rows = [
+        _row("majority class", [found["floors"]["majority"]], ""),
+        _row("TF-IDF and a linear classifier", [found["floors"]["linear"]], ""),
+        _row("teacher", teacher, _mb(found["teacher"]["size_bytes"])),
+    ]
+    labels = {"distilled": "student", "logits_only": "student, logits only", "no_teacher": "student, no teacher"}
+    for kind, label in labels.items():
+        if kind in found["variants"]:
+            variant = found["variants"][kind]
+            rows.append(_row(label, variant["test_accuracy"], _mb(4 * variant["parameters"])))
+    rows.append(
+        _row("student, int8 ONNX in onnxruntime", found["int8"]["test_accuracy"], _mb(found["int8"]["size_bytes"]))
+    )
+    kept = statistics.mean(found["variants"]["distilled"]["test_accuracy"]) / statistics.mean(teacher)
+    return (
+        f"\n**{name}**, {found['test_rows']:,} test rows, {found['variants']['distilled']['steps']:,} steps for every "
+        f"student\n\n| model | test accuracy, mean ± sd | seeds | size |\n|---|---|---|---|\n{''.join(rows)}\n"
+        f"The student keeps {kept:.1%} of its teacher's accuracy. int8 against the teacher in the same runtime in the "
+        f"same run: {speedup['value']:.1f} times as fast (99 % interval {speedup['low']:.1f} to {speedup['high']:.1f}), median "
+        f"{latency['p50_ms']:.2f} ms, {latency['threads']} thread, {latency['runtime']}, {latency['cpu']}.\n"
+    )
+
+
+def _row(label: str, accuracies: list[float], size: str) -> str:
+    mean = f"{100 * statistics.mean(accuracies):.2f} %"
+    spread = f" ± {100 * statistics.stdev(accuracies):.2f}" if len(accuracies) > 1 else ""
+    return f"| {label} | {mean}{spread} | {len(accuracies)} | {size} |\n"
+
+
+def _mb(size_bytes: float | None) -> str:
+    return "" if size_bytes is None else f"{size_bytes / 1e6:.1f} MB"
+
+
+if __name__ == "__main__":
+    guard.run(lambda: app(standalone_mode=False))

@@ -1,0 +1,70 @@
+"""Prints the verdict and ends with its exit status: 0 every required budget passes, 1 one fails, 3 one is undecided.
+
+Reads verdict.json and nothing else. Run as `python -m stages.gate`.
+"""
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from eval.budgets import exit_status
+from pipeline import guard, records
+from pipeline.records import BudgetVerdict, Status, Verdict
+from pipeline.workspace import Workspace
+from stages.reporting.wording import MARKS, headline, show_figure, show_figure_interval, show_limit
+
+COLOURS = {Status.PASS: "green", Status.FAIL: "red", Status.INCONCLUSIVE: "yellow", Status.NOT_MEASURED: "yellow"}
+
+
+def run(workspace: Workspace, console: Console | None = None) -> int:
+    """Prints the table, one line for each required budget that is not kept, and where the report is.
+
+    Returns:
+        The exit status.
+
+    Raises:
+        IntegrityError: there is no verdict, or it was changed since it was written.
+    """
+    verdict = records.read(Verdict, workspace.report / "verdict.json")
+    # Wide when piped, since a log that breaks lines inside a cell cannot be searched.
+    console = console or Console()
+    if not console.is_terminal:
+        console = Console(file=console.file, width=200, no_color=True)
+    console.print(Text(verdict.first_line), soft_wrap=True)
+    console.print(_table(verdict))
+    for one in sorted((b for b in verdict.budgets if b.status is not Status.PASS), key=lambda b: not b.required):
+        console.print(Text(_line(one)), soft_wrap=True)
+    sentence = headline(verdict.status, verdict.budgets)
+    console.print(Text(f"{MARKS[verdict.status]} {verdict.status}: {sentence}.", COLOURS[verdict.status]))
+    console.print(Text(f"report: {workspace.report / 'index.html'}"), soft_wrap=True)
+    return exit_status(verdict.status)
+
+
+def _table(verdict: Verdict) -> Table:
+    table = Table(box=None, pad_edge=False)
+    for column in ("target", "budget", "limit"):
+        table.add_column(column)
+    table.add_column("measured", justify="right")
+    for column in ("interval", "verdict"):
+        table.add_column(column)
+    for one in verdict.budgets:
+        status = f"{MARKS[one.status]} {one.status}{'' if one.required else ' (optional)'}"
+        table.add_row(
+            # Text, since a plain string would be read as Rich's markup, which '[1.2, 3.4]' resembles
+            *map(Text, (one.target, one.budget, show_limit(one), show_figure(one), show_figure_interval(one))),
+            Text(status, COLOURS[one.status] if one.required else "dim"),
+        )
+    return table
+
+
+def _line(one: BudgetVerdict) -> str:
+    """A reason names target, budget, figure, interval and limit by itself."""
+    return one.reason if one.required else f"{one.reason} (optional)"
+
+
+def main() -> int:
+    return run(Workspace())
+
+
+if __name__ == "__main__":
+    guard.run(main)

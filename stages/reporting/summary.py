@@ -1,0 +1,76 @@
+"""summary.md: the essentials in Markdown, for the summary of a CI job."""
+
+from collections.abc import Iterable, Sequence
+
+from pipeline.records import Status, Verdict
+from stages.reporting.evidence import Evidence
+from stages.reporting.models import ModelRow
+from stages.reporting.wording import (
+    MARKS,
+    headline,
+    show_figure,
+    show_figure_interval,
+    show_interval,
+    show_limit,
+    show_megabytes,
+    show_millions,
+    show_percent,
+    show_with_unit,
+    why,
+)
+
+
+def render_summary(evidence: Evidence, verdict: Verdict, rows: Sequence[ModelRow]) -> str:
+    """The whole file."""
+    parts = [
+        verdict.first_line,
+        f"**{MARKS[verdict.status]} {verdict.status}: {headline(verdict.status, verdict.budgets)}.**",
+        _table(
+            ("", "target", "budget", "limit", "measured", "interval", "why"),
+            (
+                (
+                    f"{MARKS[one.status]} {one.status}",
+                    one.target if one.required else f"{one.target} (optional)",
+                    one.budget,
+                    show_limit(one),
+                    show_figure(one),
+                    show_figure_interval(one),
+                    why(one),
+                )
+                for one in verdict.budgets
+            ),
+        ),
+        _table(
+            ("model", "made of", "accuracy", "95 % interval", "parameters", "size", "p50", "p90", "speed-up"),
+            (
+                (
+                    row.name,
+                    row.made_of,
+                    show_percent(row.accuracy.value if row.accuracy else None),
+                    show_interval(row.accuracy, 1, 100),
+                    show_millions(row.parameters),
+                    show_megabytes(row.size_bytes),
+                    show_with_unit(row.p50_ms.value if row.p50_ms else None, "ms"),
+                    show_with_unit(row.p90_ms.value if row.p90_ms else None, "ms"),
+                    show_with_unit(row.speedup.value if row.speedup else None, "×"),
+                )
+                for row in rows
+            ),
+        ),
+    ]
+    unmeasured = [f"- {_escape(one.reason)}" for one in verdict.budgets if one.status is Status.NOT_MEASURED]
+    if unmeasured:
+        parts.append("Not measured:\n\n" + "\n".join(unmeasured))
+    if evidence.problems:
+        parts.append("Could not be read:\n\n" + "\n".join(f"- {_escape(problem)}" for problem in evidence.problems))
+    return "\n\n".join(parts) + "\n"
+
+
+def _table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join("| " + " | ".join(_escape(cell) for cell in line) + " |" for line in lines)
+
+
+def _escape(text: str) -> str:
+    """Text that cannot end a cell or become HTML."""
+    return " ".join(text.replace("|", "\\|").replace("<", "&lt;").split("\n"))
