@@ -14,6 +14,10 @@ when the limit is inside. Each end of an interval is a one-sided bound at the co
 | load_ms, memory_mb       | at most   | median over fresh processes, order statistics       | 99 %     |
 | size_mb                  | at most   | exact                                               | -        |
 
+On a runner that times a model against itself and finds a difference of more than 2 %, the ends of every timing are moved
+outwards by twice that difference first; beyond a factor of 1.5 nothing is decided. (measuring.md, B3.5, has such a runner
+decide nothing at all; then a clear pass is undecided on every machine with a neighbour.)
+
 Sampling goes on in rounds until a verdict is reached, which looks at the data up to `measure.max_rounds` times: with
 three rounds, a 99 % bound is wrong in at most 3 % of runs.
 """
@@ -30,6 +34,7 @@ from pipeline.params import Budgets, Target
 from pipeline.records import LINEAR, BudgetVerdict, Floor, Floors, Interval, Measurement, Score, Status
 
 ACCURACY_CONFIDENCE = two_sided(0.95)
+UNFIT_LIMIT = 1.5  # an interval widened by more than this factor is a guess
 MIN_EXAMPLES = 30  # below this even a share of 0.9 has an interval some 20 points wide
 CHANCE = 0.05  # B5: the level of the McNemar alarm
 MAX_GROWTH = 100  # advice to take more than this many times the samples is no advice
@@ -151,9 +156,12 @@ def _judge_one(name: str, budget: str, limit: float, required: bool, records: _R
         _refuse_missing(records, rule)
         figure = rule.figure(records)
         doubt = _why_in_doubt(records, rule)
-        status = _decide(figure, limit, rule.is_least) if doubt is None else Status.INCONCLUSIVE
+        judged = figure if doubt is None else _widened(figure, records, rule)
+        status = _decide(judged, limit, rule.is_least) if judged is not None else Status.INCONCLUSIVE
         if status is Status.INCONCLUSIVE:
             note = doubt or _advice(figure, limit, records, rule)
+        elif doubt is not None and judged is not None:
+            note = f"also with the interval widened to {_show(judged, rule)}, since {doubt}"
     except TooFewError as error:
         note = str(error)
     except _NotMeasuredError as error:
@@ -205,6 +213,24 @@ def _why_in_doubt(records: _Records, rule: _Rule) -> str | None:
         if missing:
             return f"too few examples: no test row of class {', '.join(missing[:10])}"
     return None
+
+
+def _widened(figure: Interval, records: _Records, rule: _Rule) -> Interval | None:
+    """The interval of a timing taken on an unfit runner, each end moved by twice what the canary was off; else None.
+
+    Without this a clear pass (twelve times as fast where one and a half was asked) would be undecided whenever a
+    neighbour on the machine moves the canary by a few per cent. Beyond UNFIT_LIMIT nothing is decided.
+    """
+    if rule.evidence != "measurement" or records.measurement is None:
+        return None
+    try:
+        canary = figures.canary_ratio(records.measurement)
+    except TooFewError:
+        return None
+    factor = max(canary.high, 1 / canary.low) ** 2
+    if factor > UNFIT_LIMIT:
+        return None
+    return figure.model_copy(update={"low": figure.low / factor, "high": figure.high * factor})
 
 
 def _advice(figure: Interval, limit: float, records: _Records, rule: _Rule) -> str:

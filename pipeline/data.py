@@ -6,6 +6,7 @@ Every problem with a row is collected and reported with its file and line; no ro
 import csv
 import json
 import re
+import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -57,10 +58,10 @@ def load_dataset(settings: DataSettings, root: Path, seed: int) -> Dataset:
     splits = _read_hub(settings.hub) if settings.source == "hub" else _read_files(files_source(settings, root))
     splits, dropped_empty = _handle_empty(splits, settings.empty_text)
     _check_rows(splits)
+    labels = tuple(sorted({row.label for row in splits["train"]}, key=_label_order))
     splits, leaked = _remove_leaks(splits)
     if "dev" not in splits:
         splits["train"], splits["dev"] = _cut_dev(splits["train"], settings.dev_fraction, seed)
-    labels = tuple(sorted({row.label for row in splits["train"]}, key=_label_order))
     near = near_duplicates(splits, settings.near_duplicates.similarity)
     share = near["test_rows"] / len(splits["test"])
     if share > settings.near_duplicates.max_share:
@@ -87,8 +88,8 @@ def load_dataset(settings: DataSettings, root: Path, seed: int) -> Dataset:
 
 
 def _label_order(label: str) -> tuple[int, int, str]:
-    """Numbers in numeric order, before names in alphabetic order."""
-    return (0, int(label), "") if label.isdigit() else (1, 0, label)
+    """Numbers in numeric order, before names in alphabetic order. Text decides between '1' and '01'."""
+    return (0, int(label), label) if re.fullmatch(r"[0-9]{1,18}", label) else (1, 0, label)
 
 
 # --- reading -----------------------------------------------------------------------------------------------------
@@ -98,17 +99,15 @@ def _read_files(source: FilesSource) -> dict[str, list[Row]]:
     problems: list[str] = []
     splits = {}
     for split, path in split_files(source).items():
-        rows = []
-        for row in _read_file(path, source, problems):
-            rows.append(row)
-        splits[split] = rows
-        if not rows and not problems:
+        before = len(problems)
+        splits[split] = list(_read_file(split, path, source, problems))
+        if not splits[split] and len(problems) == before:
             problems.append(f"{path}: no rows; expected at least one example")
     _raise_if(problems)
     return splits
 
 
-def _read_file(path: Path, source: FilesSource, problems: list[str]) -> Iterator[Row]:
+def _read_file(split: str, path: Path, source: FilesSource, problems: list[str]) -> Iterator[Row]:
     """Rows of one file; what is wrong with it goes into `problems`."""
     readers = {".csv": _read_csv, ".tsv": _read_csv, ".jsonl": _read_jsonl, ".parquet": _read_parquet}
     if path.suffix not in readers:
@@ -118,43 +117,66 @@ def _read_file(path: Path, source: FilesSource, problems: list[str]) -> Iterator
         problems.append(f"{path}: no such file; check data.files in params.yaml")
         return
     try:
-        for line, record in readers[path.suffix](path, source):
-            row = _make_row(path, line, record, source, problems)
+        for line, record in readers[path.suffix](path, source, problems):
+            row = _make_row(f"{path}:{line}", f"{split}-{line}", record, source, problems)
             if row is not None:
                 yield row
-    except UnicodeDecodeError as error:
-        problems.append(f"{path}: a byte that is not UTF-8 at offset {error.start}; save the file as UTF-8")
+    except UnicodeDecodeError:
+        problems.append(f"{path}:{_line_not_utf8(path)}: a byte that is not UTF-8; save the file as UTF-8")
     except DataError as error:
         problems.append(str(error))
 
 
-def _make_row(path: Path, line: int, record: dict[Any, Any], source: FilesSource, problems: list[str]) -> Row | None:
-    where = f"{path}:{line}"
+def _line_not_utf8(path: Path) -> int | str:
+    """The first line with a byte that is not UTF-8: the decoder itself knows only the place in its buffer."""
+    with path.open("rb") as file:
+        for number, line in enumerate(file, start=1):
+            try:
+                line.decode("utf-8")
+            except UnicodeDecodeError:
+                return number
+    return "?"
+
+
+def _make_row(
+    where: str, number: str, record: dict[Any, Any], source: FilesSource | HubSource, problems: list[str]
+) -> Row | None:
+    """One row, or None with a problem. `number` becomes its id where the data has none."""
     text, label = record.get(source.text), record.get(source.label)
-    if label is None or str(label).strip() == "":
+    wrong = next((value for value in (text, label) if isinstance(value, list | dict)), None)
+    if wrong is not None:
+        problems.append(f"{where}: found a {type(wrong).__name__} as text or label, expected text")
+        return None
+    label = _label_text(label)
+    if label == "":
         problems.append(f"{where}: no label in column '{source.label}'")
         return None
     text = "" if text is None else str(text)
     if len(text) > MAX_CELL_CHARACTERS:
         problems.append(f"{where}: a text of {len(text):,} characters, expected at most {MAX_CELL_CHARACTERS:,}")
         return None
-    if "\0" in text:
-        problems.append(f"{where}: the text holds a NUL character; remove it")
+    if "\0" in text + label:
+        problems.append(f"{where}: the text or label holds a NUL character; remove it")
         return None
-    row_id = record.get(source.id) if source.id is not None else None
-    if source.id is not None and (row_id is None or str(row_id) == ""):
-        problems.append(f"{where}: no id in column '{source.id}'")
-        return None
-    return Row(str(row_id) if row_id is not None else f"{path.stem}-{line}", text, _label_text(label), where)
+    id_column = getattr(source, "id", None)  # data sets on the hub have none
+    if id_column is not None:
+        if record.get(id_column) in (None, ""):
+            problems.append(f"{where}: no id in column '{id_column}'")
+            return None
+        number = str(record[id_column])
+    return Row(number, text, label, where)
 
 
 def _label_text(label: Any) -> str:
+    """The label as a name; empty when there is none, which pandas writes as NaN."""
+    if label is None or label != label:
+        return ""
     if isinstance(label, float) and label.is_integer():
         label = int(label)  # Parquet gives 1.0 where a column has gaps
-    return str(label).strip()
+    return clean(str(label)).strip()
 
 
-def _read_csv(path: Path, source: FilesSource) -> Iterator[tuple[int, dict[Any, Any]]]:
+def _read_csv(path: Path, source: FilesSource, problems: list[str]) -> Iterator[tuple[int, dict[Any, Any]]]:
     delimiter = "\t" if path.suffix == ".tsv" else ","
     quoting: Literal[0, 3] = csv.QUOTE_MINIMAL if source.quoting else csv.QUOTE_NONE
     csv.field_size_limit(20 * MAX_CELL_CHARACTERS)
@@ -172,38 +194,43 @@ def _read_csv(path: Path, source: FilesSource) -> Iterator[tuple[int, dict[Any, 
                     if source.header:
                         continue
                 if len(cells) != len(columns):
-                    raise DataError(
+                    problems.append(
                         f"{path}:{reader.line_num}: {len(cells)} cells, expected {len(columns)} "
                         "(an unquoted delimiter in the text, or data.files.quoting is wrong?)"
                     )
+                    continue
                 yield reader.line_num, dict(zip(columns, cells, strict=True))
         except csv.Error as error:
             raise DataError(f"{path}:{reader.line_num}: not valid {path.suffix[1:].upper()}: {error}") from error
 
 
-def _read_jsonl(path: Path, source: FilesSource) -> Iterator[tuple[int, dict[Any, Any]]]:
+def _read_jsonl(path: Path, source: FilesSource, problems: list[str]) -> Iterator[tuple[int, dict[Any, Any]]]:
     with path.open(encoding="utf-8-sig") as file:
         for number, line in enumerate(file, start=1):
             if not line.strip():
                 continue
             try:
                 record = json.loads(line)
+            except UnicodeDecodeError:
+                raise
             except (ValueError, RecursionError):
-                raise DataError(f"{path}:{number}: not a JSON object") from None
+                problems.append(f"{path}:{number}: not JSON, expected one object a line")
+                continue
             if not isinstance(record, dict):
-                raise DataError(f"{path}:{number}: found {type(record).__name__}, expected a JSON object")
+                problems.append(f"{path}:{number}: found {type(record).__name__}, expected a JSON object")
+                continue
             _check_columns(path, list(record), source, number)
             yield number, record
 
 
-def _read_parquet(path: Path, source: FilesSource) -> Iterator[tuple[int, dict[Any, Any]]]:
+def _read_parquet(path: Path, source: FilesSource, problems: list[str]) -> Iterator[tuple[int, dict[Any, Any]]]:
     import pyarrow
     import pyarrow.parquet
 
     try:
         table = pyarrow.parquet.read_table(path)
-    except (pyarrow.ArrowInvalid, OSError) as error:
-        raise DataError(f"{path}: not a readable Parquet file: {error}") from error
+    except (pyarrow.ArrowException, OSError) as error:
+        raise DataError(f"{path}: not a readable Parquet file: {_first_line(error)}") from error
     _check_columns(path, table.column_names, source)
     yield from enumerate(table.to_pylist(), start=1)
 
@@ -217,13 +244,17 @@ def _check_columns(path: Path, columns: Sequence[Any], source: FilesSource, line
             f"{', '.join(repr(c) for c in columns)}; set data.files.text and data.files.label "
             "(numbers from 0 and header: false when the first row is data)"
         )
+    twice = [column for column in wanted if list(columns).count(column) > 1]
+    if twice:
+        raise DataError(f"{path}:{line}: more than one column {', '.join(repr(c) for c in twice)}; rename the others")
 
 
 def _read_hub(source: HubSource) -> dict[str, list[Row]]:
     import datasets
 
     names = {"train": source.train, "dev": source.dev, "test": source.test}
-    splits = {}
+    splits: dict[str, list[Row]] = {}
+    problems: list[str] = []
     for split, name in names.items():
         if name is None:
             continue
@@ -232,18 +263,28 @@ def _read_hub(source: HubSource) -> dict[str, list[Row]]:
         except Exception as error:  # datasets raises many classes, from OSError to its own
             raise DataError(
                 f"cannot load split '{name}' of data set '{source.dataset}' from the hub: "
-                f"{str(error).splitlines()[0]}; check the id, the network, or give files with --files"
+                f"{_first_line(error)}; check the id, the network, or give files with --files"
             ) from error
         missing = [column for column in (source.text, source.label) if column not in table.column_names]
         if missing:
             raise DataError(f"{source.dataset}: no column {missing}; found {table.column_names}; set data.hub")
         feature = table.features[source.label]
-        to_name = feature.int2str if isinstance(feature, datasets.ClassLabel) else _label_text
-        splits[split] = [
-            Row(f"{name}-{i}", str(record[source.text]), str(to_name(record[source.label])), f"{name}[{i}]")
-            for i, record in enumerate(table)
-        ]
+        classes = feature.names if isinstance(feature, datasets.ClassLabel) else None
+        splits[split] = []
+        for i, record in enumerate(table):
+            number = record[source.label]
+            if classes is not None:  # -1 is the hub's mark for a hidden label
+                record = {**record, source.label: classes[number] if number is not None and number >= 0 else None}
+            row = _make_row(f"{source.dataset} {name}[{i}]", f"{split}-{i}", record, source, problems)
+            splits[split] += [row] if row is not None else []
+        if not len(table):
+            problems.append(f"{source.dataset}: split '{name}' has no rows; expected at least one example")
+    _raise_if(problems)
     return splits
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 # --- checking ----------------------------------------------------------------------------------------------------
@@ -270,14 +311,14 @@ def _handle_empty(splits: dict[str, list[Row]], policy: str) -> tuple[dict[str, 
 
 
 def _check_rows(splits: dict[str, list[Row]]) -> None:
-    problems = []
+    problems = [f"{split} has no row with a text; expected at least one" for split in splits if not splits[split]]
     seen: dict[str, Row] = {}
     for row in (row for rows in splits.values() for row in rows):
         if row.id in seen:
             problems.append(f"{row.where}: id '{row.id}' is also at {seen[row.id].where}; ids must differ")
         seen.setdefault(row.id, row)
     counts = Counter(row.label for row in splits["train"])
-    if len(counts) < 2:
+    if len(counts) < 2 and splits["train"]:
         problems.append(f"train has {len(counts)} class(es), expected at least 2; check the label column")
     for label, count in sorted(counts.items()):
         if count < 2:
@@ -290,8 +331,14 @@ def _check_rows(splits: dict[str, list[Row]]) -> None:
 
 
 def normalise(text: str) -> str:
-    """Text for comparing: lower case, letters and digits only, single spaces. Other scripts are kept."""
-    words = re.findall(r"\w+", text.lower())
+    """Text for comparing: lower case, letters and digits only, single spaces. Other scripts are kept.
+
+    Composed and decomposed accents are one; vowel signs of Indic scripts, which are marks, stay in their word.
+    """
+    text = unicodedata.normalize("NFC", text)
+    kept = (c if c.isalnum() or c == "_" or unicodedata.category(c)[0] == "M" else " " for c in text.lower())
+    # A mark alone is what is left of an emoji.
+    words = [word for word in "".join(kept).split() if any(c.isalnum() or c == "_" for c in word)]
     return " ".join(words) if words else text.strip()  # only emoji or punctuation: compare it as it is
 
 
@@ -304,9 +351,19 @@ def _remove_leaks(splits: dict[str, list[Row]]) -> tuple[dict[str, list[Row]], d
         if split in splits:
             out[split] = [row for row in splits[split] if normalise(row.text) not in banned]
             removed[split] = len(splits[split]) - len(out[split])
-    if not out["train"]:
-        raise DataError("every row of train is also in dev or test; give splits that differ")
+    for split in removed:
+        if not out[split]:
+            raise DataError(f"every row of {split} is also in another split; give splits that differ")
+    lost = {row.label for row in splits["train"]} - {row.label for row in out["train"]}
+    if lost:
+        raise DataError(
+            f"every row of train with label {_quoted(lost)} is also in dev or test; give other splits, or more rows"
+        )
     return out, removed
+
+
+def _quoted(labels: Iterable[str]) -> str:
+    return ", ".join(f"'{label}'" for label in sorted(labels))
 
 
 def _cut_dev(rows: list[Row], fraction: float, seed: int) -> tuple[list[Row], list[Row]]:
@@ -319,12 +376,14 @@ def _cut_dev(rows: list[Row], fraction: float, seed: int) -> tuple[list[Row], li
     stratify: list[str] | None = labels
     if min(Counter(labels).values()) < 2 or round(fraction * len(texts)) < len(set(labels)):
         stratify = None  # too few rows to give each class one in dev
+    if len(texts) < 2:
+        raise DataError("train has one text only, so no dev split can be cut off it; give a dev split or more rows")
     _, dev_texts = train_test_split(texts, test_size=fraction, random_state=seed, stratify=stratify)
     in_dev = set(dev_texts)
     train = [row for row in rows if normalise(row.text) not in in_dev]
     lost = {row.label for row in rows} - {row.label for row in train}
     if lost:
-        raise DataError(f"cutting dev off train left no row of {sorted(lost)}; give a dev split or more rows")
+        raise DataError(f"cutting dev off train left no row of {_quoted(lost)}; give a dev split or more rows")
     return train, [row for row in rows if normalise(row.text) in in_dev]
 
 
@@ -411,7 +470,7 @@ def read_prepared(folder: Path, split: str) -> Examples:
 
 
 def clean(text: str) -> str:
-    """Text that every tokenizer takes: a lone surrogate becomes the replacement character, NUL goes."""
+    """Text that every tokenizer takes: a lone surrogate becomes a question mark, NUL goes."""
     return text.encode("utf-8", "replace").decode("utf-8").replace("\0", "")
 
 

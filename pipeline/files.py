@@ -4,12 +4,15 @@ Write beside, fsync, rename, fsync the folder. A folder appears under its name a
 """
 
 import errno
+import glob
 import hashlib
 import os
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+
+import psutil
 
 from pipeline.errors import EnvironmentFault
 
@@ -24,10 +27,10 @@ def sha256_of(path: Path) -> str:
 
 def write_atomically(path: Path, text: str) -> None:
     """Replaces a file by `text`, or leaves it as it was."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    require_space(path.parent, len(text.encode()))
     temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
+        _prepare_parent(path)
+        require_space(path.parent, len(text.encode()))
         with temporary.open("w", encoding="utf-8", newline="\n") as file:
             file.write(text)
             file.flush()
@@ -35,7 +38,8 @@ def write_atomically(path: Path, text: str) -> None:
         temporary.replace(path)
         _sync_folder(path.parent)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):  # a name too long cannot be unlinked either
+            temporary.unlink(missing_ok=True)
         raise translate_os_error(error, path) from error
 
 
@@ -49,11 +53,9 @@ def output_folder(path: Path, expected_bytes: int = 0) -> Iterator[Path]:
         path: the final name.
         expected_bytes: refuse at once when the disk has less room than this.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    for leftover in path.parent.glob(f".{path.name}.*.partial"):
-        shutil.rmtree(leftover, ignore_errors=True)
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
+        _prepare_parent(path)
         require_space(path.parent, expected_bytes)
         partial.mkdir()
         yield partial
@@ -78,15 +80,32 @@ def require_space(folder: Path, needed_bytes: int) -> None:
 
 def translate_os_error(error: OSError, path: Path) -> EnvironmentFault:
     """An operating system's error as one message that names the path and what to do."""
-    if error.errno == errno.ENOSPC:
+    if error.errno in {errno.ENOSPC, errno.EDQUOT}:
         free = shutil.disk_usage(path.parent).free
         return EnvironmentFault(
             f"{path}: the disk is full ({free:,} bytes free); free some space and run again. "
             "What was there before is unchanged."
         )
+    # While writing, a file that is read may be the one at fault; only our own partial name means nothing to a reader.
+    elsewhere = error.filename is not None and ".partial" not in str(error.filename)
+    where = path
+    if elsewhere:
+        where = os.fsdecode(error.filename) if isinstance(error.filename, bytes) else error.filename
     if error.errno in {errno.EACCES, errno.EROFS, errno.EPERM}:
-        return EnvironmentFault(f"{path}: cannot be written ({error.strerror}); check the folder's permissions")
-    return EnvironmentFault(f"{path}: {error.strerror or error}")
+        return EnvironmentFault(f"{where}: no permission ({error.strerror}); check the permissions of file and folder")
+    return EnvironmentFault(f"{where}: {error.strerror or error}")
+
+
+def _prepare_parent(path: Path) -> None:
+    """Makes the folder, and clears up after a run that was killed while it wrote `path`."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    for leftover in path.parent.glob(f".{glob.escape(path.name)}.*.partial"):
+        if leftover.suffixes[-2:] == [".old", ".partial"] and not path.exists():
+            leftover.rename(path)  # killed between the two renames of `_swap`: the old folder is all there is
+        elif leftover.is_dir():
+            shutil.rmtree(leftover, ignore_errors=True)
+        elif (pid := leftover.suffixes[-2][1:]).isdecimal() and not psutil.pid_exists(int(pid)):
+            leftover.unlink(missing_ok=True)
 
 
 def _swap(partial: Path, path: Path) -> None:
@@ -94,7 +113,12 @@ def _swap(partial: Path, path: Path) -> None:
     old = path.with_name(f".{path.name}.{os.getpid()}.old.partial")
     if path.exists():
         path.rename(old)
-    partial.rename(path)
+    try:
+        partial.rename(path)
+    except OSError:
+        if old.exists():
+            old.rename(path)
+        raise
     _sync_folder(path.parent)
     shutil.rmtree(old, ignore_errors=True)
 

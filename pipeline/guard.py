@@ -48,18 +48,24 @@ def run(main: Callable[[], int | None]) -> None:
     except KeyboardInterrupt:
         print("interrupted: nothing half-written was left; run the same command to go on", file=sys.stderr)
         status = 130
-    except OSError as error:
-        if error.errno is None or error.filename is None:
-            raise
-        print(f"error: {translate_os_error(error, Path(str(error.filename)).absolute())}", file=sys.stderr)
-        status = EnvironmentFault.exit_status
     except Exception as error:
-        # Libraries written in Rust and C++ raise their own classes for a full disk.
-        if "No space left on device" not in str(error) and "os error 28" not in str(error):
+        message = _environment_message(error)
+        if message is None:
             raise
-        print("error: the disk is full; free some space and run again. Nothing half-written was left", file=sys.stderr)
+        print(f"error: {message}", file=sys.stderr)
         status = EnvironmentFault.exit_status
     sys.exit(status)
+
+
+def _environment_message(error: Exception) -> str | None:
+    """What to say of an error that is the machine's, None for a bug."""
+    # A write to an open file names no path, and libraries written in Rust and C++ raise their own classes.
+    if "No space left on device" in str(error) or "os error 28" in str(error):
+        where = f"{error.filename}: " if getattr(error, "filename", None) else ""
+        return f"{where}the disk is full; free some space and run again. Nothing half-written was left"
+    if isinstance(error, OSError) and error.errno is not None and error.filename is not None:
+        return str(translate_os_error(error, Path(str(error.filename)).absolute()))
+    return None
 
 
 @contextlib.contextmanager
@@ -112,6 +118,7 @@ def _is_dvc(process: psutil.Process) -> bool:
 
 
 def _watch(dvc: psutil.Process) -> None:
-    while dvc.is_running() and dvc.status() != psutil.STATUS_ZOMBIE:
-        time.sleep(0.5)
+    with contextlib.suppress(psutil.NoSuchProcess):  # it may end between the two questions
+        while dvc.is_running() and dvc.status() != psutil.STATUS_ZOMBIE:
+            time.sleep(0.5)
     os.kill(os.getpid(), signal.SIGKILL)

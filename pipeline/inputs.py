@@ -39,7 +39,8 @@ def local_model_folder(source: str) -> Path | None:
     if not source.startswith("pypi:"):
         return Path(source) if Path(source).is_dir() else None
     package, _, inside = source.removeprefix("pypi:").partition("/")
-    spec = util.find_spec(package) if package.isidentifier() else None
+    # __main__ and its like have no spec, for which find_spec raises.
+    spec = util.find_spec(package) if package.isidentifier() and not package.startswith("__") else None
     if spec is None or not spec.submodule_search_locations:
         raise ModelError(f"no installed package '{package}'; install the one that carries the model, or give a folder")
     root = Path(spec.submodule_search_locations[0]).resolve()

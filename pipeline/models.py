@@ -4,6 +4,7 @@ Weights are read from safetensors only: a pickle can run code when it is opened.
 """
 
 import json
+import math
 import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -106,15 +107,18 @@ def check_safetensors(file: Path) -> None:
     try:
         entries = json.loads(header, object_pairs_hook=_refuse_duplicates)
         entries.pop("__metadata__", None)
-        spans = sorted((*entry["data_offsets"], name, entry) for name, entry in entries.items())
+        # (first byte, length, name, bytes that type and shape ask for)
+        spans = sorted(
+            (start, end - start, name, math.prod(entry["shape"]) * TYPE_BYTES.get(entry["dtype"], 0))
+            for name, entry in entries.items()
+            for start, end in [entry["data_offsets"]]
+        )
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ModelError(f"{file}: safetensors header is damaged: {error}") from None
     position = 0
-    for start, end, name, entry in spans:
-        count = 1
-        for axis in entry["shape"]:
-            count *= axis
-        if start != position or end - start != count * TYPE_BYTES.get(entry["dtype"], 0):
+    for start, length_in_bytes, name, needed in spans:
+        end = start + length_in_bytes
+        if start != position or length_in_bytes != needed:
             raise ModelError(
                 f"{file}: tensor '{name}' spans bytes {start}-{end}, which overlap, leave a hole or misfit"
             )
@@ -164,6 +168,14 @@ def check_positions(config: PretrainedConfig, max_length: int) -> None:
         )
 
 
+def check_vocabulary(config: PretrainedConfig, tokens: int) -> None:
+    """Raises ModelError when a tokenizer has tokens that the model has no embedding for."""
+    if tokens > config.vocab_size:
+        raise ModelError(
+            f"the tokenizer has {tokens} tokens, but the model {config.vocab_size}; it belongs to another model"
+        )
+
+
 def load_teacher(folder: Path, settings: TeacherSettings, labels: Sequence[str]) -> PreTrainedModel:
     """A classifier over `labels` on the model in `folder`.
 
@@ -179,23 +191,40 @@ def load_teacher(folder: Path, settings: TeacherSettings, labels: Sequence[str])
         _check_labels(config, labels)
     config.id2label, config.label2id = names, {name: number for number, name in names.items()}
     config.problem_type = "single_label_classification"
-    model, info = AutoModelForSequenceClassification.from_pretrained(
-        str(folder),
-        config=config,
-        use_safetensors=True,
-        trust_remote_code=False,
-        ignore_mismatched_sizes=settings.fine_tune,
-        output_loading_info=True,
-    )
-    # A fresh classifier (and BERT's pooler, where a checkpoint has none) is expected; a fresh encoder is not.
-    fresh = [
-        name for name in info["missing_keys"] if settings.fine_tune is False or ".layer" in name or "embed" in name
-    ]
-    if fresh:
-        raise ModelError(
-            f"{folder}: {len(fresh)} weights are missing, such as '{fresh[0]}'; is this the model you meant?"
-        )
+    model = _from_folder(folder, config, new_classifier=settings.fine_tune)
     check_finite(model, str(folder))
+    return model
+
+
+def _from_folder(folder: Path, config: PretrainedConfig, *, new_classifier: bool = False) -> PreTrainedModel:
+    """The classifier in a folder, whole: transformers would fill what is missing with random weights, and go on."""
+    try:
+        model, info = AutoModelForSequenceClassification.from_pretrained(
+            str(folder),
+            config=config,
+            use_safetensors=True,
+            trust_remote_code=False,
+            ignore_mismatched_sizes=True,  # found below, and told with their names
+            output_loading_info=True,
+        )
+    except (OSError, ValueError, RuntimeError) as error:
+        raise ModelError(f"{folder}: cannot be loaded: {str(error).splitlines()[0]}") from error
+
+    def must_be_there(name: str) -> bool:
+        # A fresh classifier (and BERT's pooler, where a checkpoint has none) may be wanted; a fresh encoder is not.
+        return not new_classifier or ".layer" in name or "embed" in name
+
+    missing = sorted(name for name in info["missing_keys"] if must_be_there(name))
+    if missing:
+        raise ModelError(
+            f"{folder}: {len(missing)} weights are missing, such as '{missing[0]}'; is this the model you meant?"
+        )
+    misfits = sorted(name for name in info["mismatched_keys"] if must_be_there(name))
+    if misfits:
+        raise ModelError(
+            f"{folder}: {len(misfits)} weights do not fit config.json, such as '{misfits[0]}', expected "
+            f"{list(model.get_parameter(misfits[0]).shape)}; is this the model you meant?"
+        )
     return model
 
 
@@ -228,16 +257,24 @@ def save_classifier(model: PreTrainedModel, folder: Path) -> None:
 
 
 def load_classifier(folder: Path) -> PreTrainedModel:
-    """A model written by `save_classifier`, factorised embedding included, in eval mode."""
+    """A model written by `save_classifier`, factorised embedding included, in eval mode.
+
+    Raises:
+        ModelError: the folder is not safe, or its weights do not fit the configuration or are not finite.
+    """
     check_folder(folder)
     config = read_config(folder)
     if getattr(config, FACTORISED, None) is None:
-        model = AutoModelForSequenceClassification.from_pretrained(str(folder), use_safetensors=True)
+        model = _from_folder(folder, config)
     else:
         from safetensors.torch import load_file
 
         model = _new_model(config)
-        model.load_state_dict(load_file(folder / "model.safetensors"))
+        try:
+            model.load_state_dict(load_file(folder / "model.safetensors"))
+        except RuntimeError as error:
+            reason = " ".join(str(error).split())
+            raise ModelError(f"{folder}: the weights do not fit config.json: {reason[:300]}") from error
     check_finite(model, str(folder))
     return model.eval()
 
@@ -370,7 +407,9 @@ def _initialise(
     if narrower:
         norms = _norms_of(teacher, [t for _, t in pairs])
         outputs = _outputs_of(teacher, norms, probe)
-        basis = leading_directions(torch.cat(list(outputs.values())), small.hidden)
+        # ELECTRA's embeddings may have a width of their own, with directions of their own.
+        states = [output for output in outputs.values() if output.shape[-1] == large.hidden]
+        basis = leading_directions(torch.cat(states), small.hidden)
     _copy_embeddings(student, teacher, basis, keep_tokens)
     _copy_head(student, teacher, basis)
     for s, t in pairs:

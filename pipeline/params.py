@@ -6,9 +6,10 @@ DVC reads it as a number, so the two would disagree about what was trained.
 
 import json
 import math
+import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -20,6 +21,8 @@ from pipeline.errors import SettingsError
 MAX_FILE_BYTES = 1_000_000
 MAX_NODES = 20_000  # after aliases are expanded: a page of YAML can expand to billions of nodes
 MAX_DEPTH = 20
+MAX_PROBLEMS_SHOWN = 50
+MAX_MESSAGE = 1_000  # characters; a key in the file may be as long as the file
 
 
 class Settings(BaseModel):
@@ -309,18 +312,6 @@ class Params(Settings):
     measure: MeasureSettings = Field(default=MeasureSettings(), description="How latency is measured.")
 
 
-# Where params.yaml names a plug-in: path of the name, kind.
-def _named_plugins(params: Params) -> Iterator[tuple[str, str, str]]:
-    for name in params.distill.losses:
-        yield f"distill.losses.{name}", "loss", name
-    for index, name in enumerate(params.teacher.formats):
-        yield f"teacher.formats.{index}", "format", name
-    for target_name, target in params.targets.items():
-        yield f"targets.{target_name}.format", "format", target.format
-        yield f"targets.{target_name}.runtime", "runtime", target.runtime
-        yield f"targets.{target_name}.device", "device", target.device
-
-
 def load(path: Path | str = "params.yaml", *, with_plugins: bool = True) -> Params:
     """The settings in a file.
 
@@ -335,16 +326,30 @@ def load(path: Path | str = "params.yaml", *, with_plugins: bool = True) -> Para
     path = Path(path)
     values, lines, problems = _read_yaml(path)
     params = None
-    if not problems:
+    if values is not None:
         try:
             # JSON mode keeps strict types and still takes a YAML list for a tuple.
             params = Params.model_validate_json(json.dumps(values))
         except ValidationError as error:
-            problems = [_describe(detail) for detail in error.errors(include_url=False)]
-        problems += _plugin_problems(values, params, with_plugins=with_plugins or params is None)
+            problems += _describe_all(Params, values, error)
+        problems += _unknown_plugins(values)
+        if with_plugins or problems:
+            problems += _plugin_problems(values)
     if problems or params is None:
         raise SettingsError(_report(path, problems, lines))
     return params
+
+
+def read_values(path: Path) -> dict[str, Any]:
+    """What stands in a settings file, as plain values that nothing has checked yet.
+
+    Raises:
+        SettingsError: it cannot be read as YAML, or says something twice.
+    """
+    values, lines, problems = _read_yaml(path)
+    if problems:
+        raise SettingsError(_report(path, problems, lines))
+    return values
 
 
 def json_schema() -> dict[str, Any]:
@@ -372,100 +377,170 @@ def _inlined(schema: dict[str, Any]) -> dict[str, Any]:
 
 
 def _report(path: Path, problems: list[tuple[str, str]], lines: dict[str, int]) -> str:
+    first: dict[str, str] = {}
+    for where, what in problems:  # one message a place: what was wrong first is what has to be mended
+        first.setdefault(where, what)
     out = []
-    for where, what in problems:
+    for where, what in list(first.items())[:MAX_PROBLEMS_SHOWN]:
         line = lines.get(where) or lines.get(where.rpartition(".")[0])
-        out.append(f"{path}:{line}: {where}: {what}" if line else f"{path}: {where + ': ' if where else ''}{what}")
+        where = where if len(where) <= 200 else f"{where[:200]}…"
+        message = f":{line}: {where}: {what}" if line and where else f": {what}"
+        out.append(f"{path}{message[:MAX_MESSAGE]}".replace("\n", "\\n"))
+    if len(first) > MAX_PROBLEMS_SHOWN:
+        out.append(f"{path}: ... and {len(first) - MAX_PROBLEMS_SHOWN} more")
     return "\n".join(out)
 
 
-def _describe(detail: ErrorDetails) -> tuple[str, str]:
-    """One pydantic error as (path, message in the project's words)."""
-    where = ".".join(str(part) for part in detail["loc"] if not _is_union_branch(part))
-    found = detail.get("input")
-    kind = detail["type"]
-    context = detail.get("ctx", {})
+# --- pydantic's errors in the project's words ---------------------------------------------------------------------
+
+
+def _describe_all(model: type[BaseModel], values: Any, error: ValidationError) -> list[tuple[str, str]]:
+    """(path, message) for each mistake. A union reports each of its branches; here they become one message."""
+    details = error.errors(include_url=False)
+    paths = [_real_path(detail, values) for detail in details]
+    merged: dict[str, str] = {}
+    for path, detail in zip(paths, details, strict=True):
+        # A branch of another type has nothing to say once a branch looked deeper.
+        is_branch = detail["type"].endswith("_type") or detail["type"] == "literal_error"
+        if is_branch and any(len(other) > len(path) == _common(path, other) for other in paths):
+            continue
+        where, message = ".".join(path), _describe(model, path, detail)
+        found, expected, alternative = message.partition(", expected ")
+        if merged.get(where, "").startswith(found + expected) and expected:
+            message = f"{merged[where]} or {alternative}"
+        merged[where] = message
+    return list(merged.items())
+
+
+def _real_path(detail: ErrorDetails, values: Any) -> tuple[str, ...]:
+    """The keys that a reader of params.yaml sees: pydantic adds the branch of a union and marks of its own."""
+    path: list[str] = []
+    for index, part in enumerate(detail["loc"]):
+        is_last = index == len(detail["loc"]) - 1
+        if isinstance(values, dict) and (part in values or (is_last and detail["type"] == "missing")):
+            values = values.get(part)
+        elif isinstance(values, list) and isinstance(part, int) and part < len(values):
+            values = values[part]
+        else:
+            continue
+        path.append(str(part))
+    return tuple(path)
+
+
+def _common(path: tuple[str, ...], other: tuple[str, ...]) -> int:
+    """How many parts two paths share at their start."""
+    return next((i for i, (a, b) in enumerate(zip(path, other, strict=False)) if a != b), min(len(path), len(other)))
+
+
+def _describe(model: type[BaseModel], path: tuple[str, ...], detail: ErrorDetails) -> str:
+    found, kind, context = detail.get("input"), detail["type"], detail.get("ctx", {})
     if kind == "extra_forbidden":
-        key = str(detail["loc"][-1])
-        return where, f"unknown key '{key}'{plugins.nearest(key, _keys_at(detail['loc'][:-1]))}"
+        return f"unknown key {_shown(path[-1])}{plugins.nearest(path[-1], _keys_at(model, path[:-1]))}"
     if kind in {"float_type", "int_type"} and isinstance(found, str):
-        return where, f"found the text '{found}', expected a number (write small numbers as 3.0e-4, without quotes)"
-    if kind == "literal_error":
-        return where, f"found '{found}', expected {context['expected']}"
+        return f"found the text {_shown(found)}, expected a number (write small numbers as 3.0e-4, without quotes)"
     if kind == "missing":
-        return where, "missing; add this key"
+        return "missing; add this key"
     if kind == "value_error":
-        return where, str(context["error"])
-    return where, f"found {json.dumps(found, default=str)[:80]}; {detail['msg'].lower()}"
+        return str(context["error"])
+    if kind == "literal_error":
+        return f"found {_shown(found)}, expected {context['expected']}"
+    expected = detail["msg"].removeprefix("Input should be ")
+    return f"found {_shown(found)}" + (f", expected {expected}" if expected != detail["msg"] else f"; {expected}")
 
 
-def _is_union_branch(part: str | int) -> bool:
-    """Pydantic puts the tried type of a union into the path; a reader of params.yaml knows no such key."""
-    return isinstance(part, str) and (part in {"str", "int", "float"} or "[" in part)
+def _shown(value: Any) -> str:
+    """A value as one short line."""
+    text = json.dumps(value, default=str, ensure_ascii=False)
+    text = text if len(text) <= 80 else f"{text[:80]}…"
+    return f"'{text[1:-1] if text.endswith(chr(34)) else text[1:]}'" if isinstance(value, str) else text
 
 
-def _keys_at(location: tuple[str | int, ...]) -> list[str]:
+def _keys_at(model: Any, path: tuple[str, ...]) -> list[str]:
     """The keys that a section may have, found by walking the models along the path."""
-    model: Any = Params
-    for part in location:
+    for part in path:
         if isinstance(model, type) and issubclass(model, BaseModel):
             field = next((f for n, f in model.model_fields.items() if part in (n, f.alias)), None)
-            model = field.annotation if field else None
+            model = _section_of(field.annotation) if field else None
         else:  # a key of dict[str, Model]
-            model = getattr(model, "__args__", (None, None))[-1]
+            model = _section_of((get_args(model) or (None,))[-1])
     if isinstance(model, type) and issubclass(model, BaseModel):
         return [field.alias or name for name, field in model.model_fields.items()]
     return []
 
 
-def _plugin_problems(values: Any, params: Params | None, *, with_plugins: bool) -> list[tuple[str, str]]:
-    """Problems with names of plug-ins and, if asked, with the settings that they define themselves."""
+def _section_of(annotation: Any) -> Any:
+    """The model among the branches of a union; anything else as it is."""
+    models = [arg for arg in get_args(annotation) if isinstance(arg, type) and issubclass(arg, BaseModel)]
+    return models[0] if models and get_origin(annotation) is not dict else annotation
+
+
+# --- plug-ins -----------------------------------------------------------------------------------------------------
+
+
+def _unknown_plugins(values: Any) -> list[tuple[str, str]]:
+    """Names that no file implements, from values that need not be valid otherwise."""
+    known = {kind: plugins.names(kind) for kind in plugins.KINDS}
+    wrong = [(where, kind, name) for where, kind, name in _named_plugins(values) if name not in known[kind]]
+    # Searching the nearest name takes time, so it is spared for what nobody will read.
+    return [
+        (where, plugins.unknown(kind, name) if index < MAX_PROBLEMS_SHOWN else "")
+        for index, (where, kind, name) in enumerate(wrong)
+    ]
+
+
+def _named_plugins(values: Any) -> Iterator[tuple[str, str, str]]:
+    """(path, kind, name) wherever a plug-in is named."""
+    for name in _items(_get(_get(values, "distill"), "losses")):
+        yield f"distill.losses.{name}", "loss", name
+    formats = _get(_get(values, "teacher"), "formats")
+    for index, name in enumerate(formats if isinstance(formats, list) else []):
+        if isinstance(name, str):
+            yield f"teacher.formats.{index}", "format", name
+    for target_name, target in _items(_get(values, "targets")).items():
+        for kind in ("format", "runtime", "device"):
+            if isinstance(_get(target, kind), str):
+                yield f"targets.{target_name}.{kind}", kind, target[kind]
+
+
+def _plugin_problems(values: Any) -> list[tuple[str, str]]:
+    """Problems with the settings that losses and exporters define themselves."""
     problems = []
-    if params is not None:
-        problems += [
-            (where, plugins.unknown(kind, name))
-            for where, kind, name in _named_plugins(params)
-            if name not in plugins.names(kind)
-        ]
-    if not with_plugins:
-        return problems
     for where, kind, name, settings in _plugin_settings(values):
-        if name in plugins.names(kind):
-            model = plugins.load(kind, name).Params
-            try:
-                model.model_validate_json(json.dumps(settings))
-            except ValidationError as error:
-                problems += [_describe_within(where, model, detail) for detail in error.errors(include_url=False)]
-        elif params is None and kind == "loss":
-            problems.append((where, plugins.unknown(kind, name)))
+        if name not in plugins.names(kind):
+            continue
+        model = plugins.load(kind, name).Params
+        try:
+            model.model_validate_json(json.dumps(settings))
+        except ValidationError as error:
+            for inner, message in _describe_all(model, settings, error):
+                problems.append((f"{where}.{inner}" if inner else where, message))
     return problems
 
 
 def _plugin_settings(values: Any) -> Iterator[tuple[str, str, str, Any]]:
-    """(path, kind, name, settings) of every plug-in section, from values that need not be valid otherwise."""
-    losses = _get(_get(values, "distill"), "losses")
-    for name, settings in losses.items() if isinstance(losses, dict) else ():
-        yield f"distill.losses.{name}", "loss", str(name), settings
-    targets = _get(values, "targets")
-    for name, target in targets.items() if isinstance(targets, dict) else ():
-        if isinstance(_get(target, "format"), str):
-            yield f"targets.{name}.options", "format", target["format"], _get(target, "options")
+    """(path, kind, name, settings) of every section that a plug-in defines."""
+    for name, settings in _items(_get(_get(values, "distill"), "losses")).items():
+        yield f"distill.losses.{name}", "loss", name, settings
+    for name, target in _items(_get(values, "targets")).items():
+        if isinstance(_get(target, "format"), str) and "options" in target:
+            yield f"targets.{name}.options", "format", target["format"], target["options"]
 
 
 def _get(values: Any, key: str) -> Any:
     return values.get(key) if isinstance(values, dict) else None
 
 
-def _describe_within(where: str, model: type[BaseModel], detail: ErrorDetails) -> tuple[str, str]:
-    inner, message = _describe(detail)
-    if detail["type"] == "extra_forbidden":
-        key = str(detail["loc"][-1])
-        message = f"unknown key '{key}'{plugins.nearest(key, model.model_fields)}"
-    return (f"{where}.{inner}" if inner else where), message
+def _items(values: Any) -> dict[str, Any]:
+    return values if isinstance(values, dict) else {}
+
+
+# --- YAML ---------------------------------------------------------------------------------------------------------
+
+_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
 def _read_yaml(path: Path) -> tuple[Any, dict[str, int], list[tuple[str, str]]]:
-    """(values, line of each path, problems) of a YAML file that may be hostile."""
+    """(values, line of each path, problems) of a YAML file that may be hostile. No values: nothing could be read."""
     try:
         size = path.stat().st_size
         if size > MAX_FILE_BYTES:
@@ -475,13 +550,19 @@ def _read_yaml(path: Path) -> tuple[Any, dict[str, int], list[tuple[str, str]]]:
         return None, {}, [("", "no such file; run the command in a folder that has one, or copy one from recipes/")]
     except UnicodeDecodeError as error:
         return None, {}, [("", f"found a byte that is not UTF-8 at offset {error.start}; save the file as UTF-8")]
+    except OSError as error:
+        return None, {}, [("", f"cannot be read ({error.strerror}); expected a file of settings")]
     try:
-        root = yaml.compose(text, Loader=yaml.CSafeLoader if hasattr(yaml, "CSafeLoader") else yaml.SafeLoader)
+        _check_nesting(text)
+        root = yaml.compose(text, Loader=_LOADER)
     except (yaml.YAMLError, RecursionError) as error:
         mark = getattr(error, "problem_mark", None)
         at = f"line {mark.line + 1}, column {mark.column + 1}: " if mark else ""
         hint = "; indent with spaces, not tabs" if "\t" in text else ""
-        return None, {}, [("", f"{at}not valid YAML: {getattr(error, 'problem', None) or error}{hint}")]
+        what = getattr(error, "problem", None) or str(error).partition("\n")[0]
+        return None, {}, [("", f"{at}not valid YAML: {what}{hint}")]
+    except _TooLargeError as error:
+        return None, {}, [("", str(error))]
     if not isinstance(root, yaml.MappingNode):
         return None, {}, [("", "found no settings, expected sections such as 'data:' and 'targets:'")]
     reader = _NodeReader()
@@ -495,42 +576,87 @@ def _read_yaml(path: Path) -> tuple[Any, dict[str, int], list[tuple[str, str]]]:
 class _TooLargeError(Exception):
     """A hostile or mistaken file that would expand without end."""
 
+    def __init__(self) -> None:
+        super().__init__(
+            f"found more than {MAX_NODES:,} values or {MAX_DEPTH} levels once aliases are expanded; write it out"
+        )
+
+
+def _check_nesting(text: str) -> None:
+    """Refuses deep nesting before the node graph is built: libyaml's composer recurses in C until the process dies."""
+    depth = 0
+    for event in yaml.parse(text, Loader=_LOADER):
+        if isinstance(event, yaml.CollectionStartEvent):
+            depth += 1
+            if depth > MAX_DEPTH:
+                raise _TooLargeError
+        elif isinstance(event, yaml.CollectionEndEvent):
+            depth -= 1
+
 
 class _NodeReader:
-    """Turns a YAML node graph into plain values, noting lines, duplicate keys and numbers that are not finite."""
+    """Turns a YAML node graph into plain values, noting lines, duplicate keys and values that readers disagree about.
+
+    PyYAML reads YAML 1.1 and DVC reads 1.2: `010` is 8 or 10, `1:30` is 90 or a text, `no` is false or a text. Only
+    what both read alike is taken.
+    """
 
     def __init__(self) -> None:
         self.lines: dict[str, int] = {}
         self.problems: list[tuple[str, str]] = []
         self.nodes = 0
-        self.constructor = yaml.SafeLoader("")
 
     def read(self, node: yaml.Node, path: tuple[str, ...]) -> Any:
         self.nodes += 1
         if self.nodes > MAX_NODES or len(path) > MAX_DEPTH:
-            raise _TooLargeError(
-                f"found more than {MAX_NODES:,} values or {MAX_DEPTH} levels once aliases are expanded; write it out"
-            )
+            raise _TooLargeError
         where = ".".join(path)
         self.lines.setdefault(where, node.start_mark.line + 1)
         if isinstance(node, yaml.MappingNode):
             return self._read_mapping(node, path)
         if isinstance(node, yaml.SequenceNode):
             return [self.read(item, (*path, str(index))) for index, item in enumerate(node.value)]
-        try:
-            value = self.constructor.construct_object(node)
-        except (yaml.YAMLError, ValueError) as error:
-            self.problems.append((where, f"cannot read this value: {str(error).splitlines()[0]}"))
+        return self._read_scalar(node, where)
+
+    def _read_scalar(self, node: yaml.ScalarNode, where: str) -> Any:
+        text, kind = node.value, node.tag.rpartition(":")[2]
+        if kind == "timestamp":
+            return text  # a date has no place here: the model refuses it by type, or takes it for a name
+        if kind == "str":
+            # DVC writes 1.0e-5 back as 1e-05, which PyYAML takes for text; 3e-4 is only ever written by hand.
+            is_written_by_dvc = node.style in (None, "") and re.fullmatch(r"-?\d(\.\d+)?e[-+]\d\d+", text)
+            return float(text) if is_written_by_dvc and repr(float(text)) == text else text
+        if kind == "null" and text in {"", "~", "null", "Null", "NULL"}:
             return None
-        if isinstance(value, float) and not math.isfinite(value):
-            self.problems.append((where, f"found '{node.value}', expected a finite number"))
-            return None
-        # Dates, bytes and sets have no place here: keep what was written, the model refuses it by type.
-        return value if isinstance(value, str | int | float | bool | None) else node.value
+        if kind == "bool" and text.lower() in {"true", "false"}:
+            return text.lower() == "true"
+        if kind == "int" and re.fullmatch(r"[-+]?(0|[1-9]\d{0,17})", text):
+            return int(text)
+        if kind == "float" and re.fullmatch(r"[-+]?(\d+\.\d*|\.\d+)([eE][-+]?\d+)?", text):
+            if math.isfinite(float(text)):
+                return float(text)
+            self.problems.append((where, f"found {_shown(text)}, expected a finite number"))
+        elif kind == "float" and text.lower().lstrip("+-") in {".inf", ".nan"}:
+            self.problems.append((where, f"found {_shown(text)}, expected a finite number"))
+        else:
+            self.problems.append(
+                (
+                    where,
+                    f"found {_shown(text)}, which YAML readers take for different things; write numbers as 10 or "
+                    "3.0e-4, true or false, and put text in quotes",
+                )
+            )
+        return None
 
     def _read_mapping(self, node: yaml.MappingNode, path: tuple[str, ...]) -> dict[str, Any]:
         values: dict[str, Any] = {}
         for key_node, value_node in node.value:
+            line = key_node.start_mark.line + 1
+            if not isinstance(key_node, yaml.ScalarNode):
+                self.problems.append(
+                    (".".join((*path, f"key in line {line}")), "found a list or section, expected a name")
+                )
+                continue
             key = str(key_node.value)
             if key == "<<":  # a merge: written keys win over merged ones
                 merged = self.read(value_node, (*path, key))
@@ -538,10 +664,11 @@ class _NodeReader:
                     if isinstance(source, dict):
                         values = {**source, **values}
                 continue
-            line = key_node.start_mark.line + 1
             where = ".".join((*path, key))
             if where in self.lines and key in values:
-                self.problems.append((where, f"key '{key}' stands twice, in lines {self.lines[where]} and {line}"))
+                self.problems.append(
+                    (where, f"key {_shown(key)} stands twice, in lines {self.lines[where]} and {line}")
+                )
             self.lines[where] = line
             values[key] = self.read(value_node, (*path, key))
         return values

@@ -1,7 +1,7 @@
 """What stages hand over on disk: versioned JSON that a later stage can trust.
 
 A folder carries `card.json` with the SHA-256 of every file in it, written last; `open_folder` re-hashes all of them,
-since DVC restores a damaged cache file without a word. A single-file record carries the hash of its own content.
+since DVC restores a damaged cache file without a word. A record, the card included, carries the hash of its content.
 Nothing here holds a date: the same inputs give the same bytes.
 """
 
@@ -221,7 +221,7 @@ def seal(folder: Path, kind: str, sources: dict[str, str] | None = None, facts: 
         if file.is_file() and file.name != CARD_NAME
     }
     card = Card(kind=kind, sources=sources or {}, facts=facts or {}, files=files)
-    write_atomically(folder / CARD_NAME, _dump(card))
+    write(card, folder / CARD_NAME)
     return card
 
 
@@ -234,7 +234,7 @@ def open_folder(folder: Path, kind: str) -> Card:
     path = folder / CARD_NAME
     if not path.is_file():
         raise IntegrityError(f"{folder}: no {CARD_NAME}, so it was never finished; run `dvc repro` to make it again")
-    card = _parse(Card, path, path.read_text("utf-8"))
+    card = read(Card, path)
     if card.kind != kind:
         raise IntegrityError(f"{folder}: found a '{card.kind}', expected a '{kind}'; run `dvc repro` to make it again")
     for name, fact in card.files.items():
@@ -272,16 +272,16 @@ def read(kind: type[R], path: Path) -> R:
     """
     if not path.is_file():
         raise IntegrityError(f"{path}: missing; run `dvc repro` to make it")
-    text = path.read_text("utf-8")
     try:
-        outer = json.loads(text)
-        body, expected = outer["record"], outer["sha256"]
-    except (ValueError, KeyError, TypeError):
+        outer = json.loads(path.read_text("utf-8"))
+        body, expected = outer["record"], str(outer["sha256"])
+    except (ValueError, KeyError, TypeError, RecursionError):
         raise IntegrityError(f"{path}: not a Decant record or cut short; delete it and run `dvc repro`") from None
     found = _content_hash(body)
     if found != expected:
         raise IntegrityError(
-            f"{path}: changed since it was written: content has SHA-256 {found[:16]}…, expected {expected[:16]}…"
+            f"{path}: changed since it was written: content has SHA-256 {found[:16]}…, expected {expected[:16]}…; "
+            "delete it and run `dvc repro`"
         )
     return _parse(kind, path, json.dumps(body))
 
@@ -306,19 +306,8 @@ def _content_hash(body: Any) -> str:
     return hashlib.sha256(json.dumps(body, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
-def _dump(record: Record) -> str:
-    return _to_json(record.model_dump(mode="json"))
-
-
 def _to_json(value: Any) -> str:
     return json.dumps(value, sort_keys=True, indent=1) + "\n"
-
-
-def append_line(path: Path, values: dict[str, Any]) -> None:
-    """Adds one JSON line to a log."""
-    with path.open("a", encoding="utf-8") as file:
-        file.write(json.dumps(values, sort_keys=True) + "\n")
-        file.flush()
 
 
 def read_lines(path: Path) -> tuple[list[dict[str, Any]], str | None]:

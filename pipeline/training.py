@@ -19,7 +19,6 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset, Sampler
 from transformers import (
-    EarlyStoppingCallback,
     PreTrainedModel,
     PrinterCallback,
     ProgressCallback,
@@ -132,8 +131,17 @@ class Distiller(nn.Module):
     """A student with its losses: what the Trainer trains. Auxiliary modules live here and are never exported."""
 
     def __init__(
-        self, student: PreTrainedModel, teacher: PreTrainedModel | None, losses: Mapping[str, Mapping[str, Any]]
+        self,
+        student: PreTrainedModel,
+        teacher: PreTrainedModel | None,
+        losses: Mapping[str, Mapping[str, Any]],
+        seed: int = 0,
     ) -> None:
+        """Checks that the losses fit the two models, and makes their auxiliary modules, whose weights `seed` decides.
+
+        Raises:
+            SettingsError: with every loss that does not fit.
+        """
         super().__init__()
         self.student = student
         self.losses = {name: plugins.load("loss", name) for name in losses}
@@ -145,10 +153,13 @@ class Distiller(nn.Module):
         large = shape_of(teacher.config) if teacher is not None else small
         check_fit(self.loss_params, small, large)
         self.auxiliary = nn.ModuleDict()
-        for name, module in self.losses.items():
-            made = module.auxiliary(small, large, self.loss_params[name]) if hasattr(module, "auxiliary") else None
-            if made is not None:
-                self.auxiliary[name] = made
+        # Of the seed alone: the global random state also knows which variants this process trained before.
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            for name, module in self.losses.items():
+                made = module.auxiliary(small, large, self.loss_params[name]) if hasattr(module, "auxiliary") else None
+                if made is not None:
+                    self.auxiliary[name] = made
         needs = {need for module in self.losses.values() for need in module.NEEDS}
         self._student_reader = SignalReader(student, needs)
         # A list hides the teacher from nn.Module: its weights are neither trained, saved nor put into train mode.
@@ -281,28 +292,32 @@ def fit(
         train_dataset=_Rows(train),
         eval_dataset=_Rows(dev),
         data_collator=_Collator(train),
-        callbacks=[_Checksums(), _Narrator(name)],
+        callbacks=[_Checkpoints(settings.patience), _Narrator(name)],
     )
     trainer.setup(train, dev, seed)
     trainer.remove_callback(PrinterCallback)
     if _on_a_terminal():
         trainer.remove_callback(ProgressCallback)
         trainer.add_callback(_Bar(name))
-    if settings.patience:
-        trainer.add_callback(EarlyStoppingCallback(early_stopping_patience=settings.patience))
     checkpoint = newest_checkpoint(work)
-    resumed = int(checkpoint.name.rpartition("-")[2]) if checkpoint else 0
+    state = _state_of(checkpoint) if checkpoint else TrainerState()
+    resumed = state.global_step
     if checkpoint is not None:
         log.info("%s: going on from step %d of %d", name, resumed, total)
     started = time.monotonic()
-    with warnings.catch_warnings():
-        # The Trainer's data loader warns about pinned memory without a GPU, whatever it is told.
-        warnings.filterwarnings("ignore", message=".*pin_memory.*", category=UserWarning)
-        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-    history = [_clean_entry(entry) for entry in trainer.state.log_history]
+    if checkpoint is not None and (resumed >= total or _out_of_patience(state.log_history, settings.patience)):
+        # The Trainer would take one more step.
+        _load_weights(distiller, Path(state.best_model_checkpoint or checkpoint) if keep == "best" else checkpoint)
+    else:
+        with warnings.catch_warnings():
+            # The Trainer's data loader warns about pinned memory without a GPU, whatever it is told.
+            warnings.filterwarnings("ignore", message=".*pin_memory.*", category=UserWarning)
+            trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        state = trainer.state
+    history = [_clean_entry(entry) for entry in state.log_history if {"loss", "eval_accuracy"} & entry.keys()]
     accuracies = [entry["dev_accuracy"] for entry in history if "dev_accuracy" in entry]
     return TrainingRun(
-        steps=trainer.state.global_step,
+        steps=state.global_step,
         best_dev_accuracy=(max(accuracies) if keep == "best" else accuracies[-1]) if accuracies else math.nan,
         log=history,
         resumed_from_step=resumed,
@@ -351,6 +366,9 @@ class _Trainer(Trainer):
             self._sums, self._count = {}, 0
         super().log(logs, start_time)
 
+    def _rotate_checkpoints(self, use_mtime: bool = False, output_dir: str | None = None) -> None:
+        super()._rotate_checkpoints(use_mtime=False, output_dir=output_dir)  # two within a second look equally old
+
     def _load_best_model(self) -> None:
         best = self.state.best_model_checkpoint
         if best is not None:
@@ -372,11 +390,33 @@ def _on_a_terminal() -> bool:
     return sys.stderr.isatty()
 
 
-class _Checksums(TrainerCallback):
-    """Seals each checkpoint once it is whole: one without a card was cut short, and is never resumed from."""
+class _Checkpoints(TrainerCallback):
+    """When to evaluate, log and stop, from the state alone, so that a resumed run does the same.
+
+    Seals each checkpoint once it is whole: one without a card was cut short, and is never resumed from.
+    """
+
+    def __init__(self, patience: int) -> None:
+        self.patience = patience
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        if state.global_step >= state.max_steps:
+            control.should_evaluate = True  # the Trainer saves the last step, but scores it only now and then
+        if control.should_save or control.should_evaluate:
+            control.should_log = True  # sums of losses are not in a checkpoint
+
+    def on_evaluate(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        if _out_of_patience(state.log_history, self.patience):
+            control.should_training_stop = True
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         seal(Path(str(args.output_dir)) / f"checkpoint-{state.global_step}", CHECKPOINT)
+
+
+def _out_of_patience(history: Sequence[Mapping[str, Any]], patience: int) -> bool:
+    """Whether the last `patience` evaluations were no better than the best before them; never for patience 0."""
+    accuracies = [entry["eval_accuracy"] for entry in history if "eval_accuracy" in entry]
+    return 0 < patience < len(accuracies) and max(accuracies[-patience:]) <= max(accuracies[:-patience])
 
 
 class _Narrator(TrainerCallback):
@@ -419,17 +459,33 @@ def _claim(work: Path, key: str) -> None:
 
 
 def newest_checkpoint(work: Path) -> Path | None:
-    """The newest checkpoint whose files are all as sealed; damaged or unfinished ones are removed, with a message."""
+    """The newest checkpoint whose files are all as sealed, and those of the best one, which it may end with.
+
+    Damaged or unfinished ones are removed, with a message.
+    """
     found = [p for p in work.glob("checkpoint-*") if p.name.rpartition("-")[2].isdigit()]
     for checkpoint in sorted(found, key=lambda p: -int(p.name.rpartition("-")[2])):
         try:
             open_folder(checkpoint, CHECKPOINT)
+            best = _state_of(checkpoint).best_model_checkpoint
+            if best is not None:
+                open_folder(Path(best), CHECKPOINT)
         except IntegrityError as error:
             log.warning("%s; not resuming from it", error)
             shutil.rmtree(checkpoint)
         else:
             return checkpoint
     return None
+
+
+def _state_of(checkpoint: Path) -> TrainerState:
+    return TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
+
+
+def _load_weights(distiller: Distiller, checkpoint: Path) -> None:
+    from safetensors.torch import load_file
+
+    distiller.load_state_dict(load_file(checkpoint / "model.safetensors"))
 
 
 # Log entries keep what was trained, not when or how fast: the same seed gives the same log.

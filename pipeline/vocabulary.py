@@ -16,19 +16,20 @@ from pipeline.errors import ModelError
 
 
 def needed_tokens(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> list[int]:
-    """Ids to keep, ascending: special tokens, single characters, and every piece of the texts (uncut).
+    """Ids to keep, ascending: special and added tokens, single characters, and every piece of the texts (uncut).
 
     Raises:
         ModelError: the tokenizer is not WordPiece.
     """
-    model = _state(tokenizer)["model"]
+    state = _state(tokenizer)
+    model = state["model"]
     if model["type"] != "WordPiece":
         raise ModelError(
             f"student.vocabulary is 'trimmed', but the tokenizer is {model['type']}; only WordPiece can be trimmed "
             "without changing how kept text is split; set it to 'full'"
         )
     prefix = model["continuing_subword_prefix"]
-    keep = set(tokenizer.all_special_ids)
+    keep = {*tokenizer.all_special_ids, *(token["id"] for token in state["added_tokens"])}
     keep |= {number for piece, number in model["vocab"].items() if len(piece.removeprefix(prefix)) == 1}
     for ids in encode(tokenizer, texts, max_length=1_000_000):
         keep.update(ids)
@@ -51,7 +52,7 @@ def trim(tokenizer: PreTrainedTokenizerBase, keep: Sequence[int]) -> PreTrainedT
         tokenizer_object=Tokenizer.from_str(json.dumps(state)),
         model_max_length=tokenizer.model_max_length,
         model_input_names=list(tokenizer.model_input_names),
-        **{name: str(token) for name, token in tokenizer.special_tokens_map.items()},
+        **tokenizer.special_tokens_map,
     )
 
 
@@ -89,9 +90,11 @@ def _state(tokenizer: PreTrainedTokenizerBase) -> dict:
 
 
 def _renumber(post_processor: dict | None, new_id: dict[int, int]) -> None:
-    """Gives the special tokens of a template or BERT post-processor their new ids, in place."""
+    """Gives the special tokens of a template or BERT post-processor their new ids, in place; also inside a sequence."""
     if post_processor is None:
         return
+    for inner in post_processor.get("processors") or ():
+        _renumber(inner, new_id)
     for token in (post_processor.get("special_tokens") or {}).values():
         token["ids"] = [new_id[old] for old in token["ids"]]
     for end in ("sep", "cls"):

@@ -1,4 +1,4 @@
-"""The command line, `decant` (also `python -m stages`): alone it lists stages and commands with one line each."""
+"""The command line, `decant`, or `python -m stages`: alone it lists stages and commands."""
 
 import ast
 import importlib
@@ -66,7 +66,12 @@ def first_line(file: Path) -> str:
 def _register_commands() -> None:
     for module in pkgutil.iter_modules(stages.commands.__path__):
         command = importlib.import_module(f"stages.commands.{module.name}")
-        app.command(name=module.name, help=command.__doc__)(command.command)
+        app.command(name=module.name, help=_help(command.__doc__ or ""))(command.command)
+
+
+def _help(docstring: str) -> str:
+    """A module's docstring with the mark that keeps click from re-wrapping its examples."""
+    return docstring.replace("\n\n    ", "\n\n\b\n    ")
 
 
 def main() -> None:
@@ -86,7 +91,7 @@ def _invoke() -> int:
     except Exception as error:
         # Typer vendors or imports click depending on its version; a usage error has these two whatever its module.
         if hasattr(error, "format_message") and hasattr(error, "exit_code"):
-            print(f"error: {error.format_message()}; see `decant --help`", file=sys.stderr)
+            print(f"error: {error.format_message().rstrip('.')}; see `decant --help`", file=sys.stderr)
             return 2
         raise
     return result if isinstance(result, int) else 0

@@ -1,4 +1,4 @@
-"""Times one target's artefact beside the exported teacher, in the same runtime, in the same run.
+"""Times one target's artefact beside the exported teacher, in one runtime and one run.
 
 Every raw sample is kept. A time belongs to the machine it was taken on, so the machine's facts are a dependency.
 Budgets decide only how long it samples: changing one re-judges and measures nothing.
@@ -27,14 +27,14 @@ log = logging.getLogger(__name__)
 def run(params: Params, workspace: Workspace, name: str) -> None:
     """Writes `artifacts/measured/<target>.json`."""
     target = params.targets[name]
-    folder = workspace.exported(name)
+    candidate = _exported(workspace, name)
     _, test = read_encoded(workspace, "test", params.data.max_length)
-    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    tokenizer = Tokenizer.from_file(str(workspace.exported(name) / "tokenizer.json"))
     found = measure(
         target=name,
         runtime=target.runtime,
         device=target.device,
-        candidate=_exported(workspace, name),
+        candidate=candidate,
         reference=_reference(workspace, target.format),
         sequences=test.ids,
         pad_id=test.pad_id,

@@ -1,4 +1,4 @@
-"""Writes one target's artefact and compares it at once with the student it was made from.
+"""Writes one target's artefact and compares it at once with the student it came from.
 
 The folder is what ships: artefact, tokenizer, labels, reference inputs and outputs, card. A breach of parity fails
 here, before anything is measured. Run as `python -m stages.convert --target cpu`.

@@ -1,11 +1,12 @@
-"""Trains the student, more seeds of it and its controls, and ships the best on dev. Run as `python -m stages.distill`.
+"""Trains the student, more seeds of it and its controls, and ships the best on dev.
 
-Several GPUs or hosts: `accelerate launch -m stages.distill`.
+Run as `python -m stages.distill`. Several GPUs or hosts: `accelerate launch -m stages.distill`.
 """
 
 import json
 import logging
 import statistics
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,6 +14,7 @@ from transformers import PreTrainedModel
 
 from pipeline import guard, plugins
 from pipeline.data import batches_by_length, pad
+from pipeline.errors import IntegrityError
 from pipeline.files import output_folder
 from pipeline.models import build_student, count_parameters, load_classifier, save_classifier
 from pipeline.params import Params, TrainingSettings, load
@@ -97,11 +99,10 @@ def _train_variant(
     key = run_key(settings, params, splits["train"], _weights(teacher_card))
     folder = workspace.work("distill") / variant.name
     done = folder / "model"
-    if done.is_dir():
-        card = open_folder(done, KIND)
-        if card.facts["key"] == key:
-            log.info("%s: already trained", variant.name)
-            return card
+    finished = _finished(done, key)
+    if finished is not None:
+        log.info("%s: already trained", variant.name)
+        return finished
     student = _new_student(params, data, teacher, train, variant.seed)
     training = _run_phases(student, teacher, variant, params, train, splits["dev"], folder, key)
     dev_logits = predict_logits(student, splits["dev"].ids, splits["dev"].pad_id, f"{variant.name} on dev")
@@ -138,6 +139,18 @@ def _train_variant(
     return card
 
 
+def _finished(folder: Path, key: str) -> Card | None:
+    """The card of a model that an earlier run finished under the same key; a damaged one is trained again."""
+    if not folder.is_dir():
+        return None
+    try:
+        card = open_folder(folder, KIND)
+    except IntegrityError as error:
+        log.warning("%s; training it again", error)
+        return None
+    return card if card.facts["key"] == key else None
+
+
 def _run_phases(
     student: PreTrainedModel,
     teacher: PreTrainedModel,
@@ -145,7 +158,7 @@ def _run_phases(
     params: Params,
     train: EncodedSplit,
     dev: EncodedSplit,
-    folder: Any,
+    folder: Path,
     key: str,
 ) -> TrainingRun:
     """One phase with all losses; or signal losses first, whose last weights go on to the logit losses."""
@@ -154,7 +167,7 @@ def _run_phases(
     two = params.distill.phases == "two"
     if not two:
         return fit(
-            Distiller(student, teacher, variant.losses),
+            Distiller(student, teacher, variant.losses, variant.seed),
             train,
             dev,
             settings,
@@ -168,7 +181,7 @@ def _run_phases(
     )
     # A control without signal losses trains its own losses in both phases: the same number of steps for every variant.
     first = fit(
-        Distiller(student, teacher, signal or variant.losses),
+        Distiller(student, teacher, signal or variant.losses, variant.seed),
         train,
         dev,
         first_settings,
@@ -180,7 +193,7 @@ def _run_phases(
     )
     logit = {n: s for n, s in variant.losses.items() if n not in signal} or {"logit_kl": {}}
     second = fit(
-        Distiller(student, teacher, logit), train, dev, settings, folder / "main", key, variant.seed, variant.name
+        Distiller(student, teacher, logit, variant.seed), train, dev, settings, folder / "main", key, variant.seed, variant.name
     )
     shifted = [{**e, "step": e["step"] + first.steps} if "step" in e else e for e in second.log]
     return TrainingRun(

@@ -1,4 +1,4 @@
-"""Scores the models that a student must beat: majority class, and TF-IDF with a linear classifier.
+"""Scores what a student must beat: majority class, and TF-IDF with a linear classifier.
 
 Its latency belongs to the machine, so the machine's facts are a dependency. Run as `python -m stages.floors`.
 """

@@ -1,4 +1,4 @@
-"""Prints the verdict and ends with its exit status: 0 every required budget passes, 1 one fails, 3 one is undecided.
+"""Prints the verdict; its exit status: 0 required budgets pass, 1 one fails, 3 undecided.
 
 Reads verdict.json and nothing else. Run as `python -m stages.gate`.
 """

@@ -1,4 +1,4 @@
-"""Writes the facts about this machine, and digests of the inputs that lie outside the project's control.
+"""Writes the facts about this machine, and digests of the data files and the base model.
 
 Always runs, in under a second. Its outputs change only when the machine, the data files or the base model change, so
 the rest of the pipeline re-runs exactly then. Run as `python -m stages.machine`.

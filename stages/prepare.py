@@ -1,4 +1,7 @@
-"""Reads the data set, cuts and checks its splits, and makes both tokenizers. Run as `python -m stages.prepare`."""
+"""Reads the data set, cuts and checks its splits, and makes both tokenizers.
+
+Run as `python -m stages.prepare`.
+"""
 
 import logging
 from collections import Counter
@@ -9,7 +12,7 @@ from transformers import PreTrainedTokenizerBase
 from pipeline import guard
 from pipeline.data import SPLITS, Dataset, encode, load_dataset, write_prepared
 from pipeline.files import output_folder
-from pipeline.models import check_positions, find_model, read_config, student_config
+from pipeline.models import check_positions, check_vocabulary, find_model, read_config, student_config
 from pipeline.params import Params, load
 from pipeline.records import seal
 from pipeline.vocabulary import load_tokenizer, needed_tokens, save_tokenizer, trim
@@ -25,6 +28,7 @@ def run(params: Params, workspace: Workspace) -> None:
     config = read_config(folder)
     check_positions(config, params.data.max_length)
     tokenizer = load_tokenizer(folder)
+    check_vocabulary(config, len(tokenizer))
     dataset = load_dataset(params.data, workspace.root, params.seed)
     keep = None
     if params.student.vocabulary == "trimmed":

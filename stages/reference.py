@@ -1,4 +1,4 @@
-"""Exports the teacher itself, so that each target is compared with it in the same runtime in the same run.
+"""Exports the teacher, so that each target is timed beside it in the same runtime.
 
 Run as `python -m stages.reference`.
 """

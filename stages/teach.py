@@ -1,4 +1,7 @@
-"""Fine-tunes the teacher, or takes a ready one, and scores it on test. Run as `python -m stages.teach`."""
+"""Fine-tunes the teacher, or takes a ready one, and scores it on test.
+
+Run as `python -m stages.teach`.
+"""
 
 import json
 import logging

@@ -175,13 +175,34 @@ def test_stand_in_is_named_and_its_speed_means_nothing():
     assert (slow.status, stand_in in slow.reason) == (Status.NOT_MEASURED, True)
 
 
+TIMINGS = ["speedup_vs_teacher", "p50_ms", "p90_ms", "load_ms", "memory_mb"]
+
+
 @pytest.mark.parametrize("limit", [0.001, 1000.0])
-@pytest.mark.parametrize("budget", ["speedup_vs_teacher", "p50_ms", "p90_ms", "load_ms", "memory_mb"])
-def test_unfit_runner_decides_nothing(budget, limit):
+@pytest.mark.parametrize("budget", TIMINGS)
+def test_very_unfit_runner_decides_nothing(budget, limit):
     """Neither the clearest pass nor the clearest fail."""
-    found = verdict(budget, limit, measurement=make_measurement(canary=1.05))
+    found = verdict(budget, limit, measurement=make_measurement(canary=1.4))
     assert found.status is Status.INCONCLUSIVE
     assert "the runner is unfit" in found.reason
+
+
+@pytest.mark.parametrize("limit", [0.001, 1000.0])
+@pytest.mark.parametrize("budget", TIMINGS)
+def test_slightly_unfit_runner_decides_what_is_clear_and_says_so(budget, limit):
+    """A limit far from the figure is decided by the widened interval."""
+    found = verdict(budget, limit, measurement=make_measurement(canary=1.05))
+    assert found.status in {Status.PASS, Status.FAIL}
+    assert "widened" in found.reason and "the runner is unfit" in found.reason
+
+
+def test_slightly_unfit_runner_leaves_what_is_close_undecided():
+    """5 % above the median: a pass on a quiet machine, undecided on one that is off by 5 % itself."""
+    quiet = make_measurement(noise=0.005)
+    limit = 1.05 * verdict("p50_ms", 1000.0, measurement=quiet).figure.value
+    assert verdict("p50_ms", limit, measurement=quiet).status is Status.PASS
+    unfit = make_measurement(canary=1.05, noise=0.005)
+    assert verdict("p50_ms", limit, measurement=unfit).status is Status.INCONCLUSIVE
 
 
 def test_too_few_calls_are_inconclusive():
@@ -249,7 +270,8 @@ def test_swapped_records_are_refused():
 def test_only_budgets_that_are_set_are_judged():
     """None set, none judged; timing has its own list."""
     records = {"score": score(), "measurement": make_measurement(), "floors": floors(), "size_bytes": 1}
-    assert judge("cpu", target(), **records) == []
+    none = target(accuracy=0.5).model_copy(update={"budgets": Budgets()})
+    assert judge("cpu", none, **records) == []
     both = target(accuracy=0.5, p50_ms=99.0)
     assert [one.budget for one in judge("cpu", both, **records)] == ["accuracy", "p50_ms"]
     assert [one.budget for one in judge_timing("cpu", both.budgets, make_measurement())] == ["p50_ms"]

@@ -1,4 +1,4 @@
-"""Builds everything on the bundled data with `dvc repro` and prints the verdict table: what `make demo` runs."""
+"""Builds everything on the bundled data with `dvc repro`; what `make demo` runs."""
 
 import time
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Says which formats, runtimes and devices work on this machine, and why the others do not."""
+"""Says which formats, runtimes and devices work here, and why the others do not."""
 
 import shutil
 from pathlib import Path

@@ -1,4 +1,7 @@
-"""Answers with label and probability from a shipped artefact: decant predict --target cpu "wake me at six"."""
+"""Answers with label and probability from a shipped artefact.
+
+    decant predict --target cpu "wake me at six"
+"""
 
 import json
 from pathlib import Path

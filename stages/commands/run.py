@@ -1,4 +1,4 @@
-"""Runs a recipe, or any settings file, in a workspace of its own, without touching the default's artefacts.
+"""Runs a recipe, or any settings file, in a workspace of its own.
 
     decant run banking77                                  from the hub
     decant run banking77 --files ../shared/banking77      from files in place of the hub
@@ -8,7 +8,9 @@ The workspace holds a copy of the code and the settings, and its own DVC state; 
 earlier one stopped.
 """
 
+import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -21,7 +23,7 @@ import yaml
 from pipeline import records
 from pipeline.errors import EnvironmentFault, IntegrityError, SettingsError
 from pipeline.files import write_atomically
-from pipeline.params import load
+from pipeline.params import load, read_values
 from pipeline.plugins import nearest
 from pipeline.records import Status, Verdict
 from pipeline.workspace import Workspace
@@ -64,12 +66,12 @@ def prepare_workspace(source: Path, folder: Path, files: Path | None, changes: l
     Raises:
         SettingsError: the changed settings have problems; the workspace then keeps what it had.
     """
-    settings = yaml.safe_load(source.read_text("utf-8"))
+    settings = read_values(source)
     if files is not None:
         if not files.is_dir():
             raise SettingsError(f"--files {files}: no such folder")
-        settings["data"]["source"] = "files"
-        settings["data"]["files"]["root"] = str(files.resolve())
+        apply_change(settings, "data.source=files")
+        apply_change(settings, f"data.files.root={json.dumps(str(files.resolve()))}")
     for change in changes:
         apply_change(settings, change)
     folder.mkdir(parents=True, exist_ok=True)
@@ -79,7 +81,11 @@ def prepare_workspace(source: Path, folder: Path, files: Path | None, changes: l
         load(candidate)
     except SettingsError as error:
         candidate.unlink()
-        raise SettingsError(str(error).replace(str(candidate), str(source))) from None
+        # Lines of the candidate mean nothing to the user: the file's own problems first, else those of the changes.
+        load(source)
+        raise SettingsError(
+            re.sub(rf"^{re.escape(str(candidate))}(:\d+)?", f"{source}, changed", str(error), flags=re.M)
+        ) from None
     for name in CODE:
         _mirror(PROJECT / name, folder / name)
     candidate.replace(folder / "params.yaml")
@@ -92,7 +98,7 @@ def apply_change(settings: dict[str, Any], change: str) -> None:
     """Applies KEY=VALUE, VALUE as YAML, in place.
 
     Raises:
-        SettingsError: no '=', or a key above the last one that is no section.
+        SettingsError: no '=', a value that is not YAML, or a key above the last one that is no section.
     """
     key, equals, value = change.partition("=")
     if not equals:
@@ -103,7 +109,10 @@ def apply_change(settings: dict[str, Any], change: str) -> None:
         place = place.setdefault(section, {})
         if not isinstance(place, dict):
             raise SettingsError(f"--set {change}: '{section}' is no section")
-    place[last] = yaml.safe_load(value)
+    try:
+        place[last] = yaml.safe_load(value)
+    except yaml.YAMLError:
+        raise SettingsError(f"--set {change}: '{value}' is not valid YAML; quote it, or close its brackets") from None
 
 
 def reproduce(folder: Path, until: str | None = None) -> int:

@@ -9,7 +9,7 @@ import io
 import re
 import warnings
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import matplotlib as mpl
 from matplotlib.axes import Axes
@@ -52,48 +52,68 @@ STYLE: Any = {  # Any, since matplotlib's stubs want the keys as literals
 
 
 def new_axes(height: float = HEIGHT) -> tuple[Figure, Axes]:
-    figure = Figure(figsize=(WIDTH / 72, height / 72), layout="constrained")
+    figure = Figure(figsize=(WIDTH / 72, height / 72), dpi=72, layout="constrained")
     return figure, figure.subplots()
 
 
-def label_ends(axes: Axes, lines: Mapping[str, list[tuple[float, float]]]) -> None:
-    """Names each line above its last point, kept apart where lines end close together."""
-    last = {label: axes.transData.transform(points[-1]) for label, points in lines.items()}
-    right = axes.bbox.x1
-    floor = -1e9
-    for label in sorted(lines, key=lambda label: last[label][1]):
+def label_ends(axes: Axes, lines: Mapping[str, Sequence[tuple[float, float]]]) -> None:
+    """Names each line to the right of its last point, kept apart where lines end close together."""
+    first = min(points[0][0] for points in lines.values())
+    last = max(points[-1][0] for points in lines.values())
+    room = min(0.45, (LETTER_WIDTH * max(map(len, lines)) + 24) / (WIDTH - 60))  # share of the axes' width
+    span = max(last - first, 1e-9)
+    axes.set_xlim(first - 0.02 * span, last + span * room / (1 - room))
+    _settle(axes)
+    ends = {label: axes.transData.transform(points[-1])[1] for label, points in lines.items()}
+    lowest = -1e9
+    for label in sorted(lines, key=lambda label: ends[label]):
         i = list(lines).index(label)
-        y = max(last[label][1] + 5, floor)
-        floor = y + 1.1 * LETTER_HEIGHT
-        axes.annotate(
-            label, (right, y), xycoords="figure pixels", ha="right", color=SERIES[i % len(SERIES)], weight="bold"
-        )
+        y = max(ends[label], lowest)
+        lowest = y + 1.1 * LETTER_HEIGHT
+        _write(axes, label, lines[label][-1], (6, y - ends[label]), "left", "center", SERIES[i % len(SERIES)])
 
 
 def place_labels(axes: Axes, places: Sequence[tuple[str, float, float]]) -> None:
     """Writes each point's name to its right, left, above or below: the first side where nothing else is."""
+    _settle(axes)
     spots = [axes.transData.transform((x, y)) for _, x, y in places]
     taken = [(px - 6, py - 6, px + 6, py + 6) for px, py in spots]
     frame = axes.get_window_extent()
-    for (label, _, _), (px, py) in sorted(zip(places, spots, strict=True), key=lambda one: -one[1][1]):
+    for (label, x, y), (px, py) in sorted(zip(places, spots, strict=True), key=lambda one: -one[1][1]):
         width = LETTER_WIDTH * len(label)
-        sides = [
-            (9, 0, "left", px + 9),
-            (-9, 0, "right", px - 9 - width),
-            *((9, step * 15, "left", px + 9) for step in (1, -1, 2, -2, 3, -3)),
-            *((-9, step * 15, "right", px - 9 - width) for step in (1, -1, 2, -2, 3, -3)),
+        sides = [(dx, dy) for step in (0, 1, -1, 2, -2, 3, -3) for dx in (9, -9) for dy in (15 * step,)]
+        boxes = []
+        for dx, dy in sides:
+            left = px + dx - (width if dx < 0 else 0)
+            boxes.append((left, py + dy - LETTER_HEIGHT / 2, left + width, py + dy + LETTER_HEIGHT / 2))
+        is_free = [
+            box[0] >= frame.x0 and box[2] <= frame.x1 and not any(_overlap(box, other) for other in taken)
+            for box in boxes
         ]
-        boxes = [
-            (left, py + dy - LETTER_HEIGHT / 2, left + width, py + dy + LETTER_HEIGHT / 2) for _, dy, _, left in sides
-        ]
-        free = [
-            i
-            for i, box in enumerate(boxes)
-            if box[0] >= frame.x0 and box[2] <= frame.x1 + 12 and not any(_overlap(box, other) for other in taken)
-        ]
-        dx, dy, side, _ = sides[free[0] if free else 0]
-        taken.append(boxes[free[0] if free else 0])
-        axes.annotate(label, (px, py), (dx, dy), "figure pixels", "offset points", ha=side, va="center")
+        chosen = is_free.index(True) if True in is_free else 0
+        taken.append(boxes[chosen])
+        _write(axes, label, (x, y), sides[chosen], "left" if sides[chosen][0] > 0 else "right", "center", INK)
+
+
+def _settle(axes: Axes) -> None:
+    """Lays the figure out, so that it is known where on it a point will be."""
+    figure = axes.get_figure(root=True)
+    assert figure is not None
+    figure.draw_without_rendering()
+
+
+def _write(
+    axes: Axes,
+    label: str,
+    point: tuple[float, float],
+    offset: tuple[float, float],
+    ha: Literal["left", "right"],
+    va: Literal["center"],
+    colour: str,
+) -> None:
+    weight = "normal" if colour == INK else "bold"
+    text = axes.annotate(label, point, offset, "data", "offset points", ha=ha, va=va, color=colour, weight=weight)
+    text.set_in_layout(False)  # or the axes would shrink to make room, away from where labels were placed
 
 
 def _overlap(a: tuple[float, ...], b: tuple[float, ...]) -> bool:

@@ -44,6 +44,11 @@ class Trained:
     predictions: tuple[int, ...]
 
     @property
+    def parameters(self) -> int | None:
+        found = self.card.facts.get("parameters")
+        return found if isinstance(found, int) else None
+
+    @property
     def weights_bytes(self) -> int | None:
         fact = self.card.files.get("model.safetensors")
         return fact.bytes if fact else None
@@ -124,7 +129,7 @@ def gather(params: Params, workspace: Workspace) -> Evidence:
         teacher=teacher,
         student=student,
         reference_bytes={name: artefact_bytes(card, _artefact(card)) for name, card in references.items()},
-        plan=_attempt(problems, lambda: _read_object(workspace.quantized / "plan.json")) or {},
+        plan=_attempt(problems, lambda: _read_plan(workspace)) or {},
         machine=_attempt(problems, lambda: _read_object(workspace.machine)) or {},
         problems=tuple(problems),
     )
@@ -162,6 +167,12 @@ def _read_object(path: Path) -> dict[str, Any]:
     if not isinstance(found, dict):
         raise IntegrityError(f"{path}: found {type(found).__name__}, expected a JSON object")
     return found
+
+
+def _read_plan(workspace: Workspace) -> dict[str, Any]:
+    # As plain JSON, since the plan's own model is defined beside code that imports torch.
+    records.open_folder(workspace.quantized, "quantized")
+    return _read_object(workspace.quantized / "plan.json")
 
 
 def _read_rows(workspace: Workspace) -> Rows:

@@ -57,7 +57,7 @@ def ledger_bars(hops: Sequence[Hop]) -> str | None:
         widest = max(1, *(max(hop.worse, hop.better) for hop in hops))
         for y, hop in enumerate(hops):
             axes.barh(y, -hop.worse, 0.5, color=ORANGE)
-            axes.barh(y, hop.better, 0.5, color=BLUE, hatch="//", edgecolor=INK, linewidth=0)
+            axes.barh(y, hop.better, 0.5, color=BLUE)
             axes.annotate(f"{hop.worse}", (-hop.worse, y), (-5, 0), "data", "offset points", ha="right", va="center")
             axes.annotate(f"{hop.better}", (hop.better, y), (5, 0), "data", "offset points", ha="left", va="center")
         axes.axvline(0, color=INK, linewidth=1)
@@ -112,7 +112,7 @@ def latency_distribution(
         return None
     with mpl.rc_context(STYLE):
         figure, axes = new_axes(height=270)
-        log_axis(axes, [value for values in calls.values() for value in values])
+        log_axis(axes, [value for values in calls.values() for value in values], margin=1.6)
         words = []
         for i, (model, values) in enumerate(calls.items()):
             colour = (BLUE, ORANGE)[i % 2]
@@ -125,7 +125,10 @@ def latency_distribution(
                     f"{label} {show(mark.value)}", (mark.value, height), (9, -5), "data", "offset points", va="top"
                 )
                 words.append(f"{model} {label} {show(mark.value)} ms")
-            axes.annotate(model, (values[0], 0), (4, 6 + 16 * i), "data", "offset points", color=colour, weight="bold")
+            # left of the candidate and right of the teacher, where their percentiles leave room
+            share, dx, ha = ((0.7, -9, "right"), (0.25, 9, "left"))[i % 2]
+            at = (values[int(share * len(values))], 100 * share)
+            axes.annotate(model, at, (dx, 0), "data", "offset points", color=colour, weight="bold", ha=ha, va="center")
         axes.set(ylim=(0, 104), xlabel="latency of a call, ms (log scale)", ylabel="calls done, %")
         axes.set_yticks([0, 50, 90, 100])
         return svg(figure, f"latency_{name}", f"Latency of '{name}': {', '.join(words)}.")
@@ -146,7 +149,8 @@ def confusion_bars(changes: Sequence[Confusion], before: str, after: str) -> str
         axes.tick_params(axis="y", labelcolor=INK, length=0)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=6))
         axes.grid(axis="y", visible=False)
-        axes.text(0, 1.0, f"◆ {before}   ● {after}", transform=axes.transAxes, va="top", color=INK)
+        axes.text(0, 1.0, f"◆ {before}", transform=axes.transAxes, va="top", color=ORANGE, weight="bold")
+        axes.text(0.5, 1.0, f"● {after}", transform=axes.transAxes, va="top", color=BLUE, weight="bold")
         words = "; ".join(f"{c.actual} taken for {c.answered}: {c.before} then {c.after}" for c in changes)
         return svg(figure, "confusions", f"Confusions of {before} and {after}. {words}.")
 
@@ -169,7 +173,6 @@ def _accuracy_against(points: Sequence[tuple[ModelRow, float]], x_label: str, na
             places.append((row.name, x, y))
         axes.set(xlabel=x_label, ylabel="test accuracy, %")
         axes.yaxis.set_major_locator(MaxNLocator(nbins=6))
-        figure.draw_without_rendering()  # settles where the axes are, which placing the labels needs
         place_labels(axes, places)
         words = "; ".join(f"{label} {show(x)} and {show(y, 1)} %" for label, x, y in places)
         return svg(figure, name, f"{title}: {words}.")
@@ -187,7 +190,6 @@ def _curves(
             axes.plot(steps, values, color=SERIES[i % len(SERIES)], linestyle=DASHES[i % len(DASHES)], label=label)
         axes.set(xlabel="training step", ylabel=y_label)
         axes.xaxis.set_major_locator(MaxNLocator(nbins=5, integer=True))
-        figure.draw_without_rendering()
         label_ends(axes, lines)
         words = "; ".join(
             f"{label} from {show(points[0][1])} to {show(points[-1][1])}" for label, points in lines.items()

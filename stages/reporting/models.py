@@ -62,7 +62,7 @@ def compare_models(evidence: Evidence) -> list[ModelRow]:
                 role="student",
                 made_of="PyTorch, fp32, before export",
                 accuracy=_accuracy(evidence.labels, evidence.student.predictions),
-                parameters=evidence.student.card.facts.get("parameters"),
+                parameters=evidence.student.parameters,
                 size_bytes=evidence.student.weights_bytes,
             )
         )
@@ -104,7 +104,7 @@ def _teacher_row(evidence: Evidence, teacher: Trained) -> ModelRow:
         role="teacher",
         made_of=made_of,
         accuracy=_accuracy(evidence.labels, teacher.predictions),
-        parameters=teacher.card.facts.get("parameters"),
+        parameters=teacher.parameters,
         size_bytes=size or teacher.weights_bytes,
         p50_ms=figure_or_none(figures.p50_ms, timed.measurement, model="reference") if timed else None,
         p90_ms=figure_or_none(figures.p90_ms, timed.measurement, model="reference") if timed else None,
@@ -124,7 +124,7 @@ def _target_row(one: TargetEvidence, student: Trained | None) -> ModelRow:
         agreement=score.agreement,
         macro_f1=score.macro_f1,
         quantization_drop_points=score.drop_from_student_points,
-        parameters=student.card.facts.get("parameters") if student is not None and one.artefact is not None else None,
+        parameters=student.parameters if student is not None and one.artefact is not None else None,
         size_bytes=one.size_bytes,
         p50_ms=figure_or_none(figures.p50_ms, timed),
         p90_ms=figure_or_none(figures.p90_ms, timed),

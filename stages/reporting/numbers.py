@@ -55,17 +55,17 @@ def plots(evidence: Evidence, rows: Sequence[ModelRow]) -> dict[str, str]:
     entries = evidence.student.log if evidence.student is not None else ()
     return {
         "accuracy_by_size.csv": _csv(
-            ("model", "size_mb", "accuracy", "low", "high"),
+            ("series", "size_mb", "accuracy", "low", "high"),
             ((r.name, r.size_bytes / 1e6, *_ends(r.accuracy)) for r in rows if r.size_bytes and r.accuracy),
         ),
         "accuracy_by_latency.csv": _csv(
-            ("model", "p50_ms", "accuracy", "low", "high"),
+            ("series", "p50_ms", "accuracy", "low", "high"),
             ((r.name, r.p50_ms.value, *_ends(r.accuracy)) for r in rows if r.p50_ms and r.accuracy),
         ),
         "loss_terms.csv": _csv(
-            ("step", "term", "value"),
+            ("series", "step", "value"),
             (
-                (entry["step"], key.removeprefix("term_"), entry[key])
+                (key.removeprefix("term_"), entry["step"], entry[key])
                 for entry in entries
                 for key in sorted(entry)
                 if key.startswith("term_") and "step" in entry
@@ -75,11 +75,11 @@ def plots(evidence: Evidence, rows: Sequence[ModelRow]) -> dict[str, str]:
             ("step", "accuracy"),
             ((entry["step"], entry["dev_accuracy"]) for entry in entries if {"step", "dev_accuracy"} <= set(entry)),
         ),
-        "latency_distribution.csv": _csv(("model", "percent", "latency_ms"), _latency_rows(evidence)),
+        "latency_distribution.csv": _csv(("series", "percent", "latency_ms"), _latency_rows(evidence)),
         "ledger.csv": _csv(
-            ("hop", "direction", "examples"),
+            ("change", "examples"),
             (
-                (f"{hop.before} to {hop.after}", direction, count)
+                (f"{hop.before} to {hop.after}, {direction}", count)
                 for hop in evidence.ledger.hops
                 for direction, count in (("right to wrong", hop.worse), ("wrong to right", hop.better))
             ),

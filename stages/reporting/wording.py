@@ -79,7 +79,9 @@ def show_interval(figure: Interval | None, decimals: int | None = None, scale: f
 
 
 def show_megabytes(count: Any) -> str:
-    """Bytes as megabytes of 10^6."""
+    """Bytes as megabytes of 10^6; a handful of bytes as bytes."""
+    if isinstance(count, int) and count < 1000:
+        return show_with_unit(count, "B", 0)
     return show_with_unit(count / 1e6 if isinstance(count, int | float) else None, "MB")
 
 
@@ -109,17 +111,11 @@ def show_figure_interval(verdict: BudgetVerdict) -> str:
 
 
 def why(verdict: BudgetVerdict) -> str:
-    """The reason without what a table says in other columns already."""
+    """The part of the reason that a table does not say in its other columns; often nothing."""
     _, _, note = verdict.reason.partition(f": {verdict.status} (")
     if note:
         return note.removesuffix(")")
-    if verdict.figure is None:
-        return verdict.reason
-    exact = verdict.figure.low == verdict.figure.high
-    return {
-        Status.PASS: "within the limit" if exact else "the whole interval is within the limit",
-        Status.FAIL: "beyond the limit" if exact else "the whole interval is beyond the limit",
-    }.get(verdict.status, "the limit lies inside the interval")
+    return verdict.reason if verdict.figure is None else ""
 
 
 def headline(status: Status, verdicts: tuple[BudgetVerdict, ...]) -> str:

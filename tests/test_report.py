@@ -1,0 +1,404 @@
+"""The report always finishes, says why a figure is missing, and is one page that needs no network."""
+
+import csv
+import json
+import math
+import re
+import shutil
+import subprocess
+import sys
+from collections import Counter
+from html.parser import HTMLParser
+
+import pytest
+from fakes import ROOT, make_measurement
+from report_workspace import NAMES, TARGET, make_workspace, perturb, score, write_floors
+
+from eval.ledger import Ledger
+from pipeline import records
+from pipeline.params import Budgets
+from pipeline.records import Measurement, Status, Verdict
+from pipeline.workspace import Workspace
+from stages import report
+from stages.reporting.evidence import gather
+from stages.reporting.wording import BUDGETS, show, show_percent
+
+VOID = {"meta", "br", "path", "use", "line", "img", "rect", "circle"}
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """(params, workspace, verdict) of a report over a whole set of records."""
+    params, workspace = make_workspace(tmp_path_factory.mktemp("report"))
+    return params, workspace, report.run(params, workspace)
+
+
+@pytest.fixture(scope="module")
+def one_target(tmp_path_factory):
+    return make_workspace(tmp_path_factory.mktemp("one"), {"cpu": TARGET})
+
+
+@pytest.fixture
+def fresh(one_target, tmp_path):
+    """(params, workspace) that a test may damage."""
+    params, workspace = one_target
+    shutil.copytree(workspace.artifacts, tmp_path / "artifacts")
+    return params, Workspace(tmp_path)
+
+
+def page_of(workspace):
+    return (workspace.report / "index.html").read_text("utf-8")
+
+
+def status_of(verdict, budget, target="cpu"):
+    return next(one for one in verdict.budgets if (one.target, one.budget) == (target, budget))
+
+
+class Checker(HTMLParser):
+    """Collects ids, and the tags that are left open or closed twice."""
+
+    def __init__(self):
+        super().__init__()
+        self.open, self.problems, self.ids, self.tables_without_head = [], [], [], 0
+
+    def handle_starttag(self, tag, attributes):
+        self.ids += [value for name, value in attributes if name == "id"]
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        if tag in VOID:
+            return
+        if not self.open or self.open.pop() != tag:
+            self.problems.append((tag, self.getpos()))
+
+
+def test_page_is_self_contained(finished):
+    """No address, no script, no import: it can be mailed, and opened offline."""
+    page = page_of(finished[1])
+    assert "http" not in page
+    assert "<script" not in page
+    assert "@import" not in page
+    assert re.findall(r"\bsrc=", page) == []
+    assert {target[0] for target in re.findall(r'href="([^"]*)"', page)} <= {"#"}
+    assert {target[0] for target in re.findall(r"url\(([^)]*)\)", page)} <= {"#"}
+
+
+def test_page_is_well_formed_and_its_ids_are_unique(finished):
+    """Figures drawn one by one must not share ids once they are on one page."""
+    page = page_of(finished[1])
+    checker = Checker()
+    checker.feed(page)
+    assert checker.problems == []
+    assert checker.open == []
+    assert [name for name, count in Counter(checker.ids).items() if count > 1] == []
+    used = set(re.findall(r'href="#([^"]*)"|url\(#([^)]*)\)', page))
+    assert {a or b for a, b in used} <= set(checker.ids)
+
+
+def test_every_figure_says_what_it_shows_in_words(finished):
+    """A screen reader gets the numbers of a figure from its title."""
+    page = page_of(finished[1])
+    figures = re.findall(
+        r'<svg class="figure"[^>]*role="img" aria-labelledby="([^"]*)"><title id="([^"]*)">([^<]+)', page
+    )
+    assert len(figures) == page.count("<svg") >= 7
+    assert all(label == title and len(words) > 30 for label, title, words in figures)
+
+
+def test_figures_follow_the_theme(finished):
+    """A colour that stays as drawn would be dark on dark."""
+    figures = "".join(re.findall(r"<svg.*?</svg>", page_of(finished[1]), re.DOTALL))
+    assert "var(--ink)" in figures
+    assert set(re.findall(r"#[0-9a-f]{6}\b", figures)) == set()
+
+
+def test_same_records_give_the_same_bytes(finished):
+    """No date, no random id."""
+    params, workspace, _ = finished
+    before = {file: file.read_bytes() for file in workspace.report.rglob("*") if file.is_file()}
+    report.run(params, workspace)
+    assert {file: file.read_bytes() for file in workspace.report.rglob("*") if file.is_file()} == before
+
+
+def test_folder_is_sealed_and_holds_every_file(finished):
+    """The card comes last and lists all of it."""
+    card = records.open_folder(finished[1].report, "report")
+    assert {"verdict.json", "ledger.json", "metrics.json", "summary.md", "index.html"} <= set(card.files)
+    assert sum(name.startswith("plots/") for name in card.files) == 8
+    assert records.read(Verdict, finished[1].report / "verdict.json") == finished[2]
+    hops = records.read(Ledger, finished[1].report / "ledger.json").hops
+    assert [(hop.before, hop.after) for hop in hops] == [("teacher", "student"), ("student", "cpu")]
+
+
+def test_every_budget_has_its_row(finished):
+    """In params.yaml's order, each with status and limit, on the page and in the summary."""
+    params, workspace, verdict = finished
+    wanted = [
+        (name, budget)
+        for name, target in params.targets.items()
+        for budget, limit in target.budgets
+        if limit is not None
+    ]
+    assert sorted((one.target, one.budget) for one in verdict.budgets) == sorted(wanted)
+    rows = re.findall(
+        r'<tr role="row">\s*<th role="rowheader" scope="row">(\w+).*?<code>(\w+)</code>', page_of(workspace), re.DOTALL
+    )
+    assert rows == [(one.target, one.budget) for one in verdict.budgets]
+    summary = (workspace.report / "summary.md").read_text("utf-8")
+    assert all(f"| {one.budget} |" in summary for one in verdict.budgets)
+
+
+def test_first_line_comes_first(finished):
+    """Whether the student beats the linear floor, before anything else."""
+    _, workspace, verdict = finished
+    assert verdict.first_line.startswith("The student as shipped to 'cpu' beats the linear floor")
+    assert (workspace.report / "summary.md").read_text("utf-8").startswith(verdict.first_line)
+    heading = re.search(r"<h1>(.*?)</h1>", page_of(workspace)).group(1)
+    assert heading.replace("&#39;", "'").rstrip(".") == verdict.first_line.partition(": ")[0]
+
+
+def test_a_student_no_better_than_the_floor_is_said_to_be_so(fresh):
+    """The floor now answers as well as the teacher does."""
+    params, workspace = fresh
+    labels = records.read(records.Floors, workspace.floors).labels
+    workspace.floors.unlink()
+    write_floors(workspace, labels, len(NAMES), 0)
+    floors = records.read(records.Floors, workspace.floors)
+    linear = floors.floors[1].model_copy(update={"predictions": labels})
+    records.write(floors.model_copy(update={"floors": (floors.floors[0], linear)}), workspace.floors)
+    assert "does NOT beat the linear floor" in report.run(params, workspace).first_line
+
+
+def test_a_stage_that_could_not_run_gives_its_reason(finished):
+    """The record's own reason, in the verdict and on the page."""
+    _, workspace, verdict = finished
+    for budget in ("accuracy", "p90_ms"):
+        one = status_of(verdict, budget, "ios")
+        assert one.status is Status.NOT_MEASURED
+        assert "Core ML executes only on macOS" in one.reason
+    assert status_of(verdict, "size_mb", "ios").status is Status.PASS
+    assert page_of(workspace).count("Core ML executes only on macOS") >= 3
+
+
+@pytest.mark.parametrize(
+    ("damage", "unmeasured", "reason"),
+    [
+        ("scored/cpu.json", {"accuracy"}, "scored/cpu.json: missing"),
+        ("measured/cpu.json", {"p90_ms", "speedup_vs_teacher"}, "measured/cpu.json: missing"),
+        ("exported/cpu/card.json", {"accuracy", "p90_ms", "speedup_vs_teacher", "size_mb"}, "never finished"),
+        ("exported/cpu/model.onnx", {"accuracy", "p90_ms", "speedup_vs_teacher", "size_mb"}, "missing"),
+        ("floors.json", set(), "floors.json: missing"),
+        ("data/labels.json", set(), "labels.json: missing"),
+        ("teacher/predictions.json", set(), "predictions.json: missing"),
+        ("student/card.json", set(), "never finished"),
+        ("quantized/plan.json", set(), "plan.json: missing"),
+        ("reference/onnx/card.json", set(), "never finished"),
+        ("machine.json", set(), "machine.json: missing"),
+    ],
+)
+def test_without_a_record_it_is_said_what_is_missing(fresh, damage, unmeasured, reason):
+    """One missing file never takes the rest with it."""
+    params, workspace = fresh
+    (workspace.artifacts / damage).unlink()
+    evidence = gather(params, workspace)
+    found = {one.budget: one for one in evidence.verdicts}
+    assert {name for name, one in found.items() if one.status is Status.NOT_MEASURED} == unmeasured
+    assert all(reason in found[name].reason for name in unmeasured)
+    assert unmeasured or any(reason in problem for problem in evidence.problems)
+
+
+@pytest.mark.parametrize(
+    "missing", [("floors.json", "teacher", "quantized"), ("student", "data"), ("machine.json",)], ids=" ".join
+)
+def test_the_page_is_made_without_them(fresh, missing):
+    """Sections without evidence are left out, and what is missing stands at the top."""
+    params, workspace = fresh
+    for name in missing:
+        path = workspace.artifacts / name
+        path.unlink() if path.is_file() else (path / "card.json").unlink(missing_ok=True)
+    verdict = report.run(params, workspace)
+    assert len(verdict.budgets) == 4
+    page = page_of(workspace)
+    assert all(name in page[page.index("Could not be read") :] for name in missing)
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"{", b"\xff\xfe", b"[]", b'{"record": {}, "sha256": ""}', b"[" * 100_000], ids=range(6)
+)
+def test_a_damaged_record_is_not_believed(fresh, content):
+    """Cut short, not text, not a record, changed by hand, nested without end: each is named, none stops the rest."""
+    params, workspace = fresh
+    for name in ("floors.json", "quantized/plan.json", "data/card.json", "student/log.jsonl", "scored/cpu.json"):
+        path = workspace.artifacts / name
+        whole = path.read_bytes()
+        path.write_bytes(content)
+        evidence = gather(params, workspace)
+        reasons = [*evidence.problems, *(one.score.not_measured or "" for one in evidence.targets)]
+        assert any(str(path.parent) in reason for reason in reasons), name
+        path.write_bytes(whole)
+    assert gather(params, workspace).problems == ()
+
+
+def test_facts_of_another_shape_leave_gaps(fresh):
+    """Cards are not hashed themselves, so their facts may say anything."""
+    params, workspace = fresh
+    for folder, kind in ((workspace.data, "data"), (workspace.teacher, "teacher")):
+        (folder / "card.json").unlink()
+        records.seal(folder, kind, facts={"rows": "many", "tokens": [1], "parameters": "x", "dev_accuracy": None})
+    report.run(params, workspace)
+    assert "–" in page_of(workspace)
+
+
+def test_nothing_at_all_still_gives_a_report(tmp_path):
+    """A first run that failed at its first stage."""
+    params, workspace = make_workspace(tmp_path)
+    for file in [file for file in workspace.artifacts.rglob("*") if file.is_file()]:
+        file.unlink()
+    verdict = report.run(params, workspace)
+    assert verdict.status is Status.NOT_MEASURED
+    assert "is not known" in verdict.first_line
+    assert {one.status for one in verdict.budgets} == {Status.NOT_MEASURED}
+
+
+def test_records_of_another_artefact_are_not_believed(fresh):
+    """A measurement that was left over from an earlier export."""
+    params, workspace = fresh
+    old = make_measurement(artefact_digest="0" * 64, reference_digest=None)
+    records.write(old, workspace.measured("cpu"))
+    verdict = report.run(params, workspace)
+    assert status_of(verdict, "p90_ms").status is Status.NOT_MEASURED
+    assert "found the measurement of artefact 0000" in status_of(verdict, "p90_ms").reason
+    assert status_of(verdict, "accuracy").status is Status.PASS
+
+
+def test_an_artefact_of_another_student_is_not_believed(fresh):
+    """Its card names the student it was exported from."""
+    params, workspace = fresh
+    card = records.open_folder(workspace.exported("cpu"), "artefact")
+    (workspace.exported("cpu") / "card.json").unlink()
+    records.seal(workspace.exported("cpu"), "artefact", {"student": "0" * 64}, card.facts)
+    assert "exported from another student" in status_of(report.run(params, workspace), "accuracy").reason
+
+
+def test_a_stand_ins_speed_is_in_no_table(fresh):
+    """An emulator's answers count, its speed says nothing."""
+    params, workspace = fresh
+    found = records.read(Measurement, workspace.measured("cpu"))
+    records.write(found.model_copy(update={"stand_in": "an emulator"}), workspace.measured("cpu"))
+    verdict = report.run(params, workspace)
+    metrics = json.loads((workspace.report / "metrics.json").read_text())["targets"]["cpu"]
+    assert "executed by a stand-in" in status_of(verdict, "p90_ms").reason
+    assert "accuracy" in metrics
+    assert not {"p50_ms", "p90_ms", "speedup_vs_teacher", "load_ms", "memory_mb"} & set(metrics)
+
+
+def test_texts_and_names_are_escaped(tmp_path):
+    """A data set is written by others; what it says is shown, never run."""
+    names = ("<b>call</b>", "cost $5 $6", "play 🎵", "set | alarm")
+    texts = ["<script>alert('x')</script> & more"] * 200
+    params, workspace = make_workspace(tmp_path, texts=texts, names=names)
+    report.run(params, workspace)
+    page = page_of(workspace)
+    assert "<script" not in page
+    assert "&lt;script&gt;alert(&#39;x&#39;)&lt;/script&gt; &amp; more" in page
+    assert "<b>call" not in page
+    assert "cost $5 $6" in page
+    assert "play 🎵" in page
+
+
+def test_metrics_are_finite_numbers(finished):
+    """`dvc metrics diff` subtracts them; what was not measured is left out."""
+    metrics = json.loads((finished[1].report / "metrics.json").read_text())
+
+    def numbers(values):
+        for value in values.values():
+            yield from numbers(value) if isinstance(value, dict) else [value]
+
+    found = list(numbers(metrics))
+    assert len(found) > 20
+    assert all(type(value) in (int, float) and math.isfinite(value) for value in found)
+    assert set(metrics["targets"]["ios"]) == {"size_mb", "parameters"}
+    assert {"accuracy", "p50_ms", "p90_ms", "speedup_vs_teacher", "size_mb"} <= set(metrics["targets"]["cpu"])
+    assert metrics["targets"]["cpu"]["size_mb"] == 0.123
+    assert metrics["floors"]["linear"]["p50_ms"] == 0.42
+
+
+def test_plot_tables_are_whole(finished):
+    """Every line has the header's columns; the curve of a model has a hundred points that never fall."""
+    folder = finished[1].report / "plots"
+    for file in folder.glob("*.csv"):
+        lines = file.read_text().splitlines()
+        assert len(lines) > 1, file.name
+        assert {len(row) for row in csv.reader(lines)} == {lines[0].count(",") + 1}, file.name
+    curve = [line.split(",") for line in (folder / "latency_distribution.csv").read_text().splitlines()[1:]]
+    cpu = [float(latency) for model, _, latency in curve if model == "cpu"]
+    assert len(cpu) == 100
+    assert cpu == sorted(cpu)
+
+
+def test_ledger_shows_the_texts_that_flipped(fresh):
+    """Row numbers of the ledger are rows of the test split."""
+    params, workspace = fresh
+    report.run(params, workspace)
+    hop = records.read(Ledger, workspace.report / "ledger.json").hops[0]
+    rows = re.findall(r'<td class="text">(say number \d+)</td>', page_of(workspace))
+    assert rows[: len(hop.worse_rows[:8])] == [f"say number {row}" for row in hop.worse_rows[:8]]
+
+
+def test_shipped_target_is_the_least_accurate_required_one(tmp_path):
+    """The first line must not be about the target that happens to do best."""
+    params, workspace = make_workspace(tmp_path, {"good": TARGET, "bad": TARGET})
+    card = records.open_folder(workspace.exported("bad"), "artefact")
+    labels = records.read(records.Floors, workspace.floors).labels
+    worse = perturb(labels, len(NAMES), 0.4, 5)
+    records.write(score("bad", TARGET, card.digest, labels, labels, labels, worse), workspace.scored("bad"))
+    assert "'bad'" in report.run(params, workspace).first_line
+
+
+def test_every_budget_has_words():
+    """A new budget needs a label, a unit and a direction."""
+    assert set(BUDGETS) == set(Budgets.model_fields)
+
+
+@pytest.mark.parametrize(
+    ("value", "shown"),
+    [
+        (0, "0.00"),
+        (1234.5, "1,234"),
+        (0.0421, "0.0421"),
+        (-2.5, "−2.50"),
+        (-0.0, "0.00"),
+        (float("nan"), "–"),
+        (None, "–"),
+    ],
+)
+def test_numbers_have_sensible_digits(value, shown):
+    """Three significant digits, a real minus, and a dash for what is no number."""
+    assert show(value) == shown
+
+
+def test_percent_of_nothing_is_a_dash():
+    """Cards of another shape leave gaps."""
+    assert show_percent(None) == show_percent("x") == "–"
+
+
+def test_reporting_imports_no_torch():
+    """Reading records and drawing them needs no model code."""
+    code = "import sys, stages.report; print([m for m in ('torch', 'transformers', 'sklearn') if m in sys.modules])"
+    found = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert found.stdout.strip() == "[]"
+
+
+def test_dvc_templates_name_columns_that_the_tables_have(finished):
+    """`dvc plots show` draws an empty plot for a column that is not there."""
+    for template, tables in (
+        ("dvc_lines.json", ("loss_terms.csv", "latency_distribution.csv")),
+        ("dvc_points.json", ("accuracy_by_size.csv", "accuracy_by_latency.csv")),
+    ):
+        text = (ROOT / "stages/reporting" / template).read_text()
+        json.loads(text)
+        wanted = set(re.findall(r'"field": "([a-z0-9_]+)"', text)) - {"rev"}
+        for name in tables:
+            header = (finished[1].report / "plots" / name).read_text().splitlines()[0].split(",")
+            assert wanted <= set(header), name

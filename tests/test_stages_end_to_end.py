@@ -1,0 +1,429 @@
+"""The stages one after another on a tiny project: what each leaves, what it refuses, and that it does so twice alike."""
+
+import json
+import logging
+import os
+import shutil
+import time
+
+import numpy as np
+import pytest
+import torch
+from safetensors.numpy import load_file
+from tiny_project import CLASSES, flip_bit, make_teacher, make_tokenizer, write_project, write_settings
+from tokenizers import Tokenizer
+
+from export import to_onnx
+from pipeline import records
+from pipeline.data import read_prepared
+from pipeline.errors import IntegrityError, ModelError, SettingsError, TrainingError
+from pipeline.files import sha256_of
+from pipeline.models import load_classifier
+from pipeline.params import load
+from pipeline.records import Floors, Measurement, Parity, Score, open_folder
+from pipeline.vocabulary import load_tokenizer
+from pipeline.workspace import Workspace
+from stages import benchmark, convert, distill, evaluate, floors, machine, prepare, quantize, reference, teach
+from stages.commands.predict import predict
+
+LABELS = tuple(sorted(CLASSES))
+TARGETS = ("cpu_fp32", "cpu")
+
+
+def make(folder, *stages, **changes):
+    """Runs stages in a project of its own, from within its folder as `dvc repro` does."""
+    params, workspace = write_project(folder, **changes)
+    run(params, workspace, *stages)
+    return params, workspace
+
+
+def run(params, workspace, *stages):
+    """Runs stages from within the project's folder; those of a target once for each target."""
+    before = torch.get_num_threads()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(workspace.root)
+        for stage in stages:
+            for names in [(name,) for name in params.targets] if stage in (convert, evaluate, benchmark) else [()]:
+                stage.run(params, workspace, *names)
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory):
+    """(settings, workspace) after every stage; tests that spoil something take a `copy`."""
+    stages = (machine, prepare, floors, teach, reference, distill, quantize, convert, evaluate, benchmark)
+    return make(tmp_path_factory.mktemp("built"), *stages)
+
+
+@pytest.fixture
+def copy(built, tmp_path):
+    """(settings, workspace) of a copy that may be spoiled."""
+    shutil.copytree(built[1].root, tmp_path / "copy")
+    return built[0], Workspace(tmp_path / "copy")
+
+
+# --- what the stages leave ---------------------------------------------------------------------------------------
+
+
+def test_prepared_data_is_the_data(built):
+    """Splits of the right size, labels in order, tokenizers, and a card over all of it."""
+    _, workspace = built
+    card = open_folder(workspace.data, "data")
+    assert card.facts["rows"] == {"train": 120, "dev": 36, "test": 48}
+    assert card.facts["vocabulary"]["teacher"] == card.facts["vocabulary"]["student"] == len(make_tokenizer())
+    examples = read_prepared(workspace.data, "test")
+    assert examples.names == LABELS
+    assert all(any(word in text.split() for word in CLASSES[LABELS[label]]) for text, label in zip(examples.texts, examples.labels, strict=True))
+
+
+def test_floors_are_scored_on_test(built):
+    """Majority class: a third; words tell the class, so a linear classifier is good."""
+    found = records.read(Floors, built[1].floors)
+    accuracy = {floor.name: floor.accuracy.value for floor in found.floors}
+    assert accuracy["majority"] == pytest.approx(1 / 3, abs=0.03)
+    assert accuracy["linear"] > 0.8
+
+
+def test_teacher_and_student_learned_the_task(built):
+    """Far above chance, on dev and on test, and what the card says is what the weights answer."""
+    _, workspace = built
+    for folder, kind in ((workspace.teacher, "teacher"), (workspace.student, "student")):
+        card = open_folder(folder, kind)
+        assert card.facts["dev_accuracy"] > 0.6 and card.facts["test_accuracy"] > 0.6
+        examples = read_prepared(workspace.data, "test")
+        model, tokenizer = load_classifier(folder), load_tokenizer(folder)
+        answers = []
+        with torch.no_grad():
+            for text in examples.texts:
+                answers.append(int(model(**tokenizer(text, return_tensors="pt")).logits.argmax()))
+        assert answers == json.loads((folder / "predictions.json").read_text())
+        assert card.facts["test_accuracy"] == np.mean(np.array(answers) == examples.labels)
+        assert tuple(model.config.id2label.values()) == LABELS
+
+
+def test_cards_tell_what_each_folder_was_made_from(built):
+    """From the artefact back to the data, by digests."""
+    _, workspace = built
+    data, teacher = open_folder(workspace.data, "data"), open_folder(workspace.teacher, "teacher")
+    student, plan = open_folder(workspace.student, "student"), open_folder(workspace.quantized, "quantized")
+    assert teacher.sources == {"data": data.digest}
+    assert student.sources == {"data": data.digest, "teacher": teacher.digest}
+    assert plan.sources == {"student": student.digest}
+    assert open_folder(workspace.exported("cpu_fp32"), "artefact").sources == {"student": student.digest}
+    exported = open_folder(workspace.exported("cpu"), "artefact")
+    assert exported.sources == {"student": student.digest, "plan": plan.digest}
+    assert open_folder(workspace.reference / "onnx", "reference").sources == {"teacher": teacher.digest}
+    assert records.read(Score, workspace.scored("cpu")).artefact_digest == exported.digest
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_artefact_answers_as_the_student(built, target):
+    """Parity was measured and kept; the reference inputs and outputs beside it are the student's own."""
+    params, workspace = built
+    card = open_folder(workspace.exported(target), "artefact")
+    found = Parity.model_validate(card.facts["parity"])
+    assert found.examples >= 18
+    assert found.worst_difference <= found.tolerance == to_onnx.TOLERANCES[params.targets[target].precision]
+    kept = load_file(workspace.exported(target) / "reference.safetensors")
+    with torch.no_grad():
+        expected = load_classifier(workspace.student)(
+            torch.tensor(kept["input_ids"]).long(), torch.tensor(kept["attention_mask"]).long()
+        ).logits
+    np.testing.assert_allclose(kept["logits"], expected.numpy(), rtol=1e-4, atol=1e-4)
+    assert json.loads((workspace.exported(target) / "labels.json").read_text()) == list(LABELS)
+
+
+def test_scores_are_those_of_the_exported_files(built):
+    """fp32 answers every row as the student does; int8 nearly."""
+    _, workspace = built
+    found = {target: records.read(Score, workspace.scored(target)) for target in TARGETS}
+    student = json.loads((workspace.student / "predictions.json").read_text())
+    assert list(found["cpu_fp32"].predictions) == student
+    assert found["cpu_fp32"].agreement.value == 1
+    assert found["cpu"].agreement.value > 0.85
+    for score in found.values():
+        assert score.not_measured is None and score.stand_in is None
+        assert score.accuracy.low <= score.accuracy.value <= score.accuracy.high
+        assert score.accuracy.value > 0.5
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_times_are_taken_beside_the_teacher(built, target):
+    """Raw samples of both in the same processes, sizes, and the digests of both files."""
+    _, workspace = built
+    found = records.read(Measurement, workspace.measured(target))
+    assert found.not_measured is None
+    assert {series.model for series in found.series} >= {"candidate", "reference"}
+    assert all(min(series.wall_ns) > 0 for series in found.series)
+    assert found.artefact_digest == open_folder(workspace.exported(target), "artefact").digest
+    assert found.reference_digest == open_folder(workspace.reference / "onnx", "reference").digest
+    assert found.size_bytes == (workspace.exported(target) / "model.onnx").stat().st_size
+    assert found.size_bytes < found.reference_size_bytes
+
+
+def test_predictions_are_those_of_the_score(built):
+    """From text to label by the shipped files alone; probabilities fall and sum to 1."""
+    _, workspace = built
+    texts = list(read_prepared(workspace.data, "test").texts)
+    for target in TARGETS:
+        answers = predict(workspace, target, texts)
+        best = [LABELS.index(ranked[0][0]) for ranked in answers]
+        assert tuple(best) == records.read(Score, workspace.scored(target)).predictions
+        for ranked in answers:
+            probabilities = [p for _, p in ranked]
+            assert probabilities == sorted(probabilities, reverse=True)
+            assert sum(probabilities) == pytest.approx(1)
+            assert {label for label, _ in ranked} == set(LABELS)
+
+
+@pytest.mark.parametrize("text", ["", "🎉🎉", "play " * 5000, "שלום", "\udce9 rain", "a\0b", "\n"])
+def test_any_text_gets_an_answer(built, text):
+    """Faults row 21: nothing, only emoji, far too long, right to left, a lone surrogate, NUL."""
+    [ranked] = predict(built[1], "cpu", [text])
+    assert len(ranked) == 3
+
+
+def test_target_without_settings_is_named(built):
+    """With the nearest that there is."""
+    with pytest.raises(SettingsError, match=r"no target 'cpu_fp3' .* did you mean 'cpu_fp32'"):
+        predict(built[1], "cpu_fp3", ["play"])
+
+
+# --- the same twice ----------------------------------------------------------------------------------------------
+
+
+def hashes(folder):
+    """SHA-256 of every file, by its path in the folder."""
+    return {str(f.relative_to(folder)): sha256_of(f) for f in sorted(folder.rglob("*")) if f.is_file()}
+
+
+def test_same_inputs_give_the_same_bytes_in_another_place(built, tmp_path, monkeypatch):
+    """Faults row 37: another directory, timezone, umask; every file from the data to the artefacts, logs and cards."""
+    monkeypatch.setenv("TZ", "Pacific/Kiritimati")
+    monkeypatch.setenv("LC_ALL", "tr_TR.UTF-8")
+    time.tzset()
+    before = os.umask(0o077)
+    try:
+        _, again = make(tmp_path / "somewhere else", prepare, teach, reference, distill, quantize, convert)
+    finally:
+        os.umask(before)
+        monkeypatch.undo()
+        time.tzset()
+    _, first = built
+    for folder in ("data", "teacher", "reference", "student", "variants", "quantized", "exported"):
+        assert hashes(first.artifacts / folder) == hashes(again.artifacts / folder)
+
+
+def test_no_artefact_holds_a_path_of_this_machine(built):
+    """Checkpoints under artifacts/work do not leave it."""
+    _, workspace = built
+    files = [f for f in workspace.artifacts.rglob("*") if f.is_file() and "work" not in f.parts[-4:]]
+    files = [file for file in files if not file.is_relative_to(workspace.artifacts / "work")]
+    assert len(files) > 30
+    for file in files:
+        content = file.read_bytes()
+        for path in (workspace.root, convert.__file__.rpartition("/stages/")[0], os.path.expanduser("~") + "/"):
+            assert str(path).encode() not in content, (file, path)
+
+
+def test_finished_student_is_not_trained_again(copy, caplog, monkeypatch):
+    """A stage that was killed while it wrote its output only writes it again, to the same bytes."""
+    params, workspace = copy
+    expected = {folder: hashes(workspace.artifacts / folder) for folder in ("student", "variants")}
+    shutil.rmtree(workspace.student)
+    shutil.rmtree(workspace.variants)
+    monkeypatch.setattr(distill, "fit", None)
+    with caplog.at_level(logging.INFO):
+        run(params, workspace, distill)
+    assert any("already trained" in record.message for record in caplog.records)
+    assert {folder: hashes(workspace.artifacts / folder) for folder in ("student", "variants")} == expected
+
+
+# --- refused -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("file", "stages"),
+    [
+        ("data/train.jsonl", [floors, teach, distill, quantize]),
+        ("data/tokenizer/tokenizer.json", [teach, distill, convert]),
+        ("teacher/model.safetensors", [reference, distill, evaluate]),
+        ("student/model.safetensors", [quantize, convert]),
+        ("student/tokenizer.json", [convert]),
+        ("exported/cpu_fp32/model.onnx", [evaluate, benchmark]),
+        ("exported/cpu_fp32/tokenizer.json", [evaluate, benchmark]),
+        ("reference/onnx/model.onnx", [benchmark]),
+    ],
+)
+def test_damaged_file_stops_the_next_stage(copy, file, stages):
+    """Faults rows 9 and 22: one flipped bit, found by hash, named with both hashes; never trained on, never timed."""
+    params, workspace = copy
+    flip_bit(workspace.artifacts / file)
+    for stage in stages:
+        before = hashes(workspace.artifacts)
+        with pytest.raises(IntegrityError, match=rf"{file}: damaged: found SHA-256 \w+…, expected \w+…"):
+            run(params, workspace, stage)
+        assert hashes(workspace.artifacts) == before
+
+
+def test_damaged_plan_stops_the_int8_target_only(copy):
+    """The other is made without it."""
+    params, workspace = copy
+    flip_bit(workspace.quantized / "plan.json")
+    convert.run(params, workspace, "cpu_fp32")
+    with pytest.raises(IntegrityError, match=r"quantized/plan.json: damaged"):
+        convert.run(params, workspace, "cpu")
+
+
+def test_damaged_artefact_answers_nothing(copy):
+    """Also on the command line."""
+    flip_bit(copy[1].exported("cpu") / "model.onnx")
+    with pytest.raises(IntegrityError, match=r"exported/cpu/model.onnx: damaged"):
+        predict(copy[1], "cpu", ["play"])
+
+
+def test_stage_that_did_not_finish_is_as_if_it_never_ran(copy):
+    """Faults row 3: a folder without its card."""
+    params, workspace = copy
+    (workspace.student / "card.json").unlink()
+    with pytest.raises(IntegrityError, match=r"student: no card.json, so it was never finished"):
+        run(params, workspace, quantize)
+
+
+def spoil_teacher(workspace):
+    """One weight becomes NaN."""
+    from safetensors.torch import load_file, save_file
+
+    file = workspace.root / "inputs" / "model" / "model.safetensors"
+    weights = load_file(file)
+    weights["bert.encoder.layer.0.output.dense.weight"][0, 0] = torch.nan
+    save_file(weights, file, metadata={"format": "pt"})
+
+
+def test_teacher_with_nan_is_refused(tmp_path):
+    """Faults row 15: before a step is taken."""
+    params, workspace = make(tmp_path, prepare)
+    spoil_teacher(workspace)
+    with pytest.raises(ModelError, match=r"weight 'bert.encoder.layer.0.output.dense.weight' holds NaN"):
+        run(params, workspace, teach)
+    assert not workspace.teacher.exists()
+
+
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        (["alarm", "music"], "answers 2 labels .* the data has 3"),
+        (["music", "alarm", "weather"], "differ from the data's .* in name or order"),
+    ],
+)
+def test_ready_teacher_with_other_labels_is_refused(tmp_path, labels, message):
+    """Faults row 26: compared by name, before anything is trained."""
+    params, workspace = make(tmp_path, prepare, teacher__fine_tune=False)
+    make_teacher(make_tokenizer(), labels=labels).save_pretrained(str(tmp_path / "inputs" / "model"))
+    with pytest.raises(ModelError, match=message):
+        run(params, workspace, teach)
+
+
+def test_tokenizer_with_more_tokens_than_the_teacher_is_refused(tmp_path):
+    """Faults row 22: planted, a tokenizer of another model; it would ask for rows that are not there."""
+    params, workspace = write_project(tmp_path)
+    make_tokenizer(extra=["another", "word"]).save_pretrained(str(tmp_path / "inputs" / "model"))
+    tokens = len(make_tokenizer())
+    with pytest.raises(ModelError, match=rf"tokenizer has {tokens + 2} tokens, but the model {tokens}"):
+        run(params, workspace, prepare)
+
+
+def test_length_beyond_the_teacher_is_refused(tmp_path):
+    """By the first stage."""
+    params, workspace = write_project(tmp_path, data__max_length=33)
+    with pytest.raises(ModelError, match=r"max_length is 33, but the teacher has positions for 32 tokens"):
+        run(params, workspace, prepare)
+
+
+def test_teacher_that_learns_nothing_fails_its_stage(tmp_path):
+    """Faults row 16: not the gate at the end."""
+    training = {"epochs": 0.1, "learning_rate": 1.0e-9}
+    params, workspace = make(tmp_path, prepare, teacher__training=training)
+    with pytest.raises(TrainingError, match="the teacher collapsed"):
+        run(params, workspace, teach)
+    assert not workspace.teacher.exists()
+
+
+def test_student_that_learns_nothing_fails_its_stage(copy):
+    """Planted: a rate at which nothing moves, from random weights."""
+    _, workspace = copy
+    changes = {
+        "distill__training": {"epochs": 0.1, "learning_rate": 1.0e-9},
+        "student__init": {"from": "random", "layers": "uniform"},
+    }
+    params = write_settings(workspace, **changes)
+    with pytest.raises(TrainingError, match="the student collapsed"):
+        run(params, workspace, distill)
+
+
+def test_losses_that_do_not_fit_are_refused_before_training(copy):
+    """Faults row 26: all of them at once."""
+    _, workspace = copy
+    losses = {"attention_kl": {"map": [[1, 9]]}, "hidden_mse": {"map": [[2, 1]]}}
+    params = write_settings(workspace, distill__losses=losses)
+    with pytest.raises(SettingsError) as caught:
+        run(params, workspace, distill)
+    assert "distill.losses.attention_kl" in str(caught.value) and "distill.losses.hidden_mse" in str(caught.value)
+
+
+# --- other shapes of a distillation ------------------------------------------------------------------------------
+
+
+def test_small_student_with_controls_goes_all_the_way(copy):
+    """Trimmed, narrower, factorised, in two phases, with a second seed and controls: each of as many steps."""
+    _, workspace = copy
+    student = {"layers": 2, "hidden": 16, "heads": 2, "embedding": 8, "vocabulary": "trimmed"}
+    losses = {"logit_kl": {}, "hidden_mse": {"decay": "linear"}}
+    params = write_settings(
+        workspace,
+        student=student,
+        distill__losses=losses,
+        distill__phases="two",
+        distill__signal_epochs=1.0,
+        distill__seeds=2,
+        distill__controls={"no_teacher": 1, "logits_only": 1},
+    )
+    run(params, workspace, prepare, teach, distill, quantize, convert, evaluate)
+    card = open_folder(workspace.variants, "variants")
+    names = {"distilled-0", "distilled-1", "logits_only-0", "no_teacher-0"}
+    assert {path.name for path in workspace.variants.iterdir() if path.is_dir()} == names
+    cards = {name: open_folder(workspace.variants / name, "student") for name in names}
+    assert {one.facts["steps"] for one in cards.values()} == {8 + 96}
+    assert len({one.facts["parameters"] for one in cards.values()}) == 1
+    assert cards["logits_only-0"].facts["losses"] == {"logit_kl": {}}
+    best = max(("distilled-0", "distilled-1"), key=lambda name: cards[name].facts["dev_accuracy"])
+    assert card.facts["shipped"] == best
+    weights = "model.safetensors"
+    assert sha256_of(workspace.student / weights) == sha256_of(workspace.variants / best / weights)
+    facts = open_folder(workspace.data, "data").facts
+    assert facts["vocabulary"]["student"] < facts["vocabulary"]["teacher"]
+    model = load_classifier(workspace.student)
+    assert model.config.vocab_size == facts["vocabulary"]["student"]
+    plain = Tokenizer.from_file(str(workspace.exported("cpu") / "tokenizer.json"))
+    assert plain.get_vocab_size() == facts["vocabulary"]["student"]
+    log = [json.loads(line) for line in (workspace.student / "log.jsonl").read_text().splitlines()]
+    assert [entry["step"] for entry in log] == sorted(entry["step"] for entry in log)
+    assert log[-1]["step"] == 104
+    assert records.read(Score, workspace.scored("cpu")).agreement.value > 0.7
+    assert load(workspace.params) == params
+
+
+@pytest.mark.slow
+def test_teacher_helps_on_average(copy):
+    """Over five seeds, a student with the teacher is at least as good as one of labels only, as shipped here."""
+    _, workspace = copy
+    params = write_settings(
+        workspace,
+        student={"layers": 1, "hidden": 16, "heads": 2},
+        distill__seeds=5,
+        distill__controls={"no_teacher": 5, "logits_only": 0},
+    )
+    run(params, workspace, distill)
+    summary = open_folder(workspace.variants, "variants").facts["summary"]
+    assert summary["distilled"]["seeds"] == summary["no_teacher"]["seeds"] == [0, 1, 2, 3, 4]
+    assert summary["distilled"]["test_mean"] >= summary["no_teacher"]["test_mean"]
