@@ -88,9 +88,9 @@ def translate_os_error(error: OSError, path: Path) -> EnvironmentFault:
         )
     # While writing, a file that is read may be the one at fault; only our own partial name means nothing to a reader.
     elsewhere = error.filename is not None and ".partial" not in str(error.filename)
-    where = path
+    where = str(path)
     if elsewhere:
-        where = os.fsdecode(error.filename) if isinstance(error.filename, bytes) else error.filename
+        where = os.fsdecode(error.filename) if isinstance(error.filename, bytes) else str(error.filename)
     if error.errno in {errno.EACCES, errno.EROFS, errno.EPERM}:
         return EnvironmentFault(f"{where}: no permission ({error.strerror}); check the permissions of file and folder")
     return EnvironmentFault(f"{where}: {error.strerror or error}")

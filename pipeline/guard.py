@@ -61,7 +61,7 @@ def _environment_message(error: Exception) -> str | None:
     """What to say of an error that is the machine's, None for a bug."""
     # A write to an open file names no path, and libraries written in Rust and C++ raise their own classes.
     if "No space left on device" in str(error) or "os error 28" in str(error):
-        where = f"{error.filename}: " if getattr(error, "filename", None) else ""
+        where = f"{error.filename}: " if isinstance(error, OSError) and error.filename else ""
         return f"{where}the disk is full; free some space and run again. Nothing half-written was left"
     if isinstance(error, OSError) and error.errno is not None and error.filename is not None:
         return str(translate_os_error(error, Path(str(error.filename)).absolute()))

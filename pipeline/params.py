@@ -616,6 +616,7 @@ class _NodeReader:
             return self._read_mapping(node, path)
         if isinstance(node, yaml.SequenceNode):
             return [self.read(item, (*path, str(index))) for index, item in enumerate(node.value)]
+        assert isinstance(node, yaml.ScalarNode)  # the third and last kind
         return self._read_scalar(node, where)
 
     def _read_scalar(self, node: yaml.ScalarNode, where: str) -> Any:

@@ -193,7 +193,14 @@ def _run_phases(
     )
     logit = {n: s for n, s in variant.losses.items() if n not in signal} or {"logit_kl": {}}
     second = fit(
-        Distiller(student, teacher, logit, variant.seed), train, dev, settings, folder / "main", key, variant.seed, variant.name
+        Distiller(student, teacher, logit, variant.seed),
+        train,
+        dev,
+        settings,
+        folder / "main",
+        key,
+        variant.seed,
+        variant.name,
     )
     shifted = [{**e, "step": e["step"] + first.steps} if "step" in e else e for e in second.log]
     return TrainingRun(

@@ -667,12 +667,12 @@ def test_arbitrary_csv_bytes_give_data_or_a_data_error(tmp_path, content):
     """Nothing else, and no hang."""
     write_default(tmp_path)
     (tmp_path / "train.csv").write_bytes(content)
-    started = time.perf_counter()
+    started = time.process_time()
     try:
         read(tmp_path, max_share=1.0)
     except DataError as error:
         assert str(error)
-    assert time.perf_counter() - started < 2
+    assert time.process_time() - started < 2
 
 
 @FUZZ

@@ -227,9 +227,9 @@ HOSTILE = {
 def test_a_hostile_file_is_refused_within_a_second(tmp_path, name):
     """Neither time nor memory, nor the process itself, depends on what a file expands to."""
     content, message = HOSTILE[name]
-    started = time.perf_counter()
+    started = time.process_time()
     found = problems(tmp_path, content)
-    assert time.perf_counter() - started < 2  # a second, and as much for a busy machine
+    assert time.process_time() - started < 1
     assert re.search(message, "\n".join(found)), found
     assert len(found) <= MAX_PROBLEMS_SHOWN + 1
     assert all(len(problem) < 1_500 for problem in found)
@@ -250,12 +250,12 @@ def test_a_byte_order_mark_and_crlf_are_fine(tmp_path):
 
 def loads_or_refuses(path: Path, content: bytes) -> None:
     path.write_bytes(content)
-    started = time.perf_counter()
+    started = time.process_time()
     try:
         load(path, with_plugins=False)
     except SettingsError as error:
         assert str(error)
-    assert time.perf_counter() - started < 2
+    assert time.process_time() - started < 1
 
 
 FUZZ = settings(

@@ -1,10 +1,11 @@
-"""The stages one after another on a tiny project: what each leaves, what it refuses, and that it does so twice alike."""
+"""The stages one after another on a tiny project: what each leaves, what it refuses, and the same bytes twice."""
 
 import json
 import logging
 import os
 import shutil
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -73,7 +74,10 @@ def test_prepared_data_is_the_data(built):
     assert card.facts["vocabulary"]["teacher"] == card.facts["vocabulary"]["student"] == len(make_tokenizer())
     examples = read_prepared(workspace.data, "test")
     assert examples.names == LABELS
-    assert all(any(word in text.split() for word in CLASSES[LABELS[label]]) for text, label in zip(examples.texts, examples.labels, strict=True))
+    assert all(
+        any(word in text.split() for word in CLASSES[LABELS[label]])
+        for text, label in zip(examples.texts, examples.labels, strict=True)
+    )
 
 
 def test_floors_are_scored_on_test(built):
@@ -217,12 +221,12 @@ def test_same_inputs_give_the_same_bytes_in_another_place(built, tmp_path, monke
 def test_no_artefact_holds_a_path_of_this_machine(built):
     """Checkpoints under artifacts/work do not leave it."""
     _, workspace = built
-    files = [f for f in workspace.artifacts.rglob("*") if f.is_file() and "work" not in f.parts[-4:]]
-    files = [file for file in files if not file.is_relative_to(workspace.artifacts / "work")]
+    work = workspace.artifacts / "work"
+    files = [f for f in workspace.artifacts.rglob("*") if f.is_file() and not f.is_relative_to(work)]
     assert len(files) > 30
     for file in files:
         content = file.read_bytes()
-        for path in (workspace.root, convert.__file__.rpartition("/stages/")[0], os.path.expanduser("~") + "/"):
+        for path in (workspace.root, Path(convert.__file__).parents[1]):
             assert str(path).encode() not in content, (file, path)
 
 
@@ -411,19 +415,3 @@ def test_small_student_with_controls_goes_all_the_way(copy):
     assert log[-1]["step"] == 104
     assert records.read(Score, workspace.scored("cpu")).agreement.value > 0.7
     assert load(workspace.params) == params
-
-
-@pytest.mark.slow
-def test_teacher_helps_on_average(copy):
-    """Over five seeds, a student with the teacher is at least as good as one of labels only, as shipped here."""
-    _, workspace = copy
-    params = write_settings(
-        workspace,
-        student={"layers": 1, "hidden": 16, "heads": 2},
-        distill__seeds=5,
-        distill__controls={"no_teacher": 5, "logits_only": 0},
-    )
-    run(params, workspace, distill)
-    summary = open_folder(workspace.variants, "variants").facts["summary"]
-    assert summary["distilled"]["seeds"] == summary["no_teacher"]["seeds"] == [0, 1, 2, 3, 4]
-    assert summary["distilled"]["test_mean"] >= summary["no_teacher"]["test_mean"]

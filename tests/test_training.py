@@ -9,7 +9,6 @@ import torch
 from safetensors.torch import load_file, save_file
 from tiny_project import flip_bit
 from toy_models import toy_model
-from transformers import TrainerCallback
 
 from pipeline import training
 from pipeline.architectures import shape_of
@@ -195,6 +194,43 @@ def test_last_step_is_evaluated_and_kept(tmp_path, changes):
     assert newest_checkpoint(tmp_path).name == f"checkpoint-{run.steps}"
 
 
+@pytest.mark.slow
+def test_teacher_helps_on_average(tmp_path):
+    """Over five seeds, where a third of the labels is wrong and the teacher knows better.
+
+    Where every label is right, as elsewhere in this file, so easy a task leaves the teacher nothing to add.
+    """
+    clean = make_split(300, seed=1)
+    teacher = toy_model(initializer_range=0.1)
+    run, _ = train(tmp_path / "teacher", student=teacher, split=clean, epochs=12.0)
+    assert run.best_dev_accuracy > 0.9
+    generator = torch.Generator().manual_seed(0)
+    noise = torch.randint(1, 3, (300,), generator=generator) * (torch.rand(300, generator=generator) < 1 / 3)
+    labels = tuple((label + int(extra)) % 3 for label, extra in zip(clean.labels, noise, strict=True))
+    noisy = with_teacher_logits(EncodedSplit(clean.names, clean.ids, labels, clean.pad_id), teacher)
+
+    def mean_accuracy(name, losses):
+        runs = [
+            train(
+                tmp_path / f"{name}-{seed}",
+                student=make_student(seed, hidden_size=16, intermediate_size=24),
+                teacher=teacher,
+                losses=losses,
+                split=noisy,
+                seed=seed,
+                keep="last",
+                epochs=8.0,
+            )[0]
+            for seed in range(5)
+        ]
+        return sum(run.best_dev_accuracy for run in runs) / len(runs)
+
+    print(mean_accuracy("distilled", {"logit_kl": {"temperature": 2.0}}), mean_accuracy("plain", {"cross_entropy": {}}))
+    assert mean_accuracy("distilled", {"logit_kl": {"temperature": 2.0}}) > mean_accuracy(
+        "plain", {"cross_entropy": {}}
+    )
+
+
 def test_best_checkpoint_is_the_earliest_of_equals(tmp_path, monkeypatch):
     """Planted accuracies: 0.5, 0.75, 0.75, 0.25; the weights are those of the second evaluation."""
     told = iter([0.5, 0.75, 0.75, 0.25])
@@ -330,9 +366,7 @@ def damage_newest(work, how):
         ("no card", "no card.json, so it was never finished"),
     ],
 )
-def test_damaged_checkpoint_is_named_and_the_one_before_is_used(
-    tmp_path, monkeypatch, kill_at, caplog, how, message
-):
+def test_damaged_checkpoint_is_named_and_the_one_before_is_used(tmp_path, monkeypatch, kill_at, caplog, how, message):
     """Faults rows 2 and 9: never resumed from; the end is the same all the same."""
     _, weights = train(tmp_path / "plain", evaluations_per_epoch=2)
     with pytest.raises(Killed):
@@ -387,7 +421,7 @@ def test_best_checkpoint_that_is_damaged_during_the_run_is_never_exported(tmp_pa
         original(self)
 
     monkeypatch.setattr(training._Trainer, "_load_best_model", load)
-    with pytest.raises(IntegrityError, match="model.safetensors: damaged"):
+    with pytest.raises(IntegrityError, match=r"model\.safetensors: damaged"):
         train(tmp_path)
 
 
@@ -463,7 +497,9 @@ def test_collapse_is_an_error():
     labels = [0] * 5 + [1] * 3 + [2] * 2
     check_not_collapsed(0.6, labels, "the student")
     for accuracy in (0.5, 0.3, math.nan):
-        with pytest.raises(TrainingError, match=r"the student collapsed: .* not above the majority class's 50.0%; train"):
+        with pytest.raises(
+            TrainingError, match=r"the student collapsed: .* not above the majority class's 50.0%; train"
+        ):
             check_not_collapsed(accuracy, labels, "the student")
 
 

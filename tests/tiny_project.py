@@ -18,7 +18,7 @@ CLASSES = {
     "music": ("play", "song", "album", "louder"),
     "weather": ("rain", "sunny", "forecast", "windy"),
 }
-FILLERS = "please the a to for me my on in at with some any now today tomorrow morning evening could would".split()
+FILLERS = ("please", "the", "a", "to", "for", "me", "my", "on", "in", "at", "with", "some", "any", "now", "today")
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
 
@@ -80,7 +80,9 @@ def make_teacher(tokenizer, seed=0, labels=None, **changes):
         "pad_token_id": tokenizer.pad_token_id,
         "initializer_range": 0.1,
     }
-    names = {"id2label": dict(enumerate(labels)), "label2id": {name: i for i, name in enumerate(labels)}} if labels else {}
+    names = (
+        {"id2label": dict(enumerate(labels)), "label2id": {name: i for i, name in enumerate(labels)}} if labels else {}
+    )
     return BertForSequenceClassification(BertConfig(**(sizes | names | changes))).eval()
 
 

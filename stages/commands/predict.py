@@ -1,6 +1,8 @@
 """Answers with label and probability from a shipped artefact.
 
     decant predict --target cpu "wake me at six"
+
+The file answers in its own runtime, as it would in an app.
 """
 
 import json
