@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from pipeline.errors import DataError
+from pipeline.errors import DataError, first_line
 from pipeline.inputs import files_source, split_files
 from pipeline.params import DataSettings, FilesSource, HubSource
 
@@ -230,7 +230,7 @@ def _read_parquet(path: Path, source: FilesSource, problems: list[str]) -> Itera
     try:
         table = pyarrow.parquet.read_table(path)
     except (pyarrow.ArrowException, OSError) as error:
-        raise DataError(f"{path}: not a readable Parquet file: {_first_line(error)}") from error
+        raise DataError(f"{path}: not a readable Parquet file: {first_line(error)}") from error
     _check_columns(path, table.column_names, source)
     yield from enumerate(table.to_pylist(), start=1)
 
@@ -263,7 +263,7 @@ def _read_hub(source: HubSource) -> dict[str, list[Row]]:
         except Exception as error:  # datasets raises many classes, from OSError to its own
             raise DataError(
                 f"cannot load split '{name}' of data set '{source.dataset}' from the hub: "
-                f"{_first_line(error)}; check the id, the network, or give files with --files"
+                f"{first_line(error)}; check the id, the network, or give files with --files"
             ) from error
         missing = [column for column in (source.text, source.label) if column not in table.column_names]
         if missing:
@@ -281,10 +281,6 @@ def _read_hub(source: HubSource) -> dict[str, list[Row]]:
             problems.append(f"{source.dataset}: split '{name}' has no rows; expected at least one example")
     _raise_if(problems)
     return splits
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 # --- checking ----------------------------------------------------------------------------------------------------

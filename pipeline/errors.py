@@ -5,6 +5,11 @@ wrong, 3 evidence is missing or undecided, 4 the environment is broken. `pipelin
 """
 
 
+def first_line(error: BaseException) -> str:
+    """What another library's error says, without its further lines; its class where it says nothing."""
+    return (str(error).splitlines() or [type(error).__name__])[0]
+
+
 class PipelineError(Exception):
     """Something the user can mend; printed as one message, without a traceback."""
 

@@ -25,9 +25,9 @@ def split_files(source: FilesSource) -> dict[str, Path]:
     return {split: Path(source.root) / name for split, name in names.items() if name is not None}
 
 
-def data_files(settings: DataSettings, root: Path) -> list[Path]:
-    """The local files that the data set is read from; empty for a hub source."""
-    return [] if settings.source == "hub" else list(split_files(files_source(settings, root)).values())
+def data_files(settings: DataSettings, root: Path) -> dict[str, Path]:
+    """Split name -> local file that it is read from; empty for a hub source."""
+    return {} if settings.source == "hub" else split_files(files_source(settings, root))
 
 
 def local_model_folder(source: str) -> Path | None:

@@ -9,6 +9,7 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -16,13 +17,14 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForSequenceClassification, PretrainedConfig, PreTrainedModel
 
 from pipeline.architectures import Family, Shape, encoder_of, family_of, layers_of, shape_of
-from pipeline.errors import ModelError
+from pipeline.errors import ModelError, first_line
 from pipeline.inputs import local_model_folder
 from pipeline.layer_maps import layer_pairs
 from pipeline.params import StudentSettings, TeacherSettings
 
 PICKLE_SUFFIXES = {".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".joblib", ".msgpack", ".h5"}
 MAX_HEADER_BYTES = 100_000_000  # the format's own limit
+MAX_AXES = 16
 TYPE_BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1, "BOOL": 1}
 # Attribute of a saved configuration: width of a factorised token embedding.
 FACTORISED = "decant_embedding_size"
@@ -57,8 +59,7 @@ def _from_hub(name: str, revision: str | None) -> Path:
         return Path(snapshot_download(name, revision=revision, allow_patterns=patterns))
     except Exception as error:  # the hub client raises many classes, its own and those of its transport
         raise ModelError(
-            f"cannot fetch '{name}' from the hub: {str(error).splitlines()[0]}; check the id and the network, "
-            "or give a folder"
+            f"cannot fetch '{name}' from the hub: {first_line(error)}; check the id and the network, or give a folder"
         ) from error
 
 
@@ -105,20 +106,16 @@ def check_safetensors(file: Path) -> None:
             )
         header = stream.read(length)
     try:
-        entries = json.loads(header, object_pairs_hook=_refuse_duplicates)
-        entries.pop("__metadata__", None)
-        # (first byte, length, name, bytes that type and shape ask for)
-        spans = sorted(
-            (start, end - start, name, math.prod(entry["shape"]) * TYPE_BYTES.get(entry["dtype"], 0))
-            for name, entry in entries.items()
-            for start, end in [entry["data_offsets"]]
-        )
+        if header[:1] != b"{":
+            raise ValueError("it does not start with a brace")
+        entries = json.loads(header, object_pairs_hook=_refuse_duplicates, parse_constant=_refuse_constant)
+        _check_metadata(entries.pop("__metadata__", None))
+        spans = sorted(_span(name, entry) for name, entry in entries.items())
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ModelError(f"{file}: safetensors header is damaged: {error}") from None
     position = 0
-    for start, length_in_bytes, name, needed in spans:
-        end = start + length_in_bytes
-        if start != position or length_in_bytes != needed:
+    for start, end, name, needed in spans:
+        if start != position or end - start != needed:
             raise ModelError(
                 f"{file}: tensor '{name}' spans bytes {start}-{end}, which overlap, leave a hole or misfit"
             )
@@ -127,6 +124,27 @@ def check_safetensors(file: Path) -> None:
     if found != position:
         change = "truncated by" if found < position else "longer by"
         raise ModelError(f"{file}: {change} {abs(position - found):,} bytes (found {found:,}, expected {position:,})")
+
+
+def _span(name: str, entry: dict[str, Any]) -> tuple[int, int, str, int]:
+    """(start, end, name, bytes that its shape and type need) of one tensor in a header that anyone may have written."""
+    start, end = entry["data_offsets"]
+    shape, width = entry["shape"], TYPE_BYTES.get(entry["dtype"], 0)
+    # Checked before the product: two negative sizes make a positive one, and a text times a size a long text.
+    if not isinstance(shape, list) or len(shape) > MAX_AXES:
+        raise ValueError(f"tensor '{name}' has no list of at most {MAX_AXES} sizes")
+    if not all(type(number) is int and 0 <= number < 2**63 for number in (start, end, *shape)):
+        raise ValueError(f"tensor '{name}' has an offset or a size that is no whole number from 0")
+    return start, end, name, math.prod(shape) * width
+
+
+def _check_metadata(metadata: Any) -> None:
+    if metadata is not None and not all(isinstance(value, str) for value in metadata.values()):
+        raise ValueError("__metadata__ is no table of texts")
+
+
+def _refuse_constant(name: str) -> None:
+    raise ValueError(f"{name} is no JSON")
 
 
 def _refuse_duplicates(pairs: list[tuple[str, object]]) -> dict[str, object]:
@@ -144,7 +162,7 @@ def read_config(folder: Path) -> PretrainedConfig:
     try:
         config = AutoConfig.from_pretrained(str(folder), trust_remote_code=False)
     except (OSError, ValueError, KeyError) as error:
-        raise ModelError(f"{folder}: config.json cannot be read: {str(error).splitlines()[0]}") from error
+        raise ModelError(f"{folder}: config.json cannot be read: {first_line(error)}") from error
     family_of(config)
     return config
 
@@ -208,7 +226,7 @@ def _from_folder(folder: Path, config: PretrainedConfig, *, new_classifier: bool
             output_loading_info=True,
         )
     except (OSError, ValueError, RuntimeError) as error:
-        raise ModelError(f"{folder}: cannot be loaded: {str(error).splitlines()[0]}") from error
+        raise ModelError(f"{folder}: cannot be loaded: {first_line(error)}") from error
 
     def must_be_there(name: str) -> bool:
         # A fresh classifier (and BERT's pooler, where a checkpoint has none) may be wanted; a fresh encoder is not.

@@ -9,7 +9,7 @@ import onnx
 from google.protobuf.message import DecodeError
 from onnx import AttributeProto, ModelProto, NodeProto, TensorProto
 
-from pipeline.errors import ModelError
+from pipeline.errors import ModelError, first_line
 
 MAX_BYTES = 2**31 - 1  # protobuf's own limit
 MAX_FIELDS = 10_000  # top-level parts of a model file; ours have about ten
@@ -38,16 +38,12 @@ def check_onnx_file(path: Path) -> ModelProto:
     except _RefusedError as error:
         raise ModelError(f"{path}: {error}") from None
     except onnx.checker.ValidationError as error:
-        raise ModelError(f"{path}: not a valid ONNX model: {_first_line(error)}; export it again") from None
+        raise ModelError(f"{path}: not a valid ONNX model: {first_line(error)}; export it again") from None
     return model
 
 
 class _RefusedError(Exception):
     pass
-
-
-def _first_line(error: Exception) -> str:
-    return next(iter(str(error).splitlines()), type(error).__name__)
 
 
 def _read(path: Path) -> bytes:

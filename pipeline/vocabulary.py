@@ -12,7 +12,7 @@ from pathlib import Path
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from pipeline.data import encode
-from pipeline.errors import ModelError
+from pipeline.errors import ModelError, first_line
 
 
 def needed_tokens(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> list[int]:
@@ -75,8 +75,7 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
         return AutoTokenizer.from_pretrained(str(folder), use_fast=True, trust_remote_code=False)
     except (OSError, ValueError, KeyError) as error:
         raise ModelError(
-            f"{folder}: no tokenizer that can be read ({str(error).splitlines()[0]}); expected "
-            "tokenizer.json beside the model"
+            f"{folder}: no tokenizer that can be read ({first_line(error)}); expected tokenizer.json beside the model"
         ) from error
 
 

@@ -26,10 +26,10 @@ def run(params: Params, workspace: Workspace) -> None:
 def input_digests(params: Params, root: Path) -> dict[str, object]:
     """What the data set and the base model are, by content where they are local, by name and revision where not."""
     data: dict[str, str | None] = {}
-    for file in data_files(params.data, root):
+    for split, file in data_files(params.data, root).items():
         if not file.is_file():
             raise DataError(f"{file}: no such file; check data.files in params.yaml")
-        data[file.name] = sha256_of(file)
+        data[split] = sha256_of(file)
     if params.data.source == "hub":
         hub = params.data.hub
         data = {"dataset": hub.dataset, "config": hub.config, "revision": hub.revision}

@@ -20,8 +20,8 @@ def test_the_bundled_data_set_has_three_files_that_exist():
     """Whatever folder the workspace is."""
     root = Path(__file__).resolve().parents[1]
     files = data_files(settings(source="bundled"), root)
-    assert [file.name for file in files] == ["train.csv", "dev.csv", "test.csv"]
-    assert all(file.is_file() for file in files)
+    assert {split: file.name for split, file in files.items()} == {s: f"{s}.csv" for s in ("train", "dev", "test")}
+    assert all(file.is_file() for file in files.values())
 
 
 def test_files_of_ones_own_are_relative_to_the_workspace():
@@ -32,8 +32,9 @@ def test_files_of_ones_own_are_relative_to_the_workspace():
         "test": Path("ws/mine/b.jsonl"),
     }
     mine["files"] = {"root": "/data", "dev": "d.csv"}
-    assert data_files(settings(**mine), Path("ws")) == [Path(f"/data/{name}.csv") for name in ("train", "d", "test")]
-    assert data_files(settings(source="hub", hub={"dataset": "x/y"}), Path("ws")) == []
+    files = {"train": Path("/data/train.csv"), "dev": Path("/data/d.csv"), "test": Path("/data/test.csv")}
+    assert data_files(settings(**mine), Path("ws")) == files
+    assert data_files(settings(source="hub", hub={"dataset": "x/y"}), Path("ws")) == {}
 
 
 def test_a_model_in_a_package_is_found_without_importing_it():

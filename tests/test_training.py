@@ -225,7 +225,6 @@ def test_teacher_helps_on_average(tmp_path):
         ]
         return sum(run.best_dev_accuracy for run in runs) / len(runs)
 
-    print(mean_accuracy("distilled", {"logit_kl": {"temperature": 2.0}}), mean_accuracy("plain", {"cross_entropy": {}}))
     assert mean_accuracy("distilled", {"logit_kl": {"temperature": 2.0}}) > mean_accuracy(
         "plain", {"cross_entropy": {}}
     )

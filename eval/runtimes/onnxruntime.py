@@ -8,7 +8,7 @@ from typing import Any, Self
 import numpy as np
 from jaxtyping import Float, Int
 
-from pipeline.errors import ModelError
+from pipeline.errors import ModelError, first_line
 from pipeline.onnx_files import check_onnx_file
 from pipeline.records import Artefact
 
@@ -121,6 +121,4 @@ def _load(path: Path, threads: int) -> Any:
         errors.NotImplemented,
         errors.RuntimeException,
     ) as error:
-        raise ModelError(
-            f"{path}: onnxruntime cannot load it: {str(error).splitlines()[0]}; export it again"
-        ) from error
+        raise ModelError(f"{path}: onnxruntime cannot load it: {first_line(error)}; export it again") from error
