@@ -17,10 +17,10 @@ demo: $(READY) ## build everything on the bundled data and print the verdict
 	@$(BIN)/python -m stages.commands.demo
 
 test: $(READY) ## the fast test suite
-	@$(BIN)/python -m pytest -q -m "not slow"
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto --dist loadfile -m "not slow"
 
 test-all: $(READY) ## every test
-	@$(BIN)/python -m pytest -q
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto --dist loadfile
 
 lint: $(READY) ## ruff: rules and format
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check .

@@ -14,9 +14,9 @@ when the limit is inside. Each end of an interval is a one-sided bound at the co
 | load_ms, memory_mb       | at most   | median over fresh processes, order statistics       | 99 %     |
 | size_mb                  | at most   | exact                                               | -        |
 
-On a runner that times a model against itself and finds a difference of more than 2 %, the ends of every timing are moved
-outwards by twice that difference first; beyond a factor of 1.5 nothing is decided. (measuring.md, B3.5, has such a runner
-decide nothing at all; then a clear pass is undecided on every machine with a neighbour.)
+On a runner that times a model against itself and finds a difference of more than 2 %, the ends of every timing are
+moved outwards by twice that difference first; beyond a factor of 1.5 nothing is decided. (measuring.md, B3.5, has such
+a runner decide nothing at all; then a clear pass is undecided on every machine with a neighbour.)
 
 Sampling goes on in rounds until a verdict is reached, which looks at the data up to `measure.max_rounds` times: with
 three rounds, a 99 % bound is wrong in at most 3 % of runs.

@@ -103,8 +103,8 @@ def test_a_changed_data_file_changes_its_digest(tmp_path, params):
     before = input_digests(mine, Path())["data"]
     (tmp_path / "train.csv").write_text("text,label\na,c\n")
     after = input_digests(mine, Path())["data"]
-    assert before["test.csv"] == after["test.csv"]
-    assert before["train.csv"] != after["train.csv"]
+    assert before["test"] == after["test"]
+    assert before["train"] != after["train"]
     (tmp_path / "test.csv").unlink()
     with pytest.raises(DataError, match=r"test.csv: no such file; check data.files in params.yaml"):
         input_digests(mine, Path())

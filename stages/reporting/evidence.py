@@ -14,7 +14,8 @@ from typing import Any, TypeVar
 from eval.budgets import first_line, judge
 from eval.ledger import Ledger, follow
 from pipeline import records
-from pipeline.errors import IntegrityError, PipelineError, first_line
+from pipeline.errors import IntegrityError, PipelineError
+from pipeline.errors import first_line as first_line_of
 from pipeline.params import Params, Target
 from pipeline.records import Artefact, BudgetVerdict, Card, Floors, Measurement, Parity, Score
 from pipeline.workspace import Workspace
@@ -146,7 +147,7 @@ def _attempt(problems: list[str], read: Callable[[], T]) -> T | None:
 
 def describe(error: BaseException) -> str:
     """An error in words; a message of the project's own stands as it is."""
-    return str(error) if isinstance(error, PipelineError) else f"{type(error).__name__}: {first_line(error)}"
+    return str(error) if isinstance(error, PipelineError) else f"{type(error).__name__}: {first_line_of(error)}"
 
 
 def _accuracy(one: TargetEvidence) -> float:
