@@ -22,13 +22,13 @@ from eval.accuracy import answer
 from eval.runtimes import onnxruntime
 from export import to_onnx
 from pipeline import guard, records
+from pipeline.batches import EncodedSplit
 from pipeline.files import write_atomically
 from pipeline.models import load_classifier
 from pipeline.params import Params, load
 from pipeline.prepared import read_encoded
 from pipeline.quantization import EncodedExamples, make_plan
 from pipeline.records import Floors, Measurement, Score, open_folder
-from pipeline.training import EncodedSplit
 from pipeline.workspace import Workspace
 
 RESULTS = Path("docs/results")

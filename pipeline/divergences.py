@@ -40,7 +40,7 @@ def row_kl(
     return mean_over_examples(per_example / (heads * tokens.clamp(min=1)), mask)
 
 
-def mean_over_examples(per_example: Float[Tensor, "batch"], mask: Bool[Tensor, "batch length"]) -> Float[Tensor, ""]:
+def mean_over_examples(per_example: Float[Tensor, " batch"], mask: Bool[Tensor, "batch length"]) -> Float[Tensor, ""]:
     """Mean over the examples that have a valid token; 0 when none has."""
     has_token = mask.any(1)
     return torch.where(has_token, per_example, 0.0).sum() / has_token.sum().clamp(min=1)

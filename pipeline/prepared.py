@@ -1,8 +1,8 @@
 """The prepared data as the stages use it: verified, tokenized, with the teacher's token ids beside the student's."""
 
+from pipeline.batches import EncodedSplit
 from pipeline.data import Examples, encode, read_prepared
 from pipeline.records import Card, open_folder
-from pipeline.training import EncodedSplit
 from pipeline.vocabulary import load_tokenizer
 from pipeline.workspace import Workspace
 

@@ -33,7 +33,7 @@ class Signals:
     queries: tuple[Float[Tensor, "batch heads length head_width"], ...] = ()  # of layer 1, 2, ...
     keys: tuple[Float[Tensor, "batch heads length head_width"], ...] = ()
     values: tuple[Float[Tensor, "batch heads length head_width"], ...] = ()
-    labels: Int[Tensor, "batch"] | None = None
+    labels: Int[Tensor, " batch"] | None = None
 
 
 def attention_scores(signals: Signals, layer: int) -> Float[Tensor, "batch heads length length"]:

@@ -10,7 +10,7 @@ import math
 import shutil
 import time
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -31,10 +31,11 @@ from transformers import (
 )
 
 from pipeline import plugins
+from pipeline.answers import correct_share, predict_logits
 from pipeline.architectures import Shape, shape_of
-from pipeline.data import batches_by_length, pad
+from pipeline.batches import Collator, EncodedSplit, LengthGroupedSampler, Rows
 from pipeline.errors import IntegrityError, SettingsError, TrainingError
-from pipeline.files import output_folder, write_atomically
+from pipeline.files import write_atomically
 from pipeline.losses import LossParams
 from pipeline.params import TrainingSettings
 from pipeline.records import open_folder, seal
@@ -42,89 +43,6 @@ from pipeline.signals import SignalReader, Signals
 
 log = logging.getLogger(__name__)
 CHECKPOINT = "checkpoint"
-
-
-@dataclass(frozen=True)
-class EncodedSplit:
-    """One split as token ids. `teacher_ids` differ from `ids` only when the student's vocabulary is trimmed."""
-
-    names: tuple[str, ...]  # example ids, for messages
-    ids: list[list[int]]
-    labels: tuple[int, ...]
-    pad_id: int
-    teacher_ids: list[list[int]] | None = None
-    teacher_pad_id: int = 0
-    teacher_logits: Tensor | None = None  # (rows, classes)
-
-    def __len__(self) -> int:
-        return len(self.ids)
-
-
-class _Rows(Dataset):
-    """Row numbers; the collator looks the rows up."""
-
-    def __init__(self, split: EncodedSplit) -> None:
-        self.split = split
-
-    def __len__(self) -> int:
-        return len(self.split)
-
-    def __getitem__(self, index: int) -> int:
-        return index
-
-
-class _Collator:
-    """Row numbers -> one padded batch."""
-
-    def __init__(self, split: EncodedSplit) -> None:
-        self.split = split
-
-    def __call__(self, rows: Sequence[int]) -> dict[str, Tensor]:
-        split = self.split
-        batch = pad([split.ids[i] for i in rows], split.pad_id)
-        batch["labels"] = torch.tensor([split.labels[i] for i in rows])
-        batch["rows"] = torch.tensor(rows)
-        if split.teacher_ids is not None:
-            teacher_ids = [split.teacher_ids[i] for i in rows]
-            # The same length: trimming changes no text whose tokens were all kept, and training text is such text.
-            batch["teacher_input_ids"] = pad(teacher_ids, split.teacher_pad_id, batch["input_ids"].shape[1])[
-                "input_ids"
-            ]
-        if split.teacher_logits is not None:
-            batch["teacher_logits"] = split.teacher_logits[list(rows)]
-        return batch
-
-
-class LengthGroupedSampler(Sampler[int]):
-    """Shuffled rows in which each batch has similar lengths; the order depends on seed and epoch alone.
-
-    The Trainer's own length grouping draws from the global random state, so a resumed epoch would see other batches.
-    """
-
-    POOL = 50  # batches that are sorted together: longer pools waste less padding, shorter ones shuffle better
-
-    def __init__(self, lengths: Sequence[int], batch_size: int, seed: int) -> None:
-        self.lengths, self.batch_size, self.seed, self.epoch = lengths, batch_size, seed, 0
-
-    def set_epoch(self, epoch: int) -> None:
-        """Called by Accelerate at the start of each epoch, and on resuming."""
-        self.epoch = epoch
-
-    def __len__(self) -> int:
-        return len(self.lengths)
-
-    def __iter__(self) -> Iterator[int]:
-        generator = torch.Generator().manual_seed(self.seed * 100_003 + self.epoch)
-        order = torch.randperm(len(self.lengths), generator=generator).tolist()
-        pool = self.POOL * self.batch_size
-        batches = []
-        for start in range(0, len(order), pool):
-            rows = sorted(order[start : start + pool], key=lambda row: -self.lengths[row])
-            batches += [rows[i : i + self.batch_size] for i in range(0, len(rows), self.batch_size)]
-        # A short last batch stays last, or every batch after it would be cut at other places.
-        tail = [batches.pop()] if len(batches[-1]) < self.batch_size else []
-        shuffled = [batches[i] for i in torch.randperm(len(batches), generator=generator).tolist()]
-        return iter([row for batch in [*shuffled, *tail] for row in batch])
 
 
 class Distiller(nn.Module):
@@ -289,9 +207,9 @@ def fit(
     trainer = _Trainer(
         model=distiller,
         args=arguments,
-        train_dataset=_Rows(train),
-        eval_dataset=_Rows(dev),
-        data_collator=_Collator(train),
+        train_dataset=Rows(train),
+        eval_dataset=Rows(dev),
+        data_collator=Collator(train),
         callbacks=[_Checkpoints(settings.patience), _Narrator(name)],
     )
     trainer.setup(train, dev, seed)
@@ -497,65 +415,3 @@ def _clean_entry(entry: dict[str, Any]) -> dict[str, Any]:
     if "eval_accuracy" in entry:
         kept["dev_accuracy"] = entry["eval_accuracy"]
     return kept
-
-
-# --- answers of a whole model ------------------------------------------------------------------------------------
-
-
-def predict_logits(
-    model: PreTrainedModel, ids: Sequence[Sequence[int]], pad_id: int, name: str, batch_size: int = 64
-) -> Tensor:
-    """Logits (rows, classes) of a model on encoded rows, float32, on the CPU, with a bar on a terminal.
-
-    Raises:
-        TrainingError: an answer is not finite.
-    """
-    from tqdm import tqdm
-
-    model.eval()
-    device = torch.device("cuda") if torch.cuda.is_available() else torch.device("cpu")
-    nn.Module.to(model, device)
-    logits = torch.empty(len(ids), model.config.num_labels)
-    batches = batches_by_length([len(row) for row in ids], batch_size)
-    with torch.no_grad():
-        for rows in tqdm(batches, desc=name, disable=None, leave=False):
-            batch = pad([ids[i] for i in rows], pad_id)
-            logits[rows] = model(**{key: value.to(device) for key, value in batch.items()}).logits.float().cpu()
-    if not torch.isfinite(logits).all():
-        row = int((~torch.isfinite(logits)).any(dim=1).nonzero()[0])
-        raise TrainingError(f"{name}: the answer to row {row} is not finite; the weights are damaged or diverged")
-    return logits
-
-
-def correct_share(logits: Tensor, labels: Sequence[int]) -> float:
-    """Share of rows whose largest logit is the label's; exact, so that it can be compared with another share."""
-    return sum(int(a) == b for a, b in zip(logits.argmax(-1), labels, strict=True)) / len(labels)
-
-
-def cached_teacher_logits(teacher: PreTrainedModel, split: EncodedSplit, work: Path, key: str) -> Tensor:
-    """The teacher's logits on a split, computed once and kept on disk under `key`; a damaged file is made again."""
-    from safetensors.torch import load_file, save_file
-
-    folder = work / f"teacher_logits-{key[:16]}"
-    try:
-        open_folder(folder, "teacher_logits")
-    except IntegrityError as error:
-        if folder.exists():
-            log.warning("%s; computing the teacher's logits again", error)
-        ids = split.teacher_ids or split.ids
-        pad_id = split.teacher_pad_id if split.teacher_ids is not None else split.pad_id
-        logits = predict_logits(teacher, ids, pad_id, "teacher's logits")
-        with output_folder(folder, expected_bytes=4 * logits.numel()) as partial:
-            save_file({"logits": logits}, partial / "logits.safetensors")
-            seal(partial, "teacher_logits")
-    return load_file(folder / "logits.safetensors")["logits"]
-
-
-def check_not_collapsed(accuracy: float, labels: Sequence[int], name: str) -> None:
-    """Raises TrainingError when a model is no better on dev than always answering the commonest class."""
-    share = max(labels.count(label) for label in set(labels)) / len(labels)
-    if not accuracy > share:
-        raise TrainingError(
-            f"{name} collapsed: dev accuracy {accuracy:.1%} is not above the majority class's {share:.1%}; "
-            "train longer, raise or lower the learning rate, or check the labels"
-        )

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from pipeline import plugins
+from pipeline.batches import EncodedSplit
 from pipeline.params import DistillSettings, Params
-from pipeline.training import EncodedSplit
 
 
 @dataclass(frozen=True)
@@ -35,14 +35,16 @@ def variants_of(settings: DistillSettings, seed: int) -> list[Variant]:
     return [Variant(kind, seed + i, losses) for kind, count, losses in wanted for i in range(count)]
 
 
-def run_key(settings: Mapping[str, Any], params: Params, train: EncodedSplit, teacher_weights: str = "") -> str:
+def run_key(settings: Mapping[str, Any], params: Params, train: EncodedSplit, dev: EncodedSplit, *contents: str) -> str:
     """Digest of everything that decides trained weights: a checkpoint made under another key is not resumed.
 
     Args:
         settings: the settings of the run.
         params: for seed and threads.
         train: what is learned from, as the models see it.
-        teacher_weights: SHA-256 of the teacher's weights file.
+        dev: what the checkpoint is chosen on.
+        contents: what else decides, such as digests of the base model, of the teacher's weights and of the loss files.
     """
-    content = [settings, params.seed, params.threads, train.ids, train.teacher_ids, train.labels, teacher_weights]
+    rows = [train.ids, train.teacher_ids, train.labels, dev.ids, dev.labels]
+    content = [settings, params.seed, params.threads, rows, contents]
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()

@@ -13,23 +13,17 @@ import torch
 from transformers import PreTrainedModel
 
 from pipeline import guard, plugins
+from pipeline.answers import cached_teacher_logits, check_not_collapsed, correct_share, predict_logits
+from pipeline.batches import EncodedSplit
 from pipeline.data import batches_by_length, pad
 from pipeline.errors import IntegrityError
 from pipeline.files import output_folder
-from pipeline.models import build_student, count_parameters, load_classifier, save_classifier
+from pipeline.models import count_parameters, load_classifier, save_classifier
 from pipeline.params import Params, TrainingSettings, load
 from pipeline.prepared import open_data, read_encoded
 from pipeline.records import Card, open_folder, seal
-from pipeline.training import (
-    Distiller,
-    EncodedSplit,
-    TrainingRun,
-    cached_teacher_logits,
-    check_not_collapsed,
-    correct_share,
-    fit,
-    predict_logits,
-)
+from pipeline.students import build_student
+from pipeline.training import Distiller, TrainingRun, fit
 from pipeline.variants import Variant, run_key, variants_of
 from pipeline.vocabulary import load_tokenizer, save_tokenizer
 from pipeline.workspace import Workspace
@@ -53,7 +47,7 @@ def run(params: Params, workspace: Workspace) -> None:
         teacher,
         splits["train"],
         workspace.work("teacher_logits"),
-        run_key({}, params, splits["train"], _weights(teacher_card)),
+        run_key({}, params, splits["train"], splits["dev"], _weights(teacher_card)),
     )
     train = EncodedSplit(**{**splits["train"].__dict__, "teacher_logits": logits})
     cards = {}
@@ -96,7 +90,8 @@ def _train_variant(
         "losses": variant.losses,
         "variant": variant.name,
     }
-    key = run_key(settings, params, splits["train"], _weights(teacher_card))
+    losses = workspace.losses.read_text("utf-8")  # digests: an edited loss must not find its old checkpoints
+    key = run_key(settings, params, splits["train"], splits["dev"], _weights(teacher_card), losses)
     folder = workspace.work("distill") / variant.name
     done = folder / "model"
     finished = _finished(done, key)

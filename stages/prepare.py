@@ -12,9 +12,11 @@ from transformers import PreTrainedTokenizerBase
 from pipeline import guard
 from pipeline.data import SPLITS, Dataset, encode, load_dataset, write_prepared
 from pipeline.files import output_folder
-from pipeline.models import check_positions, check_vocabulary, find_model, read_config, student_config
+from pipeline.model_files import find_model
+from pipeline.models import check_positions, check_vocabulary, read_config
 from pipeline.params import Params, load
 from pipeline.records import seal
+from pipeline.students import student_config
 from pipeline.vocabulary import load_tokenizer, needed_tokens, save_tokenizer, trim
 from pipeline.workspace import Workspace
 

@@ -9,13 +9,15 @@ import logging
 import torch
 
 from pipeline import guard
+from pipeline.answers import check_not_collapsed, correct_share, predict_logits
 from pipeline.files import output_folder
 from pipeline.inputs import describe_source
-from pipeline.models import count_parameters, find_model, load_teacher, save_classifier
+from pipeline.model_files import find_model
+from pipeline.models import count_parameters, load_teacher, save_classifier
 from pipeline.params import Params, load
 from pipeline.prepared import open_data, read_encoded
 from pipeline.records import seal
-from pipeline.training import Distiller, TrainingRun, check_not_collapsed, correct_share, fit, predict_logits
+from pipeline.training import Distiller, TrainingRun, fit
 from pipeline.variants import run_key
 from pipeline.vocabulary import load_tokenizer, save_tokenizer
 from pipeline.workspace import Workspace
@@ -37,7 +39,7 @@ def run(params: Params, workspace: Workspace) -> None:
     )
     training = TrainingRun(steps=0, best_dev_accuracy=float("nan"))
     if params.teacher.fine_tune:
-        key = run_key(_settings(params), params, train)
+        key = run_key(_settings(params), params, train, dev, _base_model(workspace))
         distiller = Distiller(teacher, None, {"cross_entropy": {}})
         training = fit(
             distiller, train, dev, params.teacher.training, workspace.work("teach"), key, params.seed, "teacher"
@@ -62,6 +64,11 @@ def run(params: Params, workspace: Workspace) -> None:
         (partial / "predictions.json").write_text(json.dumps(logits.argmax(-1).tolist()), "utf-8")
         seal(partial, KIND, sources={"data": data.digest}, facts=facts)
     log.info("teacher: %.2f %% on dev, %.2f %% on test", 100 * dev_accuracy, 100 * test_accuracy)
+
+
+def _base_model(workspace: Workspace) -> str:
+    """What the machine check found the base model to be: other weights at the same place are another model."""
+    return json.dumps(json.loads(workspace.inputs.read_text("utf-8"))["teacher"], sort_keys=True)
 
 
 def _settings(params: Params) -> dict[str, object]:

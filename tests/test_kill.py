@@ -17,7 +17,7 @@ from tiny_project import write_project
 from pipeline.files import sha256_of
 from pipeline.records import open_folder
 from pipeline.workspace import Workspace
-from stages import distill, prepare, teach
+from stages import distill, machine, prepare, teach
 
 ROOT = Path(__file__).resolve().parents[1]
 PATIENCE_S = 120  # for a start of Python with torch on a busy machine
@@ -37,7 +37,7 @@ def run(params, workspace, *stages):
 def taught(tmp_path_factory):
     """(settings, workspace) with data and teacher; the student is still to be trained, with two seeds."""
     params, workspace = write_project(tmp_path_factory.mktemp("taught"), distill__seeds=2)
-    run(params, workspace, prepare, teach)
+    run(params, workspace, machine, prepare, teach)
     return params, workspace
 
 

@@ -11,22 +11,20 @@ from toy_models import FAMILIES, toy_batch, toy_model
 
 from pipeline.architectures import encoder_of, family_of, layers_of, shape_of
 from pipeline.errors import ModelError
+from pipeline.model_files import find_model
 from pipeline.models import (
     FactorisedEmbedding,
-    _copy_attention,
-    build_student,
     check_finite,
     check_positions,
     count_parameters,
-    find_model,
     load_classifier,
     load_teacher,
     positions_of,
     read_config,
     save_classifier,
-    student_config,
 )
 from pipeline.params import StudentSettings, TeacherSettings
+from pipeline.students import _copy_attention, build_student, student_config
 
 LABELS = ["alarm", "music", "weather"]
 READY, NEW = TeacherSettings(fine_tune=False), TeacherSettings(fine_tune=True)

@@ -208,7 +208,7 @@ def test_same_inputs_give_the_same_bytes_in_another_place(built, tmp_path, monke
     time.tzset()
     before = os.umask(0o077)
     try:
-        _, again = make(tmp_path / "somewhere else", prepare, teach, reference, distill, quantize, convert)
+        _, again = make(tmp_path / "somewhere else", machine, prepare, teach, reference, distill, quantize, convert)
     finally:
         os.umask(before)
         monkeypatch.undo()
@@ -347,7 +347,7 @@ def test_length_beyond_the_teacher_is_refused(tmp_path):
 def test_teacher_that_learns_nothing_fails_its_stage(tmp_path):
     """Faults row 16: not the gate at the end."""
     training = {"epochs": 0.1, "learning_rate": 1.0e-9}
-    params, workspace = make(tmp_path, prepare, teacher__training=training)
+    params, workspace = make(tmp_path, machine, prepare, teacher__training=training)
     with pytest.raises(TrainingError, match="the teacher collapsed"):
         run(params, workspace, teach)
     assert not workspace.teacher.exists()

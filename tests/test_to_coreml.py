@@ -27,7 +27,7 @@ from export.to_coreml import (
 )
 from pipeline.architectures import family_of
 from pipeline.errors import ExportError, SettingsError
-from pipeline.models import FACTORISED, _new_model, load_classifier, save_classifier
+from pipeline.models import FACTORISED, load_classifier, new_model, save_classifier
 from pipeline.records import Artefact
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -183,7 +183,7 @@ def test_a_factorised_embedding_converts(tmp_path: Path) -> None:
     config = toy_model("bert", num_hidden_layers=1).config
     setattr(config, FACTORISED, 8)
     torch.manual_seed(0)
-    source = save(_new_model(config), tmp_path / "model")
+    source = save(new_model(config), tmp_path / "model")
     artefact = export(source, tmp_path / "out", "int8", embeddings=False)
     package = tmp_path / "out" / artefact.file
     assert difference(package, source) < TOLERANCES["int8"]

@@ -19,9 +19,10 @@ from export import onnx_int8, to_onnx
 from export.to_onnx import TOLERANCES, Params, convert
 from pipeline.data import pad
 from pipeline.errors import ExportError
-from pipeline.models import build_student, save_classifier
+from pipeline.models import save_classifier
 from pipeline.params import Calibration, QuantizeSettings, StudentSettings
 from pipeline.quantization import answer, fake_quantized, make_plan, quantizable_modules
+from pipeline.students import build_student
 
 FAMILIES = ("bert", "distilbert", "roberta", "electra")
 ATTENTION = {"electra": "eager"}

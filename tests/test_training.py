@@ -11,24 +11,14 @@ from tiny_project import flip_bit
 from toy_models import toy_model
 
 from pipeline import training
+from pipeline.answers import cached_teacher_logits, check_not_collapsed, correct_share, predict_logits
 from pipeline.architectures import shape_of
+from pipeline.batches import EncodedSplit, LengthGroupedSampler
 from pipeline.errors import IntegrityError, SettingsError, TrainingError
 from pipeline.losses import attention_kl, cross_entropy, hidden_mse, minilm_v2
 from pipeline.models import save_classifier
 from pipeline.params import TrainingSettings
-from pipeline.training import (
-    CHECKPOINT,
-    Distiller,
-    EncodedSplit,
-    LengthGroupedSampler,
-    cached_teacher_logits,
-    check_fit,
-    check_not_collapsed,
-    correct_share,
-    fit,
-    newest_checkpoint,
-    predict_logits,
-)
+from pipeline.training import CHECKPOINT, Distiller, check_fit, fit, newest_checkpoint
 
 KEY = "settings and data"
 
@@ -507,7 +497,7 @@ def test_collapse_is_an_error():
 
 def batch_of(split, rows=range(6)):
     """A batch as the collator makes it, without row numbers."""
-    batch = training._Collator(split)(list(rows))
+    batch = training.Collator(split)(list(rows))
     del batch["rows"]
     return batch
 

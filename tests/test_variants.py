@@ -3,8 +3,8 @@
 import pytest
 from tiny_project import make_settings
 
+from pipeline.batches import EncodedSplit
 from pipeline.params import DistillSettings, Params
-from pipeline.training import EncodedSplit
 from pipeline.variants import Variant, run_key, variants_of
 
 LOSSES = {
@@ -48,9 +48,9 @@ def test_control_without_logit_losses_gets_one():
     assert found[1].losses == {"logit_kl": {}}
 
 
-def key(settings=SETTINGS, params=PARAMS, train=SPLIT, weights="ab"):
+def key(settings=SETTINGS, params=PARAMS, train=SPLIT, dev=SPLIT, contents=("ab", "loss files")):
     """The key of a run, changed in one place by the tests."""
-    return run_key(settings, params, train, weights)
+    return run_key(settings, params, train, dev, *contents)
 
 
 @pytest.mark.parametrize(
@@ -63,7 +63,9 @@ def key(settings=SETTINGS, params=PARAMS, train=SPLIT, weights="ab"):
         {"train": EncodedSplit(("a", "b"), [[1, 5, 2], [1, 6, 8, 2]], (0, 1), pad_id=0)},
         {"train": EncodedSplit(("a", "b"), SPLIT.ids, (1, 1), pad_id=0)},
         {"train": EncodedSplit(("a", "b"), SPLIT.ids, (0, 1), pad_id=0, teacher_ids=SPLIT.ids)},
-        {"weights": "ac"},
+        {"dev": EncodedSplit(("a", "b"), SPLIT.ids, (1, 1), pad_id=0)},
+        {"contents": ("ac", "loss files")},
+        {"contents": ("ab", "an edited loss file")},
     ],
 )
 def test_whatever_decides_the_weights_is_in_the_key(changes):
@@ -78,7 +80,7 @@ def test_key_is_the_same_in_every_process():
     """
     settings = {"b": 1, "a": [1.5, "é"]}
     assert key(settings) == key(dict(reversed(settings.items())))
-    assert key(settings) == "f7aee3555c451e4ba75312f94e37798791b6edea20286eab794aa5c6ada6bf15"
+    assert key(settings) == "ab8507ffde01858ebece8e05ae2720f9ca6ebaddd4ea82a81d1d972453a0330c"
 
 
 def test_targets_and_measuring_are_not_in_the_key():

@@ -28,7 +28,7 @@ def loss(student: Signals, teacher: Signals, params: Params, module: nn.Module |
 
 
 def cross_entropy(
-    logits: Float[Tensor, "batch classes"], labels: Int[Tensor, "batch"], label_smoothing: float
+    logits: Float[Tensor, "batch classes"], labels: Int[Tensor, " batch"], label_smoothing: float
 ) -> Float[Tensor, ""]:
     """Nats by which the labels surprise the student, averaged over the batch.
 

@@ -1,0 +1,93 @@
+"""One split as token ids, and its rows in padded batches of similar length."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset, Sampler
+
+from pipeline.data import pad
+
+
+@dataclass(frozen=True)
+class EncodedSplit:
+    """One split as token ids. `teacher_ids` differ from `ids` only when the student's vocabulary is trimmed."""
+
+    names: tuple[str, ...]  # example ids, for messages
+    ids: list[list[int]]
+    labels: tuple[int, ...]
+    pad_id: int
+    teacher_ids: list[list[int]] | None = None
+    teacher_pad_id: int = 0
+    teacher_logits: Tensor | None = None  # (rows, classes)
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+
+class Rows(Dataset):
+    """Row numbers; the collator looks the rows up."""
+
+    def __init__(self, split: EncodedSplit) -> None:
+        self.split = split
+
+    def __len__(self) -> int:
+        return len(self.split)
+
+    def __getitem__(self, index: int) -> int:
+        return index
+
+
+class Collator:
+    """Row numbers -> one padded batch."""
+
+    def __init__(self, split: EncodedSplit) -> None:
+        self.split = split
+
+    def __call__(self, rows: Sequence[int]) -> dict[str, Tensor]:
+        split = self.split
+        batch = pad([split.ids[i] for i in rows], split.pad_id)
+        batch["labels"] = torch.tensor([split.labels[i] for i in rows])
+        batch["rows"] = torch.tensor(rows)
+        if split.teacher_ids is not None:
+            teacher_ids = [split.teacher_ids[i] for i in rows]
+            # The same length: trimming changes no text whose tokens were all kept, and training text is such text.
+            batch["teacher_input_ids"] = pad(teacher_ids, split.teacher_pad_id, batch["input_ids"].shape[1])[
+                "input_ids"
+            ]
+        if split.teacher_logits is not None:
+            batch["teacher_logits"] = split.teacher_logits[list(rows)]
+        return batch
+
+
+class LengthGroupedSampler(Sampler[int]):
+    """Shuffled rows in which each batch has similar lengths; the order depends on seed and epoch alone.
+
+    The Trainer's own length grouping draws from the global random state, so a resumed epoch would see other batches.
+    """
+
+    POOL = 50  # batches that are sorted together: longer pools waste less padding, shorter ones shuffle better
+
+    def __init__(self, lengths: Sequence[int], batch_size: int, seed: int) -> None:
+        self.lengths, self.batch_size, self.seed, self.epoch = lengths, batch_size, seed, 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Called by Accelerate at the start of each epoch, and on resuming."""
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    def __iter__(self) -> Iterator[int]:
+        generator = torch.Generator().manual_seed(self.seed * 100_003 + self.epoch)
+        order = torch.randperm(len(self.lengths), generator=generator).tolist()
+        pool = self.POOL * self.batch_size
+        batches = []
+        for start in range(0, len(order), pool):
+            rows = sorted(order[start : start + pool], key=lambda row: -self.lengths[row])
+            batches += [rows[i : i + self.batch_size] for i in range(0, len(rows), self.batch_size)]
+        # A short last batch stays last, or every batch after it would be cut at other places.
+        tail = [batches.pop()] if len(batches[-1]) < self.batch_size else []
+        shuffled = [batches[i] for i in torch.randperm(len(batches), generator=generator).tolist()]
+        return iter([row for batch in [*shuffled, *tail] for row in batch])
