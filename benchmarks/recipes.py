@@ -4,8 +4,8 @@
     python -m benchmarks.recipes measure workspaces/banking77        int8 of each seed -> docs/results/banking77.json
     python -m benchmarks.recipes table                               the records -> README.md
 
-The shipped seed's latency and its ratio to the teacher come from the workspace's own record. Every other distilled seed
-is quantized and exported here by the same functions, and scored in onnxruntime on the whole test split.
+Latency and its ratio to the teacher are the shipped seed's, from the workspace's own record. Every distilled seed is
+planned and exported here by the stages' functions, and its int8 file scored in onnxruntime on the whole test split.
 """
 
 import json
@@ -14,7 +14,6 @@ import tempfile
 from pathlib import Path
 from typing import Annotated, Any
 
-import torch
 import typer
 
 from eval import figures
@@ -22,14 +21,12 @@ from eval.accuracy import answer
 from eval.runtimes import onnxruntime
 from export import to_onnx
 from pipeline import guard, records
-from pipeline.batches import EncodedSplit
 from pipeline.files import write_atomically
-from pipeline.models import load_classifier
 from pipeline.params import Params, load
 from pipeline.prepared import read_encoded
-from pipeline.quantization import EncodedExamples, make_plan
 from pipeline.records import Floors, Measurement, Score, open_folder
 from pipeline.workspace import Workspace
+from stages.quantize import plan_for
 
 RESULTS = Path("docs/results")
 README = Path("README.md")
@@ -59,7 +56,7 @@ def collect(params: Params, workspace: Workspace, target: str) -> dict[str, Any]
     score = records.read(Score, workspace.scored(target))
     measured = records.read(Measurement, workspace.measured(target))
     summary = variants.facts["summary"]
-    int8 = [_int8_accuracy(params, workspace, f"distilled-{seed}") for seed in summary["distilled"]["seeds"]]
+    int8 = [_int8_accuracy(params, workspace, target, f"distilled-{seed}") for seed in summary["distilled"]["seeds"]]
     speedup = figures.speedup(measured)
     return {
         "test_rows": floors.examples,
@@ -81,23 +78,18 @@ def collect(params: Params, workspace: Workspace, target: str) -> dict[str, Any]
     }  # fmt: skip
 
 
-def _int8_accuracy(params: Params, workspace: Workspace, name: str) -> float:
+def _int8_accuracy(params: Params, workspace: Workspace, target: str, name: str) -> float:
     """Test accuracy of one variant's int8 ONNX file in onnxruntime, from a plan of its own."""
-    torch.set_num_threads(params.threads)
     folder = workspace.variants / name
-    splits = {split: read_encoded(workspace, split, params.data.max_length)[1] for split in ("train", "dev", "test")}
-    plan = make_plan(load_classifier(folder), _rows(splits["dev"]), _rows(splits["train"]), params.quantize)
-    test = splits["test"]
+    plan = plan_for(params, workspace, folder)
+    _, test = read_encoded(workspace, "test", params.data.max_length)
+    options = to_onnx.Params.model_validate_json(json.dumps(params.targets[target].options))
     with tempfile.TemporaryDirectory() as temporary:
         out = Path(temporary)
-        artefact = to_onnx.convert(folder, out, "int8", to_onnx.Params(), params.data.max_length, plan)
+        artefact = to_onnx.convert(folder, out, "int8", options, params.data.max_length, plan)
         with onnxruntime.open_session(out, artefact, params.threads) as session:
             logits = answer(session, test.ids, artefact, test.pad_id)
     return float((logits.argmax(axis=1) == test.labels).mean())
-
-
-def _rows(split: EncodedSplit) -> EncodedExamples:
-    return EncodedExamples(split.names, split.ids, split.labels)
 
 
 @app.command()

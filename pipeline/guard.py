@@ -23,6 +23,7 @@ from pipeline.errors import EnvironmentFault, PipelineError
 from pipeline.files import translate_os_error
 
 _PR_SET_PDEATHSIG = 1
+STATUS = Path("artifacts/work/failed_status")  # of the last stage that failed under DVC, in its project's folder
 
 
 def run(main: Callable[[], int | None]) -> None:
@@ -54,7 +55,16 @@ def run(main: Callable[[], int | None]) -> None:
             raise
         print(f"error: {message}", file=sys.stderr)
         status = EnvironmentFault.exit_status
+    if status and "DVC_STAGE" in os.environ:
+        _tell_status(status)
     sys.exit(status)
+
+
+def _tell_status(status: int) -> None:
+    """Leaves the exit status for `decant run`: DVC gives 255 for whatever its stages gave."""
+    with contextlib.suppress(OSError):
+        STATUS.parent.mkdir(parents=True, exist_ok=True)
+        STATUS.write_text(str(status), "utf-8")
 
 
 def _environment_message(error: Exception) -> str | None:
@@ -75,7 +85,9 @@ def lock(output: Path) -> Iterator[None]:
     Raises:
         EnvironmentFault: another process holds it; the message names its pid.
     """
-    path = output.parent / "work" / f"{output.name}.lock"
+    # Under artifacts/work, which DVC does not hash: a lock beside an output would be part of what the report reads.
+    top = next((folder for folder in output.parents if folder.name == "artifacts"), output.parent)
+    path = top / "work" / "locks" / f"{'-'.join(output.relative_to(top).parts)}.lock"
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a+", encoding="utf-8") as file:
         try:

@@ -174,7 +174,7 @@ def fit(
     steps_per_epoch = math.ceil(len(train) / settings.batch_size)
     every = max(1, steps_per_epoch // settings.evaluations_per_epoch)
     total = max(1, round(settings.epochs * steps_per_epoch))
-    use_bf16 = torch.cuda.is_available() and torch.cuda.is_bf16_supported()
+    use_bf16 = torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
     arguments = TrainingArguments(
         output_dir=str(work),
         max_steps=total,

@@ -90,8 +90,8 @@ def _train_variant(
         "losses": variant.losses,
         "variant": variant.name,
     }
-    losses = workspace.losses.read_text("utf-8")  # digests: an edited loss must not find its old checkpoints
-    key = run_key(settings, params, splits["train"], splits["dev"], _weights(teacher_card), losses)
+    names = json.dumps(teacher.config.id2label)
+    key = run_key(settings, params, splits["train"], splits["dev"], _weights(teacher_card), names)
     folder = workspace.work("distill") / variant.name
     done = folder / "model"
     finished = _finished(done, key)

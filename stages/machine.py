@@ -48,8 +48,9 @@ def input_digests(params: Params, root: Path) -> dict[str, object]:
 
 
 def loss_digests(params: Params) -> dict[str, str]:
-    """Loss name -> digest of its file, for the losses that the settings name."""
-    return {name: sha256_of(plugins.file_of("loss", name)) for name in sorted(params.distill.losses)}
+    """Loss name -> digest of its file, for the losses that the settings name and those that controls fall back on."""
+    used = {*params.distill.losses, "cross_entropy", "logit_kl"}
+    return {name: sha256_of(plugins.file_of("loss", name)) for name in sorted(used)}
 
 
 def _json(value: object) -> str:

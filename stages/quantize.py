@@ -6,6 +6,7 @@ Run as `python -m stages.quantize`.
 
 import logging
 import random
+from pathlib import Path
 
 import torch
 
@@ -14,7 +15,7 @@ from pipeline.files import output_folder
 from pipeline.models import load_classifier
 from pipeline.params import Params, load
 from pipeline.prepared import read_encoded
-from pipeline.quantization import EncodedExamples, make_plan
+from pipeline.quantization import EncodedExamples, Plan, make_plan
 from pipeline.records import open_folder, seal
 from pipeline.workspace import Workspace
 
@@ -24,8 +25,19 @@ KIND = "quantized"
 
 def run(params: Params, workspace: Workspace) -> None:
     """Writes `artifacts/quantized/plan.json`."""
-    torch.set_num_threads(params.threads)
     student = open_folder(workspace.student, "student")
+    plan = plan_for(params, workspace, workspace.student)
+    with output_folder(workspace.quantized) as partial:
+        (partial / "plan.json").write_text(plan.model_dump_json(indent=1) + "\n", "utf-8")
+        seal(partial, KIND, {"student": student.digest})
+    for warning in plan.warnings:
+        log.warning("%s", warning)
+    log.info("plan: kept in float: %s", ", ".join(plan.exclude) or "nothing")
+
+
+def plan_for(params: Params, workspace: Workspace, model: Path) -> Plan:
+    """The plan for one model folder on the workspace's data."""
+    torch.set_num_threads(params.threads)
     _, train = read_encoded(workspace, "train", params.data.max_length)
     _, dev = read_encoded(workspace, "dev", params.data.max_length)
     rows = random.Random(params.seed).sample(range(len(train)), min(params.quantize.calibration.examples, len(train)))
@@ -33,13 +45,7 @@ def run(params: Params, workspace: Workspace) -> None:
         [train.names[i] for i in rows], [train.ids[i] for i in rows], [train.labels[i] for i in rows]
     )
     selection = EncodedExamples(dev.names, dev.ids, dev.labels)
-    plan = make_plan(load_classifier(workspace.student), selection, calibration, params.quantize)
-    with output_folder(workspace.quantized) as partial:
-        (partial / "plan.json").write_text(plan.model_dump_json(indent=1) + "\n", "utf-8")
-        seal(partial, KIND, {"student": student.digest})
-    for warning in plan.warnings:
-        log.warning("%s", warning)
-    log.info("plan: kept in float: %s", ", ".join(plan.exclude) or "nothing")
+    return make_plan(load_classifier(model), selection, calibration, params.quantize)
 
 
 def main() -> None:

@@ -39,7 +39,7 @@ def run(params: Params, workspace: Workspace) -> None:
     )
     training = TrainingRun(steps=0, best_dev_accuracy=float("nan"))
     if params.teacher.fine_tune:
-        key = run_key(_settings(params), params, train, dev, _base_model(workspace))
+        key = run_key(_settings(params), params, train, dev, _base_model(workspace), *dev_examples.names)
         distiller = Distiller(teacher, None, {"cross_entropy": {}})
         training = fit(
             distiller, train, dev, params.teacher.training, workspace.work("teach"), key, params.seed, "teacher"

@@ -325,3 +325,16 @@ def test_judging_needs_no_heavy_package():
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout == "[]\n"
+
+
+def test_latency_that_passes_by_cpu_time_alone_does_not_pass():
+    """A call that waits 60 ms on the wall is no 50 ms call."""
+    measurement = make_measurement()
+    slow = tuple(
+        one.model_copy(update={"wall_ns": tuple(int(1.9 * ns) for ns in one.cpu_ns)}) for one in measurement.series
+    )
+    measurement = measurement.model_copy(update={"series": slow})
+    p50 = verdict("p50_ms", 1000.0, measurement=measurement).figure.value
+    assert verdict("p50_ms", 3 * p50, measurement=measurement).status is Status.PASS
+    found = verdict("p50_ms", 1.5 * p50, measurement=measurement)
+    assert found.status is Status.INCONCLUSIVE and "on the wall clock" in found.reason

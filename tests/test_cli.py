@@ -13,10 +13,10 @@ import yaml
 
 import stages
 import stages.commands
-from pipeline import plugins
+from pipeline import guard, plugins
 from pipeline.errors import EnvironmentFault, IntegrityError, SettingsError, UnusableRuntimeError
 from pipeline.params import load
-from pipeline.records import Artefact, Status, Verdict, seal, write
+from pipeline.records import Artefact, seal
 from pipeline.workspace import Workspace
 from stages import __main__ as cli
 from stages.commands import demo, doctor, predict, run, schema
@@ -335,27 +335,50 @@ def test_a_real_dvc_project_is_made(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("result", "status", "expected"),
+    ("result", "told", "expected"),
     [
-        (0, Status.PASS, 0),
-        (255, Status.FAIL, 1),
-        (255, Status.INCONCLUSIVE, 3),
-        (255, Status.NOT_MEASURED, 3),
-        (255, Status.PASS, 255),  # a pass on paper, but DVC itself failed
-        (255, None, 255),
-        (0, None, 1),  # no verdict at all is not a success
+        (0, None, 0),
+        (255, 1, 1),  # the gate, or a breach of parity
+        (255, 2, 2),
+        (255, 3, 3),
+        (255, None, 4),  # DVC itself failed, or the stage was killed before it could say
     ],
 )
-def test_the_exit_status_is_the_gates_even_through_dvc(tmp_path, monkeypatch, capsys, result, status, expected):
+def test_the_exit_status_is_that_of_the_stage_even_through_dvc(tmp_path, monkeypatch, result, told, expected):
     """DVC turns every failure of a stage into 255; CI needs to tell a failed budget from a missing runtime."""
-    monkeypatch.setattr(run, "_dvc", lambda *args, **options: result)
-    if status is not None:
-        (tmp_path / "artifacts" / "report").mkdir(parents=True)
-        verdict = Verdict(status=status, first_line="-", budgets=())
-        write(verdict, Workspace(tmp_path).report / "verdict.json")
+
+    def dvc(folder, *words, check):
+        if told is not None:
+            (folder / guard.STATUS).write_text(str(told))
+        return result
+
+    (tmp_path / guard.STATUS).parent.mkdir(parents=True)
+    (tmp_path / guard.STATUS).write_text("1")  # of an earlier run: must not be believed
+    monkeypatch.setattr(run, "_dvc", dvc)
     assert run.reproduce(tmp_path) == expected
-    assert run.reproduce(tmp_path, until="distill") == result
-    assert ("report: " in capsys.readouterr().out) is (status is not None)
+    assert run.reproduce(tmp_path, until="distill") == expected
+
+
+def test_the_report_is_named_when_there_is_one(tmp_path, monkeypatch, capsys):
+    """An absolute path, to open in a browser."""
+    monkeypatch.setattr(run, "_dvc", lambda *words, **options: 0)
+    run.reproduce(tmp_path)
+    assert "report" not in capsys.readouterr().out
+    page = Workspace(tmp_path).report / "index.html"
+    page.parent.mkdir(parents=True)
+    page.write_text("-")
+    run.reproduce(tmp_path)
+    assert f"report: {page.resolve()}" in capsys.readouterr().out
+
+
+def test_folders_in_the_settings_are_meant_from_where_the_command_is_run(tmp_path, monkeypatch):
+    """Not from within the workspace; a hub id and a package stay as they are."""
+    (tmp_path / "mine").mkdir()
+    monkeypatch.chdir(tmp_path)
+    settings = {"data": {"files": {"root": "mine"}}, "teacher": {"model": "org/model"}}
+    run._resolve_paths(settings)
+    assert settings["data"]["files"]["root"] == str(tmp_path / "mine")
+    assert settings["teacher"]["model"] == "org/model"
 
 
 def test_the_demo_gives_the_status_of_the_run(monkeypatch, capsys):

@@ -167,7 +167,7 @@ def test_a_second_writer_is_refused_and_told_who_holds_the_lock(tmp_path):
         process.kill()
         process.wait()
     with guard.lock(out):
-        assert (tmp_path / "work" / "out.lock").read_text() == str(os.getpid())
+        assert (tmp_path / "work" / "locks" / "out.lock").read_text() == str(os.getpid())
 
 
 def test_locks_of_two_outputs_are_independent_and_one_can_be_taken_again(tmp_path):
@@ -255,3 +255,21 @@ def test_dvc_is_known_by_its_command_line(words, expected):
             return words
 
     assert guard._is_dvc(Process()) is expected
+
+
+def test_a_failing_stage_tells_its_status_under_dvc_only(tmp_path, monkeypatch, capsys):
+    """DVC gives 255 for everything; `decant run` reads what the stage gave."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(guard, "_end_with_dvc", lambda: None)
+
+    def fail():
+        raise EnvironmentFault("no room")
+
+    monkeypatch.delenv("DVC_STAGE", raising=False)
+    with pytest.raises(SystemExit):
+        guard.run(fail)
+    assert not guard.STATUS.exists()
+    monkeypatch.setenv("DVC_STAGE", "distill")
+    with pytest.raises(SystemExit):
+        guard.run(fail)
+    assert guard.STATUS.read_text() == "4"

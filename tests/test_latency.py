@@ -155,7 +155,7 @@ def test_rounds_are_added_only_while_a_budget_is_undecided(jobs, exported):
 
 def test_unfit_runner_is_given_another_chance(jobs, exported):
     """Until the rounds are used up."""
-    jobs.options = {"noise": 0.02, "second_factor": 1.05}
+    jobs.options = {"noise": 0.02, "second_factor": 1.4}
     assert rounds(run(exported, budgets=Budgets(p90_ms=50.0))) == 3
 
 

@@ -5,7 +5,7 @@ from tiny_project import make_settings
 
 from pipeline.batches import EncodedSplit
 from pipeline.params import DistillSettings, Params
-from pipeline.variants import Variant, run_key, variants_of
+from pipeline.variants import Variant, code_digest, run_key, variants_of
 
 LOSSES = {
     "logit_kl": {"weight": 1.0, "temperature": 2.0},
@@ -48,7 +48,7 @@ def test_control_without_logit_losses_gets_one():
     assert found[1].losses == {"logit_kl": {}}
 
 
-def key(settings=SETTINGS, params=PARAMS, train=SPLIT, dev=SPLIT, contents=("ab", "loss files")):
+def key(settings=SETTINGS, params=PARAMS, train=SPLIT, dev=SPLIT, contents=("ab", "labels")):
     """The key of a run, changed in one place by the tests."""
     return run_key(settings, params, train, dev, *contents)
 
@@ -64,8 +64,8 @@ def key(settings=SETTINGS, params=PARAMS, train=SPLIT, dev=SPLIT, contents=("ab"
         {"train": EncodedSplit(("a", "b"), SPLIT.ids, (1, 1), pad_id=0)},
         {"train": EncodedSplit(("a", "b"), SPLIT.ids, (0, 1), pad_id=0, teacher_ids=SPLIT.ids)},
         {"dev": EncodedSplit(("a", "b"), SPLIT.ids, (1, 1), pad_id=0)},
-        {"contents": ("ac", "loss files")},
-        {"contents": ("ab", "an edited loss file")},
+        {"contents": ("ac", "labels")},
+        {"contents": ("ab", "other labels")},
     ],
 )
 def test_whatever_decides_the_weights_is_in_the_key(changes):
@@ -73,14 +73,25 @@ def test_whatever_decides_the_weights_is_in_the_key(changes):
     assert key(**changes) != key()
 
 
-def test_key_is_the_same_in_every_process():
-    """A golden value, of pipeline/variants.py at its first release: another one would throw running trainings away.
-
-    Renew it knowingly: `python -m pytest tests/test_variants.py` shows the new one.
-    """
+def test_key_does_not_depend_on_the_order_of_settings():
+    """Two processes write a dictionary in two orders."""
     settings = {"b": 1, "a": [1.5, "é"]}
     assert key(settings) == key(dict(reversed(settings.items())))
-    assert key(settings) == "ab8507ffde01858ebece8e05ae2720f9ca6ebaddd4ea82a81d1d972453a0330c"
+
+
+def test_edited_code_has_another_key(monkeypatch):
+    """Or the old student would be shipped as the new code's."""
+    before = key()
+    monkeypatch.setattr("pipeline.variants.code_digest", lambda: "edited")
+    assert key() != before
+
+
+def test_code_digest_covers_every_file_of_the_pipeline(monkeypatch):
+    """Losses in their folder included."""
+    seen = []
+    monkeypatch.setattr("pipeline.variants.sha256_of", lambda file: seen.append(file.name) or "0")
+    code_digest()
+    assert {"training.py", "students.py", "signals.py", "attention_kl.py"} <= set(seen)
 
 
 def test_targets_and_measuring_are_not_in_the_key():

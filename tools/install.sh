@@ -40,7 +40,7 @@ step() { # step "what is done" command...
 torch=$(grep -E '^torch==' requirements.lock | cut -d' ' -f1)
 pip=("$venv/bin/python" -m pip --disable-pip-version-check)
 # torch alone first: with it in place, nothing else can pull another build in.
-step "PyTorch ($torch)" "${pip[@]}" install "${extra[@]}" "$torch"
+step "PyTorch ($torch)" "${pip[@]}" install ${extra[@]+"${extra[@]}"} "$torch" # macOS has bash 3.2, where an empty array is unbound
 step "the other packages of the lock" "${pip[@]}" install -r requirements.lock
 step "Decant itself" "${pip[@]}" install --no-deps --no-build-isolation -e .
 echo "environment ready after $((SECONDS - started)) s"

@@ -20,12 +20,11 @@ from typing import Annotated, Any
 import typer
 import yaml
 
-from pipeline import records
-from pipeline.errors import EnvironmentFault, IntegrityError, SettingsError
+from pipeline import guard
+from pipeline.errors import EnvironmentFault, SettingsError
 from pipeline.files import write_atomically
 from pipeline.params import load, read_values
 from pipeline.plugins import nearest
-from pipeline.records import Status, Verdict
 from pipeline.workspace import Workspace
 
 CODE = ("pipeline", "stages", "export", "eval", "data", "dvc.yaml", ".dvcignore")
@@ -67,6 +66,7 @@ def prepare_workspace(source: Path, folder: Path, files: Path | None, changes: l
         SettingsError: the changed settings have problems; the workspace then keeps what it had.
     """
     settings = read_values(source)
+    _resolve_paths(settings)
     if files is not None:
         if not files.is_dir():
             raise SettingsError(f"--files {files}: no such folder")
@@ -94,6 +94,15 @@ def prepare_workspace(source: Path, folder: Path, files: Path | None, changes: l
         _dvc(folder, "config", "core.analytics", "false")
 
 
+def _resolve_paths(settings: dict[str, Any]) -> None:
+    """Makes folders in the settings absolute: they are meant from where the command is run, not from the workspace."""
+    files, teacher = (settings.get("data") or {}).get("files"), settings.get("teacher")
+    for section, key in ((files, "root"), (teacher, "model")):
+        value = section.get(key) if isinstance(section, dict) else None
+        if isinstance(section, dict) and isinstance(value, str) and Path(value).is_dir():
+            section[key] = str(Path(value).resolve())
+
+
 def apply_change(settings: dict[str, Any], change: str) -> None:
     """Applies KEY=VALUE, VALUE as YAML, in place.
 
@@ -116,19 +125,17 @@ def apply_change(settings: dict[str, Any], change: str) -> None:
 
 
 def reproduce(folder: Path, until: str | None = None) -> int:
-    """Runs `dvc repro` in a project and gives the gate's exit status, or DVC's when it did not get that far."""
+    """Runs `dvc repro` in a project and gives 0, or the exit status of the stage that failed, the gate among them."""
+    failed = folder / guard.STATUS
+    failed.unlink(missing_ok=True)
     result = _dvc(folder, "repro", *([until] if until else []), check=False)
-    if until is not None:
-        return result
-    report = Workspace(folder).report
-    try:
-        verdict = records.read(Verdict, report / "verdict.json")
-    except IntegrityError:
-        return result or 1
-    print(f"report: {(report / 'index.html').resolve()}")
+    page = Workspace(folder).report / "index.html"
+    if until is None and page.is_file():
+        print(f"report: {page.resolve()}")
     if result == 0:
         return 0
-    return {Status.PASS: result, Status.FAIL: 1}.get(verdict.status, 3)
+    # No status was left: DVC itself failed, or the stage was killed.
+    return int(failed.read_text("utf-8")) if failed.is_file() else EnvironmentFault.exit_status
 
 
 def _mirror(source: Path, target: Path) -> None:
