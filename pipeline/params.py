@@ -398,7 +398,9 @@ def _describe_all(model: type[BaseModel], values: Any, error: ValidationError) -
         is_branch = detail["type"].endswith("_type") or detail["type"] == "literal_error"
         if is_branch and any(len(other) > len(path) == _common(path, other) for other in paths):
             continue
-        where, message = ".".join(path), _describe(model, path, detail)
+        where = ".".join(path)
+        # Further ones are only counted, and looking for the nearest name of 9,000 keys takes a second.
+        message = _describe(model, path, detail) if len(merged) < MAX_PROBLEMS_SHOWN else ""
         found, expected, alternative = message.partition(", expected ")
         if merged.get(where, "").startswith(found + expected) and expected:
             message = f"{merged[where]} or {alternative}"
