@@ -59,9 +59,15 @@ class _TooLargeError(Exception):
 
 
 def _check_nesting(text: str) -> None:
-    """Refuses deep nesting before the node graph is built: libyaml's composer recurses in C until the process dies."""
-    depth = 0
+    """Refuses what is too deep or too long before the node graph is built, which costs more than reading it.
+
+    libyaml's composer recurses in C until the process dies.
+    """
+    depth = items = 0
     for event in yaml.parse(text, Loader=_LOADER):
+        items += isinstance(event, yaml.NodeEvent)
+        if items > 2 * MAX_NODES:  # a value and its key
+            raise _TooLargeError
         if isinstance(event, yaml.CollectionStartEvent):
             depth += 1
             if depth > MAX_DEPTH:

@@ -25,8 +25,8 @@ ROOT = Path(__file__).resolve().parents[1]
 SMOKE = ROOT / "recipes" / "smoke.yaml"
 
 
-def modules(package: object, without: set[str] = frozenset()) -> set[str]:  # type: ignore[assignment]
-    found = pkgutil.iter_modules(package.__path__)  # type: ignore[attr-defined]
+def modules(package: object, without: set[str] = frozenset()) -> set[str]:
+    found = pkgutil.iter_modules(package.__path__)
     return {module.name for module in found if not module.ispkg} - set(without)
 
 

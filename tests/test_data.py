@@ -672,7 +672,7 @@ def test_arbitrary_csv_bytes_give_data_or_a_data_error(tmp_path, content):
         read(tmp_path, max_share=1.0)
     except DataError as error:
         assert str(error)
-    assert time.process_time() - started < 20  # a hang, not a figure
+    assert time.process_time() - started < 2
 
 
 @FUZZ

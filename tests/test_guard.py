@@ -73,7 +73,7 @@ def run_guarded(monkeypatch: pytest.MonkeyPatch, main: object) -> int:
     monkeypatch.delenv("DVC_STAGE", raising=False)
     monkeypatch.setenv("TQDM_DISABLE", "1")  # guard.run sets it; this puts it back
     with pytest.raises(SystemExit) as end:
-        guard.run(main)  # type: ignore[arg-type]
+        guard.run(main)
     return end.value.code
 
 

@@ -224,12 +224,12 @@ HOSTILE = {
 
 
 @pytest.mark.parametrize("name", HOSTILE)
-def test_a_hostile_file_is_refused_without_a_hang(tmp_path, name):
+def test_a_hostile_file_is_refused_within_a_second(tmp_path, name):
     """Neither time nor memory, nor the process itself, depends on what a file expands to."""
     content, message = HOSTILE[name]
     started = time.process_time()
     found = problems(tmp_path, content)
-    assert time.process_time() - started < 20  # a hang, not a figure: what expands without end takes minutes
+    assert time.process_time() - started < 1
     assert re.search(message, "\n".join(found)), found
     assert len(found) <= MAX_PROBLEMS_SHOWN + 1
     assert all(len(problem) < 1_500 for problem in found)
@@ -255,7 +255,7 @@ def loads_or_refuses(path: Path, content: bytes) -> None:
         load(path, with_plugins=False)
     except SettingsError as error:
         assert str(error)
-    assert time.process_time() - started < 20  # a hang, not a figure: what expands without end takes minutes
+    assert time.process_time() - started < 1
 
 
 FUZZ = settings(

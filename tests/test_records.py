@@ -44,7 +44,7 @@ def folder(tmp_path: Path) -> Path:
 
 def rewrite(path: Path, change: object) -> None:
     """Changes a record's JSON by a function of the whole document, without renewing its hash."""
-    path.write_text(json.dumps(change(json.loads(path.read_text()))))  # type: ignore[operator]
+    path.write_text(json.dumps(change(json.loads(path.read_text()))))
 
 
 # --- folders -------------------------------------------------------------------------------------------------------

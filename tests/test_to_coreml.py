@@ -265,7 +265,7 @@ def test_the_plain_conversion_is_caught(tmp_path: Path) -> None:
     """Planted fault: Hugging Face's own forward in fp16, whose mask becomes infinite and whose answer is NaN."""
     ct = mlpackage.import_coremltools()
     graph = EncoderGraph(toy_model("bert", num_hidden_layers=1))
-    graph.forward = lambda input_ids, attention_mask: (  # type: ignore[method-assign]
+    graph.forward = lambda input_ids, attention_mask: (
         (out := graph.model(input_ids=input_ids, attention_mask=attention_mask).logits),
         out.softmax(-1),
     )
