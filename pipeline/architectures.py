@@ -70,6 +70,10 @@ FAMILIES = {
 }
 
 
+# In a student's configuration: whether its tokenizer sets a distillation token. The graph knows nothing of it.
+DISTILLATION_TOKEN = "decant_distillation_token"
+
+
 def family_of(config: PretrainedConfig) -> Family:
     """The names for this configuration's family.
 
@@ -93,6 +97,7 @@ class Shape:
     heads: int
     ffn: int
     labels: int
+    distillation_token: bool = False  # a second special token, right behind the class token, with a head of its own
 
 
 def shape_of(config: PretrainedConfig) -> Shape:
@@ -104,6 +109,7 @@ def shape_of(config: PretrainedConfig) -> Shape:
         heads=getattr(config, family.num_heads),
         ffn=getattr(config, family.ffn_size),
         labels=config.num_labels,
+        distillation_token=getattr(config, DISTILLATION_TOKEN, False),
     )
 
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 from torch import nn
-from toy_models import FAMILIES, FUSED, toy_batch, toy_model
+from toy_models import FAMILIES, FUSED, marked_batch, toy_batch, toy_model
 
 from pipeline.architectures import family_of, layers_of
 from pipeline.divergences import masked_log_probs
@@ -20,7 +20,7 @@ def attention_maps(signals):
 def read(model, needs=SIGNALS, **settings):
     """One batch through a reader that is closed again."""
     with SignalReader(model, needs, **settings) as reader:
-        return reader.read(toy_batch())
+        return reader.read(marked_batch())
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -98,15 +98,12 @@ def test_signals_of_an_earlier_batch_are_never_taken_for_this_one():
 
 
 def test_missing_hidden_states_are_an_error():
-    """Planted fault: a model that does not hand its hidden states back."""
+    """Planted fault: a layer that was taken out of the model after it was hooked."""
     model = toy_model()
-
-    class Silent(nn.Module):
-        def forward(self, **inputs):
-            return model(**inputs | {"output_hidden_states": False})
-
-    with SignalReader(model, ["hidden"]) as reader, pytest.raises(SignalError, match="gave no hidden state"):
-        reader.read(toy_batch(), through=Silent())
+    with SignalReader(model, ["hidden"]) as reader:
+        model.bert.encoder.layer = model.bert.encoder.layer[:2]
+        with pytest.raises(SignalError, match="layer 3 of the student gave no hidden state"):
+            reader.read(toy_batch())
 
 
 def test_a_closed_reader_raises_and_leaves_the_model_as_it_was():
@@ -118,7 +115,7 @@ def test_a_closed_reader_raises_and_leaves_the_model_as_it_was():
     assert not any(module._forward_hooks for module in model.modules())
     assert list(model.state_dict()) == names
     with pytest.raises(SignalError, match="the reader is closed"):
-        reader.read(toy_batch())
+        reader.read(marked_batch())
 
 
 def test_only_what_is_needed_is_read():
@@ -131,9 +128,9 @@ def test_a_frozen_model_is_read_in_eval_mode_without_gradient():
     """Even when a wrapper that owns both models was put into train mode."""
     teacher = toy_model("bert", "sdpa")
     with SignalReader(teacher, SIGNALS, frozen=True) as reader:
-        expected = reader.read(toy_batch())
+        expected = reader.read(marked_batch())
         nn.ModuleDict({"teacher": teacher}).train()
-        signals = reader.read(toy_batch())
+        signals = reader.read(marked_batch())
     assert not teacher.training
     assert torch.equal(signals.logits, expected.logits)
     for tensor in (signals.logits, *signals.hidden, *signals.queries, *signals.keys, *signals.values):
@@ -186,3 +183,65 @@ def test_an_unknown_signal_is_an_error():
     """A typing mistake in a loss's NEEDS is found before training."""
     with pytest.raises(SignalError, match=r"no signal \['atention'\]; known: logits"):
         SignalReader(toy_model(), ["atention"])
+
+
+def test_layers_that_no_loss_looks_at_are_none():
+    """The tuple is as long as the model is deep all the same, for the layer maps count it."""
+    signals = read(toy_model(), {"attention": {2}, "hidden": {0, 3}})
+    assert [tensor is None for tensor in signals.queries] == [True, False, True]
+    assert [tensor is None for tensor in signals.hidden] == [False, True, True, False]
+    with pytest.raises(SignalError, match="was not read"):
+        attention_scores(signals, 1)
+    with pytest.raises(SignalError, match="no layer 4 to read attention from: the model has 3 layers"):
+        SignalReader(toy_model(), {"attention": {4}})
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("needs", [{"attention": {2}}, {"hidden": {0}}, {"hidden": {1}, "values": {2}}], ids=str)
+def test_known_logits_spare_the_layers_above(family, needs):
+    """The signals are the same to the last bit, and the last layer is not run."""
+    model, ran = toy_model(family), []
+    layers_of(model)[2].register_forward_hook(lambda *_: ran.append(True))
+    with SignalReader(model, needs, frozen=True) as reader:
+        whole = reader.read(toy_batch())
+        assert ran.pop()
+        part = reader.read(toy_batch(), logits=whole.logits)
+    assert not ran
+    for name in ("hidden", "queries", "keys", "values"):
+        for one, other in zip(getattr(whole, name), getattr(part, name), strict=True):
+            assert (one is None and other is None) or torch.equal(one, other)
+
+
+def test_known_logits_and_no_other_need_spare_the_model():
+    """Nothing at all is run."""
+    model = toy_model()
+    model.forward = None
+    with SignalReader(model, ["logits"], frozen=True) as reader:
+        assert reader.read(toy_batch(), logits=torch.ones(3, 3)).logits.sum() == 9
+
+
+def test_output_weights_are_the_projections_own():
+    """The columns of one head's slice take that head's values."""
+    model = toy_model()
+    signals = read(model, {"output_weights": {3}})
+    assert signals.output_weights[0] is None
+    assert signals.output_weights[2] is model.bert.encoder.layer[2].attention.output.dense.weight
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_distillation_token_is_taken_out_of_every_signal(family):
+    """What is left is the other positions; the token's own last state is a signal of its own."""
+    plain, marked = toy_model(family), toy_model(family)
+    marked.config.decant_distillation_token = True
+    needs = ("hidden", "attention", "values", "delimiters", "token")
+    whole, part = read(plain, needs), read(marked, needs)
+    kept = [0, 2, 3, 4, 5, 6]
+    assert torch.equal(part.mask, whole.mask[:, kept])
+    assert torch.equal(part.delimiters, whole.delimiters[:, kept])
+    assert whole.token is None
+    assert torch.equal(part.token, whole.hidden[3][:, 1])
+    for layer in range(4):
+        assert torch.equal(part.hidden[layer], whole.hidden[layer][:, kept])
+    for name in ("queries", "keys", "values"):
+        for ours, theirs in zip(getattr(part, name), getattr(whole, name), strict=True):
+            assert torch.equal(ours, theirs[:, :, kept])

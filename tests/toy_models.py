@@ -61,3 +61,11 @@ def toy_batch(seed: int = 0) -> dict[str, Tensor]:
     # 0 and 1 are padding tokens in one family or another, and RoBERTa counts positions by them
     ids = torch.randint(2, 60, (3, 7), generator=generator)
     return {"input_ids": ids * mask + (1 - mask), "attention_mask": mask, "labels": torch.tensor([0, 2, 1])}
+
+
+def marked_batch(seed: int = 0) -> dict[str, Tensor]:
+    """The same batch with the first and last token of each sentence marked as delimiters."""
+    batch = toy_batch(seed)
+    last = batch["attention_mask"].sum(1, keepdim=True) - 1
+    positions = torch.arange(batch["input_ids"].shape[1])[None, :]
+    return batch | {"delimiters": (positions == 0) | (positions == last)}

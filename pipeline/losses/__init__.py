@@ -8,8 +8,13 @@ A loss file has:
 - `Params`: a frozen model of its settings, derived from `LossParams` or `LayerLossParams`; every setting has a default.
 - `loss(student, teacher, params, module)`: two `Signals` to a float32 scalar: padding-safe, no gradient to the teacher.
 - `misfit(student, teacher, params)` (optional): why two `Shape`s cannot be compared by this loss, or None.
+- `layers(student, teacher, params)` (optional): the student's and the teacher's layers it looks at, two sets counted
+  from 1, 0 for the embedding output; without it those of its `map`, or all. What no loss looks at is not computed.
 - `auxiliary(student, teacher, params)` (optional): a module that the loss learns with, or None when these two shapes
   need none; trained beside the student, never exported, handed to `loss` as `module`.
+- `learned(module)` (optional): what the auxiliary module learned, as plain values for the student's card.
+- `IS_BATCH_STATISTIC` (optional, default False): True when the loss compares the examples of a batch with each other,
+  so that a batch's loss is not the mean of its examples' losses.
 - `IS_CROSS_ENTROPY` (optional, default False): True when the loss keeps the target's own entropy, so that it is not 0
   for a student that equals its teacher.
 """

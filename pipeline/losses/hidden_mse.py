@@ -10,7 +10,7 @@ from pipeline.architectures import Shape
 from pipeline.divergences import mean_over_examples
 from pipeline.layer_maps import Pairs, layer_misfit, layer_pairs
 from pipeline.losses import LayerLossParams
-from pipeline.signals import Signals
+from pipeline.signals import Signals, taken
 
 KIND = "signal"
 NEEDS = ("hidden",)
@@ -32,9 +32,15 @@ def loss(student: Signals, teacher: Signals, params: Params, module: nn.Module |
     for (s, t), projection in zip(pairs, projections, strict=True):
         # autocast would project in half precision
         with torch.autocast(student.mask.device.type, enabled=False):
-            projected = projection(student.hidden[s].float())
-        per_pair.append(hidden_mse(projected, teacher.hidden[t], student.mask))
+            projected = projection(taken(student.hidden, s).float())
+        per_pair.append(hidden_mse(projected, taken(teacher.hidden, t), student.mask))
     return torch.stack(per_pair).mean()
+
+
+def layers(student: Shape, teacher: Shape, params: Params) -> tuple[set[int], set[int]]:
+    """Those of the map, and the embedding outputs where they are compared."""
+    pairs = _pairs(params, student.layers, teacher.layers)
+    return {s for s, _ in pairs}, {t for _, t in pairs}
 
 
 def misfit(student: Shape, teacher: Shape, params: Params) -> str | None:

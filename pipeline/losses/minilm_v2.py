@@ -14,7 +14,7 @@ from torch.utils.checkpoint import checkpoint
 from pipeline.architectures import Shape
 from pipeline.divergences import row_kl
 from pipeline.losses import LossParams
-from pipeline.signals import Signals
+from pipeline.signals import Signals, taken
 
 KIND = "signal"
 NEEDS = ("attention", "values")
@@ -39,16 +39,19 @@ class Params(LossParams):
 def loss(student: Signals, teacher: Signals, params: Params, module: nn.Module | None = None) -> Float[Tensor, ""]:
     """Sum of `relation_kl` over queries, keys and values of the student's last layer."""
     layer = (params.teacher_layer or len(teacher.queries)) - 1
-    sides = [
-        (student.queries[-1], teacher.queries[layer]),
-        (student.keys[-1], teacher.keys[layer]),
-        (student.values[-1], teacher.values[layer]),
-    ]
+    sides = [(student.queries, teacher.queries), (student.keys, teacher.keys), (student.values, teacher.values)]
     per_vector = [
-        relation_kl(_join_heads(ours), _join_heads(theirs), student.mask, params.relation_heads)
+        relation_kl(
+            _join_heads(taken(ours, -1)), _join_heads(taken(theirs, layer)), student.mask, params.relation_heads
+        )
         for ours, theirs in sides
     ]
     return torch.stack(per_vector).sum()
+
+
+def layers(student: Shape, teacher: Shape, params: Params) -> tuple[set[int], set[int]]:
+    """The student's last and one of the teacher's."""
+    return {student.layers}, {params.teacher_layer or teacher.layers}
 
 
 def misfit(student: Shape, teacher: Shape, params: Params) -> str | None:
