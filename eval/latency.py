@@ -34,6 +34,7 @@ TIME_TIMEOUT_S = 600.0
 TIMED_TEXTS = 200
 
 Sequences = Sequence[Sequence[int]]
+Drawn = tuple[tuple[int, ...], ...]
 
 
 @dataclass(frozen=True)
@@ -57,6 +58,7 @@ def measure(
     pad_id: int,
     settings: MeasureSettings,
     seed: int,
+    reference_sequences: Sequences | None = None,
     budgets: Budgets | None = None,
     machine: dict[str, Any] | None = None,
     tokenize_us: float | None = None,
@@ -69,10 +71,13 @@ def measure(
         device: where.
         candidate: the target's artefact.
         reference: the teacher in the same format, or None when there is none.
-        sequences: token ids of real examples; calls are drawn from them with replacement, both models get the same.
+        sequences: token ids of real examples; calls are drawn from them with replacement, both models get the same
+            texts.
         pad_id: the token to pad with.
         settings: how often.
         seed: of the draws.
+        reference_sequences: the examples in the reference's tokens, where they are not the candidate's: a distillation
+            token is one more to read, and a token that the reference does not know.
         budgets: rounds are added while one that this measurement could decide is undecided; None: one round.
         machine: its facts, kept beside the figures.
         tokenize_us: from `time_tokenizer`; never part of a call.
@@ -99,7 +104,8 @@ def measure(
     reason = plugins.load("device", device).why_unusable()
     if reason is not None:
         return empty.model_copy(update={"not_measured": reason})
-    run = _Run(runtime, device, candidate, reference, sequences, pad_id, settings, seed)
+    theirs = sequences if reference_sequences is None else reference_sequences
+    run = _Run(runtime, device, candidate, reference, sequences, theirs, pad_id, settings, seed)
     try:
         measurement = empty
         for number in range(settings.max_rounds):
@@ -140,6 +146,7 @@ class _Run:
     candidate: Exported
     reference: Exported | None
     sequences: Sequences
+    reference_sequences: Sequences
     pad_id: int
     settings: MeasureSettings
     seed: int
@@ -173,19 +180,19 @@ class _Run:
         }
 
     def _load(self, number: int, process: int) -> None:
-        turn = Turn(lengths="data", warmup=0, sequences=self._draw(number, process, 1))
+        sequences, _ = self._draw(number, process, 1)
+        turn = Turn(lengths="data", warmup=0, sequences=sequences)
         self.loads.append(self._execute("load", None, (turn,), number, process))
 
     def _time(self, number: int, process: int, *, is_canary: bool) -> None:
         count = self.settings.pairs
         if is_canary:  # as many pairs as the figures rest on, so that it repeats as well as they do
             count = max(CANARY_PAIRS, count * self.settings.processes)
-        sequences = self._draw(number, process, self.settings.warmup + count)
-        lengths = () if is_canary else self._fixed_lengths()
-        drawn = {"data": sequences, **{str(L): tuple(_of_length(one, L) for one in sequences) for L in lengths}}
-        turns = tuple(
-            Turn(lengths=name, warmup=self.settings.warmup, sequences=values) for name, values in drawn.items()
-        )
+        ours, theirs = self._draw(number, process, self.settings.warmup + count)
+        if is_canary:
+            theirs = ours  # the candidate stands beside itself
+        lengths: tuple[int | None, ...] = (None,) if is_canary else (None, *self._fixed_lengths())
+        turns = tuple(self._turn(L, ours, theirs) for L in lengths)
         result = self._execute("time", self.candidate if is_canary else self.reference, turns, number, process)
         names: dict[str, Any] = {"candidate": "canary", "reference": "canary_twin"} if is_canary else {}
         self.series += [
@@ -228,9 +235,22 @@ class _Run:
         self.last = result
         return result
 
-    def _draw(self, number: int, process: int, count: int) -> tuple[tuple[int, ...], ...]:
+    def _turn(self, length: int | None, ours: Drawn, theirs: Drawn) -> Turn:
+        """Both models' inputs at a fixed length, or at the data's own."""
+        if length is not None:
+            ours, theirs = (tuple(_of_length(one, length) for one in drawn) for drawn in (ours, theirs))
+        return Turn(
+            lengths="data" if length is None else str(length),
+            warmup=self.settings.warmup,
+            sequences=ours,
+            reference_sequences=theirs if theirs != ours else None,
+        )
+
+    def _draw(self, number: int, process: int, count: int) -> tuple[Drawn, Drawn]:
+        """The same texts for the candidate and for the reference."""
         rng = np.random.default_rng([self.seed, number, process])
-        return tuple(tuple(self.sequences[i]) for i in rng.integers(len(self.sequences), size=count))
+        rows = rng.integers(len(self.sequences), size=count)
+        return tuple(tuple(self.sequences[i]) for i in rows), tuple(tuple(self.reference_sequences[i]) for i in rows)
 
     def _fixed_lengths(self) -> Iterator[int]:
         longest = min(_longest(one.artefact) for one in (self.candidate, self.reference) if one is not None)

@@ -145,6 +145,42 @@ def mcnemar(worse: int, better: int) -> float:
     return float(stats.binomtest(worse, worse + better, 0.5, alternative="greater").pvalue)
 
 
+def seeds_difference(
+    ours: Bool[np.ndarray, "seeds rows"],
+    baseline: Bool[np.ndarray, "other_seeds rows"],
+    seed_sd: float | None,
+    seed_df: int,
+    confidence: float = 0.95,
+) -> Interval:
+    """Points of accuracy that a method gains on a baseline, paired over examples, with what seeds add.
+
+    Args:
+        ours: whether each answer is right, for each seed of the method.
+        baseline: the same for the baseline, on the same examples.
+        seed_sd: standard deviation of accuracy between seeds, as a share of 1, pooled over all methods that have two or
+            more; None when none has, and then only examples are counted.
+        seed_df: degrees of freedom of `seed_sd`.
+        confidence: two-sided.
+
+    Returns:
+        100 (accuracy of ours - of the baseline). The variance is that of the mean of the differences over examples plus
+        seed_sd^2 (1/seeds + 1/other_seeds); Welch-Satterthwaite degrees of freedom. Some of the chance of seeds is in
+        both terms, so the interval is rather too wide.
+    """
+    difference = ours.mean(axis=0) - baseline.mean(axis=0)
+    n = len(difference)
+    of_examples = float(difference.var(ddof=1)) / n
+    of_seeds = (seed_sd or 0.0) ** 2 * (1 / len(ours) + 1 / len(baseline))
+    total = of_examples + of_seeds
+    if total == 0:  # the same answers throughout
+        half = 0.0
+    else:
+        df = total**2 / (of_examples**2 / (n - 1) + (of_seeds**2 / seed_df if seed_df else 0.0))
+        half = float(stats.t.ppf((1 + confidence) / 2, df)) * math.sqrt(total)
+    value = float(difference.mean())
+    return Interval(value=100 * value, low=100 * (value - half), high=100 * (value + half), confidence=confidence)
+
+
 def _tango_bound(worse: int, better: int, n: int, z: float) -> float:
     """The difference at which the score statistic is z: the lower bound for z > 0, the upper one for z < 0."""
 

@@ -55,6 +55,20 @@ class Turn(Record):
     lengths: str
     warmup: int = Field(ge=0)
     sequences: tuple[tuple[int, ...], ...]
+    # the same texts as the reference reads them, where its tokens are others
+    reference_sequences: tuple[tuple[int, ...], ...] | None = None
+
+    @model_validator(mode="after")
+    def _pairs_are_whole(self) -> "Turn":
+        if self.reference_sequences is not None and len(self.reference_sequences) != len(self.sequences):
+            raise ValueError(f"{len(self.reference_sequences)} texts for the reference, {len(self.sequences)} in all")
+        return self
+
+    def inputs_of(self, model: Model) -> tuple[tuple[int, ...], ...]:
+        """The token ids that one model is given."""
+        if model == "reference" and self.reference_sequences is not None:
+            return self.reference_sequences
+        return self.sequences
 
 
 class Job(Record):
@@ -209,8 +223,10 @@ def _time(runtime: ModuleType, job: Job) -> tuple[Samples, ...]:
     try:
         for turn in job.turns:
             taken: dict[Model, list[tuple[int, int, int]]] = {model: [] for model in loadables}
-            for i, sequence in enumerate(turn.sequences):
-                inputs = {model: pad([sequence], job.pad_id, loadables[model].artefact) for model in loadables}
+            for i in range(len(turn.sequences)):
+                inputs = {
+                    model: pad([turn.inputs_of(model)[i]], job.pad_id, loadables[model].artefact) for model in loadables
+                }
                 for model in _order(i, job):
                     cpu_start, start = time.process_time_ns(), time.perf_counter_ns()
                     sessions[model].run(*inputs[model])

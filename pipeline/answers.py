@@ -59,8 +59,7 @@ def cached_teacher_logits(teacher: PreTrainedModel, split: EncodedSplit, work: P
     except IntegrityError as error:
         if folder.exists():
             log.warning("%s; computing the teacher's logits again", error)
-        ids = split.teacher_ids or split.ids
-        pad_id = split.teacher_pad_id if split.teacher_ids is not None else split.pad_id
+        ids, pad_id = split.for_teacher
         logits = predict_logits(teacher, ids, pad_id, "teacher's logits")
         with output_folder(folder, expected_bytes=4 * logits.numel()) as partial:
             save_file({"logits": logits}, partial / "logits.safetensors")

@@ -12,7 +12,7 @@ from pipeline.data import pad
 
 @dataclass(frozen=True)
 class EncodedSplit:
-    """One split as token ids. `teacher_ids` differ from `ids` only when the student's vocabulary is trimmed."""
+    """One split as token ids. `teacher_ids` are given only when the student's vocabulary is not the teacher's."""
 
     names: tuple[str, ...]  # example ids, for messages
     ids: list[list[int]]
@@ -21,9 +21,16 @@ class EncodedSplit:
     teacher_ids: list[list[int]] | None = None
     teacher_pad_id: int = 0
     teacher_logits: Tensor | None = None  # (rows, classes)
+    has_token: bool = False  # whether `ids` have a distillation token, which `teacher_ids` never have
+    delimiter_ids: tuple[int, ...] = ()  # what the student's tokenizer sets around a text: class, separator and so on
 
     def __len__(self) -> int:
         return len(self.ids)
+
+    @property
+    def for_teacher(self) -> tuple[list[list[int]], int]:
+        """The rows as the teacher reads them, and its padding token."""
+        return (self.ids, self.pad_id) if self.teacher_ids is None else (self.teacher_ids, self.teacher_pad_id)
 
 
 class Rows(Dataset):
@@ -53,9 +60,11 @@ class Collator:
         if split.teacher_ids is not None:
             teacher_ids = [split.teacher_ids[i] for i in rows]
             # The same length: trimming changes no text whose tokens were all kept, and training text is such text.
-            batch["teacher_input_ids"] = pad(teacher_ids, split.teacher_pad_id, batch["input_ids"].shape[1])[
-                "input_ids"
-            ]
+            width = batch["input_ids"].shape[1] - split.has_token
+            batch["teacher_input_ids"] = pad(teacher_ids, split.teacher_pad_id, width)["input_ids"]
+        # Some tokenizers pad with their separator, and padding delimits nothing.
+        found = torch.isin(batch["input_ids"], torch.tensor(split.delimiter_ids, dtype=torch.long))
+        batch["delimiters"] = found & batch["attention_mask"].bool()
         if split.teacher_logits is not None:
             batch["teacher_logits"] = split.teacher_logits[list(rows)]
         return batch

@@ -19,24 +19,50 @@ def masked_log_probs(
     return torch.where(mask[:, None, None, :], scores.float(), MASKED_SCORE).log_softmax(-1)
 
 
+def masked_probs(
+    scores: Float[Tensor, "batch heads length length"], mask: Bool[Tensor, "batch length"]
+) -> Float[Tensor, "batch heads length length"]:
+    """The probabilities of `masked_log_probs`, for what is linear in them; a logarithm of these would meet zeros."""
+    return torch.where(mask[:, None, None, :], scores.float(), MASKED_SCORE).softmax(-1)
+
+
 def row_kl(
     student: Float[Tensor, "batch heads length length"],
     teacher: Float[Tensor, "batch heads length length"],
     mask: Bool[Tensor, "batch length"],
+    keys: Bool[Tensor, "batch length"] | None = None,
 ) -> Float[Tensor, ""]:
     """Divergence of the student's rows from the teacher's, KL(teacher || student), both given as scores.
 
+    Args:
+        student: scores before the softmax.
+        teacher: the same; no gradient flows into them.
+        mask: True for a real token.
+        keys: True for the keys that rows are spread over, of the real tokens; all of them if absent. A row that is left
+            without any counts as 0.
+
     Returns:
         Nats per head and valid query, averaged for each example, then over examples; 0 when the two agree.
+    """
+    keys = mask if keys is None else mask & keys
+    return log_row_kl(masked_log_probs(student, keys), masked_log_probs(teacher.detach(), keys), mask, keys)
+
+
+def log_row_kl(
+    log_student: Float[Tensor, "batch heads length length"],
+    log_teacher: Float[Tensor, "batch heads length length"],
+    mask: Bool[Tensor, "batch length"],
+    keys: Bool[Tensor, "batch length"],
+) -> Float[Tensor, ""]:
+    """`row_kl` of log-probabilities, which must be finite; a gradient that the teacher's side has is kept.
 
     Source: the per-example normalisation 1/(heads * tokens) is MiniLM's. The product is masked after it is formed;
     relying on 0 * x = 0 would give NaN for an infinite x.
     """
-    log_teacher, log_student = masked_log_probs(teacher.detach(), mask), masked_log_probs(student, mask)
     terms = log_teacher.exp() * (log_teacher - log_student)
-    per_row = torch.where(mask[:, None, None, :], terms, 0.0).sum(-1)  # (B, H, Q)
+    per_row = torch.where(keys[:, None, None, :], terms, 0.0).sum(-1)  # (B, H, Q)
     per_example = torch.where(mask[:, None, :], per_row, 0.0).sum((1, 2))  # (B,)
-    heads, tokens = student.shape[1], mask.sum(1)
+    heads, tokens = log_student.shape[1], mask.sum(1)
     return mean_over_examples(per_example / (heads * tokens.clamp(min=1)), mask)
 
 

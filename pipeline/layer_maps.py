@@ -3,10 +3,12 @@
 Layers are counted from 1; hidden state 0, the embedding output, belongs to no map.
 """
 
+from pipeline.architectures import Shape
 from pipeline.errors import SettingsError
 from pipeline.plugins import nearest
 
-NAMES = ("uniform", "first", "last", "last_only")
+CKA = "cka"  # `pipeline.chosen_maps` puts pairs in its place before training
+NAMES = ("uniform", "first", "last", "last_only", CKA)
 Pairs = tuple[tuple[int, int], ...]
 
 
@@ -16,7 +18,8 @@ def layer_pairs(layer_map: str | Pairs, student_layers: int, teacher_layers: int
     Args:
         layer_map: "uniform" spreads the student's layers over the teacher's, the last on the last (s * N / M, rounded
             half to even); "first" and "last" take the teacher's lowest or highest layers in order; "last_only" pairs
-            the two last layers; or the pairs themselves.
+            the two last layers; or the pairs themselves. For "cka", whose pairs only the models can tell, the uniform
+            ones stand in.
         student_layers: how many layers the student has (M).
         teacher_layers: how many layers the teacher has (N).
 
@@ -53,6 +56,16 @@ def layer_misfit(layer_map: str | Pairs, student_layers: int, teacher_layers: in
     except SettingsError as error:
         return str(error)
     return None
+
+
+def heads_misfit(student: Shape, teacher: Shape) -> str | None:
+    """Why heads of two models cannot be compared one by one, or None; the message says which losses take any counts."""
+    if student.heads == teacher.heads:
+        return None
+    return (
+        f"the student has {student.heads} attention heads and the teacher {teacher.heads}; they must be the same, or "
+        "use a loss that compares any: minilm_v2, a2d, attention_mean_kl, or shd for fewer student heads"
+    )
 
 
 def _checked(pairs: Pairs, student_layers: int, teacher_layers: int) -> Pairs:

@@ -15,8 +15,13 @@ MAX_AXES = 16
 TYPE_BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1, "BOOL": 1}
 
 
-def find_model(source: str, revision: str | None = None) -> Path:
+def find_model(source: str, revision: str | None = None, setting: str = "teacher.model") -> Path:
     """The local folder of a model given as folder, `pypi:PACKAGE/FOLDER` or hub id; checked by `check_folder`.
+
+    Args:
+        source: what the setting names.
+        revision: git revision of a hub id.
+        setting: the key in params.yaml that names it, for messages.
 
     Raises:
         ModelError: not found, or not safe to load.
@@ -27,7 +32,7 @@ def find_model(source: str, revision: str | None = None) -> Path:
     elif re.fullmatch(r"[\w.-]+(/[\w.-]+)?", source) and not Path(source).exists():
         folder = _from_hub(source, revision)
     else:
-        raise ModelError(f"teacher.model '{source}' is no folder, no hub id and no pypi:PACKAGE/FOLDER")
+        raise ModelError(f"{setting} '{source}' is no folder, no hub id and no pypi:PACKAGE/FOLDER")
     check_folder(folder)
     return folder
 

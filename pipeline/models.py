@@ -179,6 +179,14 @@ class FactorisedEmbedding(nn.Module):
         return self.project(self.tokens(ids))
 
 
+def token_table(model: PreTrainedModel) -> nn.Embedding:
+    """The token embedding with one row for each id: the narrow one where the embedding is factorised."""
+    words = encoder_of(model).embeddings.word_embeddings
+    table = words.tokens if isinstance(words, FactorisedEmbedding) else words
+    assert isinstance(table, nn.Embedding)
+    return table
+
+
 def new_model(config: PretrainedConfig) -> PreTrainedModel:
     """A classifier of this configuration with random weights, factorised embedding included."""
     model = AutoModelForSequenceClassification.from_config(config)

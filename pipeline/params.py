@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from pydantic_core import ErrorDetails
 
 from pipeline import plugins, settings_file
+from pipeline.augment_settings import AugmentSettings
 from pipeline.errors import SettingsError
 
 MAX_PROBLEMS_SHOWN = 50
@@ -152,6 +153,11 @@ class StudentSettings(Settings):
     vocabulary: Literal["full", "trimmed"] = Field(
         default="full", description="trimmed keeps the tokens that training text needs, and an open fallback."
     )
+    distillation_token: bool = Field(
+        default=False,
+        description="A second special token behind the class token, trained on the teacher's answer; a text may then "
+        "be one token shorter.",
+    )
     init: InitSettings = Field(default=InitSettings(), description="Where the first weights come from.")
 
     @model_validator(mode="after")
@@ -176,6 +182,17 @@ class Controls(Settings):
     )
 
 
+class ClassToken(Settings):
+    """Noise on the class token's embedding while the student trains; what ships is the plain token."""
+
+    kind: Literal["plain", "sampled", "bayesian"] = Field(
+        default="plain",
+        description="plain: no noise; sampled: one of several trained vectors for each example; bayesian: trained "
+        "Gaussian noise.",
+    )
+    samples: int = Field(default=8, ge=1, le=256, description="Vectors to draw from when kind is sampled; 1: no noise.")
+
+
 class DistillSettings(Settings):
     """How the student learns from the teacher."""
 
@@ -188,6 +205,16 @@ class DistillSettings(Settings):
         default={"logit_kl": {"weight": 1.0, "temperature": 2.0}, "attention_kl": {"weight": 1.0, "map": "uniform"}},
         description="Loss name (a file of pipeline/losses) -> its settings.",
         min_length=1,
+    )
+    class_token: ClassToken = Field(default=ClassToken(), description="Noise on the class token while training.")
+    cache_gb: float = Field(
+        default=4.0,
+        ge=0,
+        description="Most gigabytes (10^9) of the teacher's signals to keep on disk, so that each is computed once; 0: "
+        "only its logits are kept.",
+    )
+    augment: AugmentSettings = Field(
+        default=AugmentSettings(), description="Further training text, labelled by the teacher."
     )
     controls: Controls = Field(default=Controls(), description="Controls on request.")
     seeds: int = Field(
@@ -304,6 +331,14 @@ class Params(Settings):
         description="Deployment rows by name.", min_length=1
     )
     measure: MeasureSettings = Field(default=MeasureSettings(), description="How latency is measured.")
+
+    @model_validator(mode="after")
+    def _token_is_trained(self) -> Self:
+        if self.student.distillation_token and "distillation_token" not in self.distill.losses:
+            raise ValueError(
+                "student.distillation_token is true, but no loss trains it; add distill.losses.distillation_token"
+            )
+        return self
 
 
 def load(path: Path | str = "params.yaml", *, with_plugins: bool = True) -> Params:

@@ -6,6 +6,7 @@ that eager attention returns in train mode have been through dropout, so their r
 has neither fault, and a layer that gives nothing is an error here.
 """
 
+import contextlib
 import math
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
@@ -175,10 +176,8 @@ class SignalReader:
             # no_grad, not inference_mode: autograd may not save inference tensors for the student's backward pass
             with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen):
                 if logits is None or self._expected:
-                    try:
+                    with contextlib.suppress(_AllTaken):
                         logits = (through or self.model)(**inputs, return_dict=True).logits
-                    except _AllTaken:
-                        pass
             assert logits is not None
             found = Signals(
                 logits=logits,
@@ -187,7 +186,7 @@ class SignalReader:
                 queries=self._split_heads("attention", "query"),
                 keys=self._split_heads("attention", "key"),
                 values=self._split_heads("values", "value"),
-                output_weights=self._output_weights(),
+                output_weights=self.output_weights(),
                 delimiters=batch["delimiters"].bool() if "delimiters" in self.needs else None,
                 token=self._taken["hidden", self._layers][:, TOKEN_POSITION]
                 if self._has_token and "token" in self.needs
@@ -228,7 +227,8 @@ class SignalReader:
             self._taken[part, layer] if layer in self.needs[name] else None for layer in range(first, self._layers + 1)
         )
 
-    def _output_weights(self) -> tuple[Tensor | None, ...]:
+    def output_weights(self) -> tuple[Tensor | None, ...]:
+        """The attention output projections of the layers that need it; no model is run for them."""
         if "output_weights" not in self.needs:
             return ()
         wanted = self.needs["output_weights"]

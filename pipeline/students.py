@@ -8,17 +8,24 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from transformers import PretrainedConfig, PreTrainedModel
 
-from pipeline.architectures import Family, Shape, encoder_of, family_of, layers_of, shape_of
+from pipeline.architectures import DISTILLATION_TOKEN, Family, Shape, encoder_of, family_of, layers_of, shape_of
 from pipeline.errors import ModelError
 from pipeline.layer_maps import layer_pairs
-from pipeline.models import FACTORISED, FactorisedEmbedding, new_model
+from pipeline.models import FACTORISED, FactorisedEmbedding, new_model, token_table
 from pipeline.params import StudentSettings
+
+TOKEN_NOISE = 0.02  # spread of a distillation token around its class token at the start: BERT's own initial spread
 
 
 def student_config(
     teacher: PretrainedConfig, settings: StudentSettings, vocabulary: int | None = None
 ) -> PretrainedConfig:
     """The teacher's configuration with the student's sizes.
+
+    Args:
+        teacher: the teacher's.
+        settings: the student's sizes.
+        vocabulary: tokens of the teacher that the student keeps; None keeps all. A distillation token is one more.
 
     Raises:
         ModelError: heads do not divide the hidden size, or a size is larger than the teacher's while layers are copied.
@@ -50,6 +57,9 @@ def student_config(
             getattr(shape, name),
         )
     config.vocab_size = vocabulary or teacher.vocab_size
+    if settings.distillation_token:
+        config.vocab_size += 1
+        setattr(config, DISTILLATION_TOKEN, True)
     if config.model_type == "electra" and teacher.embedding_size == teacher.hidden_size:
         config.embedding_size = shape.hidden
     elif config.model_type == "electra" and config.embedding_size == shape.hidden:
@@ -78,7 +88,8 @@ def build_student(
         settings: the student's sizes and initialisation.
         seed: decides every random weight.
         keep_tokens: teacher token ids that the student's vocabulary keeps, in the student's order; None keeps all.
-        probe: batches of training text in teacher ids; needed when the student is narrower than the teacher.
+        probe: batches of training text in teacher ids, without a distillation token; needed when the student is
+            narrower than the teacher, or has such a token.
     """
     config = student_config(teacher.config, settings, len(keep_tokens) if keep_tokens is not None else None)
     if keep_tokens is not None and teacher.config.pad_token_id is not None:
@@ -86,10 +97,23 @@ def build_student(
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         student = new_model(config)
-    if settings.init.source == "teacher":
-        with torch.no_grad():
+        noise = torch.randn(token_table(student).embedding_dim) * TOKEN_NOISE
+    with torch.no_grad():
+        if settings.init.source == "teacher":
             _initialise(student, teacher, settings, keep_tokens, probe)
+        if settings.distillation_token:
+            # The last row: an id above all others leaves those of the text as they are.
+            words = token_table(student).weight
+            words[-1] = words[_class_token(probe, keep_tokens)] + noise
     return student
+
+
+def _class_token(probe: Sequence[dict[str, Tensor]], keep_tokens: Sequence[int] | None) -> int:
+    """The class token in the student's ids: what every text begins with, since no configuration names it for BERT."""
+    if not probe:
+        raise ModelError("a distillation token begins as a copy of the class token, which text shows: give probe text")
+    first = int(probe[0]["input_ids"][0, 0])
+    return first if keep_tokens is None else list(keep_tokens).index(first)
 
 
 def _initialise(
@@ -211,10 +235,10 @@ def _copy_embeddings(
         # The best rank-e approximation of the table, split evenly between its two factors.
         width = mine.word_embeddings.tokens.embedding_dim
         directions = leading_directions(words, width)
-        mine.word_embeddings.tokens.weight.copy_(words @ directions)
+        mine.word_embeddings.tokens.weight[: len(words)].copy_(words @ directions)
         mine.word_embeddings.project.weight.copy_(directions)
     else:
-        mine.word_embeddings.weight.copy_(words)
+        mine.word_embeddings.weight[: len(words)].copy_(words)  # behind them only a distillation token
     for name in ("position_embeddings", "token_type_embeddings"):
         if hasattr(theirs, name):
             getattr(mine, name).weight.copy_(getattr(theirs, name).weight @ change)

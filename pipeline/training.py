@@ -11,7 +11,7 @@ import shutil
 import time
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -34,15 +34,20 @@ from pipeline import plugins
 from pipeline.answers import correct_share, predict_logits
 from pipeline.architectures import Shape, shape_of
 from pipeline.batches import Collator, EncodedSplit, LengthGroupedSampler, Rows
+from pipeline.class_token import ClassTokenNoise
 from pipeline.errors import IntegrityError, SettingsError, TrainingError
 from pipeline.files import write_atomically
+from pipeline.layer_maps import CKA
 from pipeline.losses import LossParams
-from pipeline.params import TrainingSettings
+from pipeline.needs import needs_of
+from pipeline.params import ClassToken, TrainingSettings
 from pipeline.records import open_folder, seal
 from pipeline.signals import SignalReader, Signals
+from pipeline.teacher_signals import TeacherSignals
 
 log = logging.getLogger(__name__)
 CHECKPOINT = "checkpoint"
+CLASS_TOKEN = "class_token"  # no loss has this name
 
 
 class Distiller(nn.Module):
@@ -54,8 +59,19 @@ class Distiller(nn.Module):
         teacher: PreTrainedModel | None,
         losses: Mapping[str, Mapping[str, Any]],
         seed: int = 0,
+        *,
+        known: TeacherSignals | None = None,
+        class_token: ClassToken | None = None,
     ) -> None:
         """Checks that the losses fit the two models, and makes their auxiliary modules, whose weights `seed` decides.
+
+        Args:
+            student: the model to train.
+            teacher: None when no loss looks at it.
+            losses: settings by name.
+            seed: of the auxiliary modules.
+            known: what the teacher says to every training row; it is then not run.
+            class_token: noise on the class token while training; None for none.
 
         Raises:
             SettingsError: with every loss that does not fit.
@@ -63,13 +79,11 @@ class Distiller(nn.Module):
         super().__init__()
         self.student = student
         self.losses = {name: plugins.load("loss", name) for name in losses}
-        self.loss_params: dict[str, LossParams] = {
-            name: self.losses[name].Params.model_validate_json(json.dumps(settings))
-            for name, settings in losses.items()
-        }
+        self.loss_params = loss_params(losses)
         small = shape_of(student.config)
         large = shape_of(teacher.config) if teacher is not None else small
         check_fit(self.loss_params, small, large)
+        ours, theirs = needs_of(self.loss_params, small, large)
         self.auxiliary = nn.ModuleDict()
         # Of the seed alone: the global random state also knows which variants this process trained before.
         with torch.random.fork_rng():
@@ -78,56 +92,109 @@ class Distiller(nn.Module):
                 made = module.auxiliary(small, large, self.loss_params[name]) if hasattr(module, "auxiliary") else None
                 if made is not None:
                     self.auxiliary[name] = made
-        needs = {need for module in self.losses.values() for need in module.NEEDS}
-        self._student_reader = SignalReader(student, needs)
+            self._noise = None
+            if class_token is not None and class_token.kind != "plain":
+                self._noise = self.auxiliary[CLASS_TOKEN] = ClassTokenNoise(student, class_token)
+        self._student_reader = SignalReader(student, ours)
         # A list hides the teacher from nn.Module: its weights are neither trained, saved nor put into train mode.
         self._teacher = [teacher]
-        self.needs_signals = bool(needs - {"logits", "labels"})
-        self._teacher_reader = SignalReader(teacher, needs - {"labels"}, frozen=True) if teacher is not None else None
+        self._known = known
+        self.needs_signals = bool(set(theirs) - {"logits", "delimiters"})
+        self._teacher_reader = SignalReader(teacher, theirs, frozen=True) if teacher is not None else None
 
-    def forward(self, progress: float = 0.0, **batch: Tensor) -> dict[str, Any]:
-        """Logits, the weighted sum of the losses, and each term by itself.
+    def forward(self, progress: float = 0.0, rows: Tensor | None = None, **batch: Tensor) -> dict[str, Any]:
+        """Logits, the weighted sum of the losses, each term by itself, and its weighted share of the sum.
 
         Args:
             progress: share of the phase that is done, for weights that decay.
+            rows: numbers of the training rows, to look up what the teacher is known to say.
             batch: what the collator gives.
         """
-        inputs = {name: batch[name] for name in ("input_ids", "attention_mask", "labels")}
-        student = self._student_reader.read(inputs)
-        teacher = self._read_teacher(batch, student)
+        names = ("input_ids", "attention_mask", "labels", "delimiters")
+        student = self._student_reader.read({name: batch[name] for name in names if name in batch})
+        teacher = self._read_teacher(batch, student, rows)
         terms: dict[str, Tensor] = {}
-        total = torch.zeros((), device=student.logits.device)
+        weighted: dict[str, Tensor] = {}
         for name, module in self.losses.items():
             params = self.loss_params[name]
             auxiliary = self.auxiliary[name] if name in self.auxiliary else None  # noqa: SIM401 - no get()
             terms[name] = module.loss(student, teacher, params, auxiliary)
-            factor = params.weight * (1 - progress if params.decay == "linear" else 1)
-            total = total + factor * terms[name]
-        return {"loss": total, "logits": student.logits, "terms": terms}
+            weighted[name] = terms[name] * params.weight * (1 - progress if params.decay == "linear" else 1)
+        return {"loss": sum(weighted.values()), "logits": student.logits, "terms": terms, "weighted": weighted}
 
-    def _read_teacher(self, batch: dict[str, Tensor], student: Signals) -> Signals:
+    def close(self) -> None:
+        """Takes every hook off the two models."""
+        for reader in (self._student_reader, self._teacher_reader):
+            if reader is not None:
+                reader.close()
+        if self._noise is not None:
+            self._noise.detach()
+
+    def fast_parameters(self) -> list[tuple[float, list[nn.Parameter]]]:
+        """(factor on the learning rate, parameters) of the auxiliary modules whose loss asks for a rate of its own."""
+        factors = {name: getattr(module, "LEARNING_RATE_FACTOR", 1.0) for name, module in self.losses.items()}
+        return [
+            (factor, list(self.auxiliary[name].parameters()))
+            for name, factor in factors.items()
+            if factor != 1.0 and name in self.auxiliary
+        ]
+
+    def learned(self) -> dict[str, Any]:
+        """What the auxiliary modules learned, of the losses that tell."""
+        return {
+            name: module.learned(self.auxiliary[name])
+            for name, module in self.losses.items()
+            if hasattr(module, "learned") and name in self.auxiliary
+        }
+
+    def _read_teacher(self, batch: dict[str, Tensor], student: Signals, rows: Tensor | None) -> Signals:
         if self._teacher_reader is None:
             return student  # no loss here looks at it: `check_fit` saw to that
-        if not self.needs_signals and "teacher_logits" in batch:
-            return Signals(logits=batch["teacher_logits"], mask=student.mask)
+        logits = batch.get("teacher_logits")
+        if logits is not None and not self.needs_signals:
+            return Signals(logits=logits, mask=student.mask, delimiters=student.delimiters)
         teacher = self._teacher[0]
         assert teacher is not None
         ids = batch.get("teacher_input_ids", batch["input_ids"])
         if teacher.device != ids.device:
             nn.Module.to(teacher, ids.device)  # transformers wraps its own `to` in a type that takes no device
-        return self._teacher_reader.read({"input_ids": ids, "attention_mask": batch["attention_mask"]})
+        if self._known is not None and rows is not None and logits is not None:
+            found = self._known.read(rows, student.mask, logits)
+            return replace(found, delimiters=student.delimiters, output_weights=self._teacher_reader.output_weights())
+        inputs = {"input_ids": ids, "attention_mask": student.mask.long()}
+        if student.delimiters is not None:
+            inputs["delimiters"] = student.delimiters  # the same texts, position by position
+        return self._teacher_reader.read(inputs, logits=logits)
+
+
+def loss_params(losses: Mapping[str, Mapping[str, Any]]) -> dict[str, LossParams]:
+    """The losses' settings as their files' models."""
+    return {
+        name: plugins.load("loss", name).Params.model_validate_json(json.dumps(settings))
+        for name, settings in losses.items()
+    }
 
 
 def check_fit(losses: Mapping[str, LossParams], student: Shape, teacher: Shape) -> None:
-    """Raises SettingsError with every loss that cannot compare these two shapes, before any training."""
-    problems = []
-    for name, params in losses.items():
-        module = plugins.load("loss", name)
-        reason = module.misfit(student, teacher, params) if hasattr(module, "misfit") else None
-        if reason is not None:
-            problems.append(f"distill.losses.{name}: {reason}")
+    """Raises SettingsError with every loss that cannot compare these two shapes, and those that can."""
+    problems = [
+        f"distill.losses.{name}: {reason}"
+        for name, params in losses.items()
+        if (reason := _misfit(name, student, teacher, params))
+    ]
     if problems:
+        fitting = [
+            name
+            for name in plugins.names("loss")
+            if _misfit(name, student, teacher, plugins.load("loss", name).Params()) is None
+        ]
+        problems.append(f"losses that fit these two models as they stand: {', '.join(fitting)}")
         raise SettingsError("\n".join(problems))
+
+
+def _misfit(name: str, student: Shape, teacher: Shape, params: LossParams) -> str | None:
+    module = plugins.load("loss", name)
+    return module.misfit(student, teacher, params) if hasattr(module, "misfit") else None
 
 
 @dataclass
@@ -151,6 +218,7 @@ def fit(
     seed: int,
     name: str,
     keep: str = "best",
+    epoch_rows: int | None = None,
 ) -> TrainingRun:
     """Trains the student inside `distiller`, in place.
 
@@ -164,14 +232,17 @@ def fit(
         seed: decides order and dropout.
         name: what the progress lines call the run.
         keep: "best" on dev (the earliest when equal), or "last".
+        epoch_rows: rows that count as an epoch; all of `train` if None. Augmented text takes no extra steps.
 
     Raises:
         TrainingError: a loss that is not finite, naming step, term and rows.
         SettingsError: batch_size leaves no whole step.
     """
+    if unchosen := [n for n, p in distiller.loss_params.items() if getattr(p, "map", None) == CKA]:
+        raise SettingsError(f"distill.losses.{unchosen[0]}.map: 'cka' is a rule; call chosen_maps for the pairs first")
     _claim(work, key)
     set_seed(seed)
-    steps_per_epoch = math.ceil(len(train) / settings.batch_size)
+    steps_per_epoch = math.ceil((epoch_rows or len(train)) / settings.batch_size)
     every = max(1, steps_per_epoch // settings.evaluations_per_epoch)
     total = max(1, round(settings.epochs * steps_per_epoch))
     use_bf16 = torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
@@ -249,20 +320,36 @@ class _Trainer(Trainer):
     def setup(self, train: EncodedSplit, dev: EncodedSplit, seed: int) -> None:
         self._split, self._dev, self._seed = train, dev, seed
         self._sums: dict[str, float] = {}
+        self._shares: dict[str, float] = {}
         self._count = 0
 
     def _get_train_sampler(self, train_dataset: Dataset | None = None) -> Sampler:
         return LengthGroupedSampler([len(ids) for ids in self._split.ids], self.args.train_batch_size, self._seed)
+
+    def create_optimizer(self) -> torch.optim.Optimizer:
+        optimizer = super().create_optimizer()
+        distiller = self.accelerator.unwrap_model(self.model)
+        for factor, parameters in distiller.fast_parameters():
+            chosen = {id(parameter) for parameter in parameters}
+            for group in optimizer.param_groups:
+                group["params"] = [parameter for parameter in group["params"] if id(parameter) not in chosen]
+            # The schedule is made later and takes each group's rate as its own start.
+            optimizer.add_param_group(
+                {"params": parameters, "lr": factor * self.args.learning_rate, "weight_decay": 0.0}
+            )
+        return optimizer
 
     def compute_loss(
         self, model: nn.Module, inputs: dict[str, Tensor], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
         rows = inputs.pop("rows")
         progress = self.state.global_step / max(1, self.state.max_steps)
-        outputs = model(progress=progress, **inputs)
+        outputs = model(progress=progress, rows=rows, **inputs)
         loss = outputs["loss"]
         if not torch.isfinite(loss):
             self._stop_on_nan(outputs["terms"], rows)
+        if len(outputs["weighted"]) > 1 and (self.state.global_step + 1) % self.args.logging_steps == 0:
+            self._shares = _gradient_shares(outputs["weighted"], self.accelerator.unwrap_model(model).student)
         for name, term in outputs["terms"].items():
             self._sums[name] = self._sums.get(name, 0.0) + float(term.detach())
         self._count += 1
@@ -281,7 +368,8 @@ class _Trainer(Trainer):
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         if "loss" in logs and self._count:
             logs |= {f"term_{name}": value / self._count for name, value in self._sums.items()}
-            self._sums, self._count = {}, 0
+            logs |= {f"gradient_share_{name}": share for name, share in self._shares.items()}
+            self._sums, self._count, self._shares = {}, 0, {}
         super().log(logs, start_time)
 
     def _rotate_checkpoints(self, use_mtime: bool = False, output_dir: str | None = None) -> None:
@@ -300,6 +388,19 @@ class _Trainer(Trainer):
             f"step {self.state.global_step + 1}: loss '{bad[0]}' is not finite on a batch with rows "
             f"{', '.join(names)}…; lower the learning rate or the loss's weight, or look at these rows"
         )
+
+
+def _gradient_shares(weighted: Mapping[str, Tensor], student: nn.Module) -> dict[str, float]:
+    """Each term's share of the summed gradient norms: what a weight means depends on it, not on the term's size."""
+    parameters = [parameter for parameter in student.parameters() if parameter.requires_grad]
+    norms = {}
+    for name, term in weighted.items():
+        gradients = (
+            torch.autograd.grad(term, parameters, retain_graph=True, allow_unused=True) if term.requires_grad else ()
+        )
+        norms[name] = math.sqrt(sum(float(g.float().square().sum()) for g in gradients if g is not None))
+    total = sum(norms.values())
+    return {name: norm / total if total else 0.0 for name, norm in norms.items()}
 
 
 def _on_a_terminal() -> bool:
@@ -411,7 +512,7 @@ _KEPT = {"epoch", "step", "loss", "grad_norm", "learning_rate"}
 
 
 def _clean_entry(entry: dict[str, Any]) -> dict[str, Any]:
-    kept = {key: value for key, value in entry.items() if key in _KEPT or key.startswith("term_")}
+    kept = {key: value for key, value in entry.items() if key in _KEPT or key.startswith(("term_", "gradient_share_"))}
     if "eval_accuracy" in entry:
         kept["dev_accuracy"] = entry["eval_accuracy"]
     return kept

@@ -1,4 +1,4 @@
-"""Trimming a WordPiece vocabulary to what the training text needs, with an open fallback.
+"""The student's tokenizer: the teacher's, trimmed to what the training text needs, or with a distillation token.
 
 Greedy longest-match tokenization gives the same pieces with the smaller vocabulary on every text whose pieces were all
 kept, so teacher and student see the same positions on training text. Every single character that the teacher knows is
@@ -13,6 +13,8 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedToken
 
 from pipeline.data import encode
 from pipeline.errors import ModelError, first_line
+
+DISTILLATION_PIECE = "[DIST]"
 
 
 def needed_tokens(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> list[int]:
@@ -45,15 +47,46 @@ def trim(tokenizer: PreTrainedTokenizerBase, keep: Sequence[int]) -> PreTrainedT
     for token in state["added_tokens"]:
         token["id"] = new_id[token["id"]]
     _renumber(state["post_processor"], new_id)
-    from tokenizers import Tokenizer
+    return _rebuilt(tokenizer, state)
 
-    # The plain fast class takes its state as given; family classes would write their own vocabulary back.
-    return PreTrainedTokenizerFast(
-        tokenizer_object=Tokenizer.from_str(json.dumps(state)),
-        model_max_length=tokenizer.model_max_length,
-        model_input_names=list(tokenizer.model_input_names),
-        **tokenizer.special_tokens_map,
-    )
+
+def with_distillation_token(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
+    """The same tokenizer, which sets one more special token right behind the class token, with the next free id.
+
+    [CLS] text [SEP] becomes [CLS] [DIST] text [SEP]; text pairs and other families alike.
+
+    Raises:
+        ModelError: a tokenizer that is neither WordPiece nor BPE, sets no class token, or has gaps between its ids.
+    """
+    state = _state(tokenizer)
+    model, vocabulary = state["model"], tokenizer.get_vocab()
+    if model["type"] not in ("WordPiece", "BPE"):
+        raise ModelError(
+            f"student.distillation_token is true, but the tokenizer is {model['type']}, whose pieces compete, so that "
+            "a text could hold the token; only WordPiece and BPE can have one; set it to false"
+        )
+    if DISTILLATION_PIECE in vocabulary:
+        raise ModelError(
+            f"student.distillation_token is true, but the tokenizer has a token '{DISTILLATION_PIECE}' of its own; "
+            "set it to false"
+        )
+    number = len(vocabulary)
+    if set(vocabulary.values()) != set(range(number)):
+        raise ModelError("student.distillation_token is true, but the tokenizer's ids have gaps; set it to false")
+    # Not among the added tokens, which are found in text too: what a user writes never reaches this piece, neither
+    # here nor in an app. Tokens that were added move into the vocabulary, or they would be numbered behind it anew.
+    model["vocab"] |= {token["content"]: token["id"] for token in state["added_tokens"]}
+    model["vocab"][DISTILLATION_PIECE] = number
+    state["post_processor"] = _with_second_token(state["post_processor"], number)
+    made = _rebuilt(tokenizer, state)
+    for text in ("", DISTILLATION_PIECE):
+        places = [place for place, found in enumerate(encode(made, [text], max_length=1_000)[0]) if found == number]
+        if places != [1]:
+            raise ModelError(
+                f"student.distillation_token is true, but the text '{text}' would have the token at {places}, expected "
+                "only behind a class token, at 1; set it to false"
+            )
+    return made
 
 
 def save_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
@@ -86,6 +119,62 @@ def _state(tokenizer: PreTrainedTokenizerBase) -> dict:
     # Length is decided at each call; a length kept in the state would cut text unasked.
     state["truncation"] = state["padding"] = None
     return state
+
+
+def _rebuilt(tokenizer: PreTrainedTokenizerBase, state: dict) -> PreTrainedTokenizerBase:
+    """The tokenizer with another state."""
+    from tokenizers import Tokenizer
+
+    # The plain fast class takes its state as given; family classes would write their own vocabulary back.
+    return PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer.from_str(json.dumps(state)),
+        model_max_length=tokenizer.model_max_length,
+        model_input_names=list(tokenizer.model_input_names),
+        **tokenizer.special_tokens_map,
+    )
+
+
+def _with_second_token(post_processor: dict | None, number: int) -> dict | None:
+    """The post-processor with one more token behind the class token, as a template."""
+    kind = post_processor["type"] if post_processor is not None else None
+    if post_processor is None or kind == "ByteLevel":  # such a part of a sequence sets no tokens
+        return post_processor
+    if kind == "Sequence":
+        return post_processor | {
+            "processors": [_with_second_token(part, number) for part in post_processor["processors"]]
+        }
+    if kind != "TemplateProcessing":
+        post_processor = _as_template(post_processor)
+    for name in ("single", "pair"):
+        second = {"SpecialToken": {"id": DISTILLATION_PIECE, "type_id": 0}}
+        post_processor[name].insert(1, second)
+    post_processor["special_tokens"][DISTILLATION_PIECE] = _special_token(DISTILLATION_PIECE, number)
+    return post_processor
+
+
+def _as_template(post_processor: dict) -> dict:
+    """BERT's or RoBERTa's own post-processor as the template that says the same about ids and their types."""
+    cls, sep = post_processor["cls"], post_processor["sep"]
+    is_bert = post_processor["type"] == "BertProcessing"
+
+    def part(kind: str, name: str, type_id: int = 0) -> dict:
+        return {kind: {"id": name, "type_id": type_id}}
+
+    first = [part("SpecialToken", cls[0]), part("Sequence", "A"), part("SpecialToken", sep[0])]
+    if is_bert:
+        second = [part("Sequence", "B", 1), part("SpecialToken", sep[0], 1)]
+    else:
+        second = [part("SpecialToken", sep[0]), part("Sequence", "B"), part("SpecialToken", sep[0])]
+    return {
+        "type": "TemplateProcessing",
+        "single": first,
+        "pair": [*first, *second],
+        "special_tokens": {name: _special_token(name, number) for name, number in (cls, sep)},
+    }
+
+
+def _special_token(name: str, number: int) -> dict:
+    return {"id": name, "ids": [number], "tokens": [name]}
 
 
 def _renumber(post_processor: dict | None, new_id: dict[int, int]) -> None:

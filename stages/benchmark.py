@@ -40,6 +40,7 @@ def run(params: Params, workspace: Workspace, name: str) -> None:
         pad_id=test.pad_id,
         settings=params.measure,
         seed=params.seed,
+        reference_sequences=test.teacher_ids,
         budgets=target.budgets,
         machine=json.loads(workspace.machine.read_text("utf-8")),
         tokenize_us=time_tokenizer(tokenizer.encode, read_prepared(workspace.data, "test").texts),

@@ -17,7 +17,7 @@ from pipeline.models import check_positions, check_vocabulary, read_config
 from pipeline.params import Params, load
 from pipeline.records import seal
 from pipeline.students import student_config
-from pipeline.vocabulary import load_tokenizer, needed_tokens, save_tokenizer, trim
+from pipeline.vocabulary import load_tokenizer, needed_tokens, save_tokenizer, trim, with_distillation_token
 from pipeline.workspace import Workspace
 
 log = logging.getLogger(__name__)
@@ -32,19 +32,26 @@ def run(params: Params, workspace: Workspace) -> None:
     tokenizer = load_tokenizer(folder)
     check_vocabulary(config, len(tokenizer))
     dataset = load_dataset(params.data, workspace.root, params.seed)
-    keep = None
+    keep, student_tokenizer, has_token = None, tokenizer, params.student.distillation_token
     if params.student.vocabulary == "trimmed":
         keep = needed_tokens(tokenizer, [row.text for row in dataset.splits["train"]])
+        student_tokenizer = trim(tokenizer, keep)
+    elif has_token and config.vocab_size > len(tokenizer):
+        # The token takes the tokenizer's next id, where such a teacher has a row that no text reads.
+        keep = list(range(len(tokenizer)))
+    if has_token:
+        student_tokenizer = with_distillation_token(student_tokenizer)
     student_config(config, params.student, len(keep) if keep else None)  # a student that cannot be built stops here
     facts = {
         **dataset.findings,
-        "tokens": _token_facts(dataset, tokenizer, params.data.max_length),
+        "tokens": _token_facts(dataset, student_tokenizer, params.data.max_length),
         "keep_tokens": keep,
-        "vocabulary": {"teacher": len(tokenizer), "student": len(keep) if keep else len(tokenizer)},
+        "distillation_token": has_token,
+        "vocabulary": {"teacher": len(tokenizer), "student": len(student_tokenizer)},
     }
     with output_folder(workspace.data) as partial:
         write_prepared(dataset, partial)
-        save_tokenizer(trim(tokenizer, keep) if keep else tokenizer, partial / "tokenizer")
+        save_tokenizer(student_tokenizer, partial / "tokenizer")
         save_tokenizer(tokenizer, partial / "teacher_tokenizer")
         seal(partial, KIND, facts=facts)
     rows, near = dataset.findings["rows"], dataset.findings["near_duplicates"]
@@ -59,7 +66,7 @@ def run(params: Params, workspace: Workspace) -> None:
 
 
 def _token_facts(dataset: Dataset, tokenizer: PreTrainedTokenizerBase, max_length: int) -> dict[str, object]:
-    """Lengths in tokens of each split, and how many texts are cut."""
+    """Lengths in the student's tokens of each split, and how many texts are cut."""
     facts: dict[str, object] = {"max_length": max_length}
     for split, rows in dataset.splits.items():
         lengths = [len(ids) for ids in encode(tokenizer, [row.text for row in rows], max_length=1_000_000)]

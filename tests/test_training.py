@@ -590,7 +590,7 @@ def test_student_learns_only_from_logits_without_running_the_teacher(tmp_path):
     teacher = toy_model()
     split = with_teacher_logits(TRAIN, teacher)
     calls = []
-    teacher.register_forward_hook(lambda *_: calls.append(1))
+    teacher.register_forward_pre_hook(lambda *_: calls.append(1))
     train(tmp_path / "a", teacher=teacher, losses={"logit_kl": {}, "cross_entropy": {}}, split=split)
     assert calls == []
     train(tmp_path / "b", teacher=teacher, losses={"logit_kl": {}, "hidden_mse": {"map": "last_only"}}, split=split)

@@ -13,6 +13,11 @@ A loss file has:
 - `auxiliary(student, teacher, params)` (optional): a module that the loss learns with, or None when these two shapes
   need none; trained beside the student, never exported, handed to `loss` as `module`.
 - `learned(module)` (optional): what the auxiliary module learned, as plain values for the student's card.
+- `LEARNING_RATE_FACTOR` (optional): how many times as fast the auxiliary module learns, without weight decay.
+- `TEACHER_ONLY` (optional): signals among NEEDS that it reads of the teacher alone.
+- `LEARNS_ALIGNMENT` (optional, default False): True when the loss is 0 only once its module has found which head or
+  layer belongs to which.
+- `IS_BLIND_TO_HEAD_ORDER` (optional, default False): True when the order of one model's heads does not matter.
 - `IS_BATCH_STATISTIC` (optional, default False): True when the loss compares the examples of a batch with each other,
   so that a batch's loss is not the mean of its examples' losses.
 - `IS_CROSS_ENTROPY` (optional, default False): True when the loss keeps the target's own entropy, so that it is not 0
@@ -37,7 +42,7 @@ class LossParams(BaseModel):
 
 # A YAML list is no tuple, which a strict model would refuse; what stands inside the list stays strict.
 _Pair = Annotated[tuple[int, int], Field(strict=False)]
-LayerMap = Literal["uniform", "first", "last", "last_only"] | Annotated[tuple[_Pair, ...], Field(strict=False)]
+LayerMap = Literal["uniform", "first", "last", "last_only", "cka"] | Annotated[tuple[_Pair, ...], Field(strict=False)]
 
 
 class LayerLossParams(LossParams):
@@ -45,6 +50,6 @@ class LayerLossParams(LossParams):
 
     map: LayerMap = Field(
         default="uniform",
-        description="Which teacher layer each student layer learns from: uniform, first, last, last_only, or pairs "
-        "[student layer, teacher layer] counted from 1.",
+        description="Which teacher layer each student layer learns from: uniform, first, last, last_only, cka (the "
+        "most alike before training), or pairs [student layer, teacher layer] counted from 1.",
     )

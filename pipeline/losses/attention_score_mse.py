@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from pipeline.architectures import Shape
 from pipeline.divergences import mean_over_examples
-from pipeline.layer_maps import layer_misfit, layer_pairs
+from pipeline.layer_maps import heads_misfit, layer_misfit, layer_pairs
 from pipeline.losses import LayerLossParams
 from pipeline.signals import Signals, attention_scores
 
@@ -37,12 +37,7 @@ def loss(student: Signals, teacher: Signals, params: Params, module: nn.Module |
 
 def misfit(student: Shape, teacher: Shape, params: Params) -> str | None:
     """The map must fit, and heads are compared one by one."""
-    if student.heads != teacher.heads:
-        return (
-            f"the student has {student.heads} attention heads and the teacher {teacher.heads}; they must be the same, "
-            "or use minilm_v2, which compares any"
-        )
-    return layer_misfit(params.map, student.layers, teacher.layers)
+    return heads_misfit(student, teacher) or layer_misfit(params.map, student.layers, teacher.layers)
 
 
 def attention_score_mse(

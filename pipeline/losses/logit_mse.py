@@ -4,6 +4,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from pipeline.architectures import Shape
+from pipeline.class_divergences import classes_misfit
 from pipeline.losses import LossParams
 from pipeline.signals import Signals
 
@@ -22,9 +23,7 @@ def loss(student: Signals, teacher: Signals, params: Params, module: nn.Module |
 
 def misfit(student: Shape, teacher: Shape, params: Params) -> str | None:
     """Both must know the same classes."""
-    if student.labels != teacher.labels:
-        return f"the student has {student.labels} classes and the teacher {teacher.labels}; they must be the same"
-    return None
+    return classes_misfit(student, teacher)
 
 
 def logit_mse(student: Float[Tensor, "batch classes"], teacher: Float[Tensor, "batch classes"]) -> Float[Tensor, ""]:

@@ -1,0 +1,1 @@
+"""Comparing distillation methods: `decant methods`."""

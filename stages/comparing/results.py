@@ -1,0 +1,205 @@
+"""What a comparison found: its record, its table and its plot."""
+
+import json
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+import numpy as np
+
+from eval.statistics import seeds_difference
+from pipeline import records
+from pipeline.errors import SettingsError
+from pipeline.files import write_atomically
+from pipeline.prepared import read_encoded
+from pipeline.records import Card, Floors, Interval, Record, open_folder
+from pipeline.workspace import Workspace
+from stages.comparing.methods_file import BASELINE, Job, MethodsFile
+from stages.comparing.places import Places
+from stages.reporting.drawing import BLUE, INK, MUTED, ORANGE, STYLE
+
+
+class MethodResult(Record):
+    """One method over its seeds."""
+
+    about: str
+    seeds: tuple[int, ...]
+    steps: int
+    parameters: int
+    dev_accuracy: tuple[float, ...]  # shares of 1, one for each seed
+    test_accuracy: tuple[float, ...]
+    # points gained on logits only, on test
+    difference: Interval | None
+    seconds: tuple[float | None, ...]  # None: the run was interrupted and went on
+    peak_mb: tuple[float, ...]
+    # nats, from the nearest head of the mapped teacher layer, means over seeds
+    attention_before: float
+    attention_after: float
+
+
+class Comparison(Record):
+    """Everything the table shows."""
+
+    recipe: str
+    test_rows: int
+    student: dict[str, Any]
+    training: dict[str, Any]
+    teacher_accuracy: float
+    teacher_parameters: int
+    linear_accuracy: float
+    # between seeds, a share of 1, pooled over methods with two seeds or more; None when there is none
+    seed_sd: float | None
+    device: str
+    methods: dict[str, MethodResult]
+
+
+def collect(recipe: str, methods: MethodsFile, finished: Sequence[Job], places: Places, settings: Any) -> Comparison:
+    """The record of every finished run.
+
+    Args:
+        recipe: the recipe's name.
+        methods: the list that is compared.
+        finished: runs to count.
+        places: where they lie.
+        settings: the effective settings of the baseline.
+    """
+    data = Workspace(places.data(settings))
+    _, test = read_encoded(data, "test", settings.data.max_length)
+    labels = np.asarray(test.labels)
+    runs: dict[str, list[tuple[int, Card, dict[str, Any], np.ndarray]]] = {}
+    for job in finished:
+        folder = places.run(job.method, job.seed)
+        cost = json.loads((folder / "cost.json").read_text("utf-8"))
+        card = open_folder(folder / "model", "student")
+        predictions = json.loads((folder / "model" / "predictions.json").read_text("utf-8"))
+        runs.setdefault(job.method, []).append((job.seed, card, cost, np.asarray(predictions) == labels))
+    sd, df = _pooled_sd([[float(right.mean()) for *_, right in found] for found in runs.values()])
+    baseline = np.stack([right for *_, right in runs[BASELINE]]) if BASELINE in runs else None
+    results = {}
+    for name, found in ((name, runs[name]) for name in methods.methods if name in runs):
+        facts, costs = [card.facts for _, card, _, _ in found], [cost for _, _, cost, _ in found]
+        ours = np.stack([right for *_, right in found])
+        results[name] = MethodResult(
+            about=methods.methods[name].about,
+            seeds=tuple(seed for seed, *_ in found),
+            steps=facts[0]["steps"],
+            parameters=facts[0]["parameters"],
+            dev_accuracy=tuple(fact["dev_accuracy"] for fact in facts),
+            test_accuracy=tuple(fact["test_accuracy"] for fact in facts),
+            difference=None if baseline is None or name == BASELINE else seeds_difference(ours, baseline, sd, df),
+            seconds=tuple(cost["seconds"] for cost in costs),
+            peak_mb=tuple(cost["peak_mb"] for cost in costs),
+            attention_before=statistics.mean(cost["attention_distance"]["before"] for cost in costs),
+            attention_after=statistics.mean(cost["attention_distance"]["after"] for cost in costs),
+        )
+    whole = Workspace(places.workspace)
+    teacher = open_folder(whole.teacher, "teacher").facts
+    floors = records.read(Floors, whole.floors)
+    return Comparison(
+        recipe=recipe,
+        test_rows=len(labels),
+        student=settings.student.model_dump(mode="json", by_alias=True),
+        training=settings.distill.training.model_dump(mode="json"),
+        teacher_accuracy=teacher["test_accuracy"],
+        teacher_parameters=teacher["parameters"],
+        linear_accuracy=next(f.accuracy.value for f in floors.floors if f.name == records.LINEAR),
+        seed_sd=sd,
+        device=next(cost["device"] for found in runs.values() for _, _, cost, _ in found),
+        methods=results,
+    )
+
+
+def best(dev_accuracy: Mapping[str, float], count: int) -> list[str]:
+    """The names with the highest dev accuracy; test is not looked at."""
+    return sorted(dev_accuracy, key=lambda name: (-dev_accuracy[name], name))[:count]
+
+
+def _pooled_sd(accuracies: Sequence[Sequence[float]]) -> tuple[float | None, int]:
+    several = [found for found in accuracies if len(found) > 1]
+    df = sum(len(found) - 1 for found in several)
+    if not df:
+        return None, 0
+    return math.sqrt(sum((len(found) - 1) * statistics.variance(found) for found in several) / df), df
+
+
+def write(comparison: Comparison, places: Places) -> None:
+    """Writes record, table and plot."""
+    records.write(comparison, places.record)
+    write_atomically(places.table, table(comparison))
+    write_atomically(places.plot, plot(comparison))
+
+
+def read(path: Path) -> Comparison:
+    """A record written by `write`."""
+    if not path.is_file():
+        raise SettingsError(f"{path}: no such record; `decant methods` writes one")
+    return records.read(Comparison, path)
+
+
+def table(comparison: Comparison) -> str:
+    """The record as Markdown, best mean first, controls among the methods."""
+    rows = sorted(comparison.methods.items(), key=lambda item: -statistics.mean(item[1].test_accuracy))
+    lines = "".join(_row(name, result) for name, result in rows)
+    student, training = comparison.student, comparison.training
+    sizes = f"{student['layers']} layers" + (f", {student['hidden']} wide" if student["hidden"] else "")
+    steps = sorted({result.steps for _, result in rows})
+    seeds = (
+        f"{100 * comparison.seed_sd:.2f} points between seeds"
+        if comparison.seed_sd is not None
+        else "one seed each, so what seeds add is not in the intervals"
+    )
+    return (
+        f"**{comparison.recipe}**: {comparison.test_rows:,} test rows; teacher {comparison.teacher_accuracy:.2%} "
+        f"({comparison.teacher_parameters / 1e6:.1f} M parameters), bag of words {comparison.linear_accuracy:.2%}. "
+        f"Every student: {sizes}, {rows[0][1].parameters / 1e6:.2f} M parameters, "
+        f"{' or '.join(f'{n:,}' for n in steps)} steps of {training['batch_size']} rows at a learning rate of "
+        f"{training['learning_rate']:g}. Standard deviation: {seeds}.\n\n"
+        "| method | test accuracy | seeds | against logits only, points (95 %) | training, s | peak memory, MB | "
+        "attention, nats from the teacher's: before → after |\n|---|---|---|---|---|---|---|\n" + lines
+    )
+
+
+def _row(name: str, result: MethodResult) -> str:
+    accuracy = f"{statistics.mean(result.test_accuracy):.2%}"
+    if len(result.test_accuracy) > 1:
+        accuracy += f" ± {100 * statistics.stdev(result.test_accuracy):.2f}"
+    gain = "–"
+    if result.difference is not None:
+        low, high = result.difference.low, result.difference.high
+        verdict = "helps" if low > 0 else "hurts" if high < 0 else "no difference shown"
+        gain = f"{result.difference.value:+.2f} [{low:+.2f}, {high:+.2f}], {verdict}"
+    known = [seconds for seconds in result.seconds if seconds is not None]
+    return (
+        f"| {name} | {accuracy} | {len(result.seeds)} | {gain} | "
+        f"{f'{statistics.mean(known):.0f}' if known else 'not measured'} | {max(result.peak_mb):,.0f} | "
+        f"{result.attention_before:.3f} → {result.attention_after:.3f} |\n"
+    )
+
+
+def plot(comparison: Comparison) -> str:
+    """Test accuracy of every method and seed beside teacher and bag of words, as SVG."""
+    import io
+
+    from matplotlib.figure import Figure
+
+    rows = sorted(comparison.methods.items(), key=lambda item: statistics.mean(item[1].test_accuracy))
+    with mpl.rc_context({**STYLE, "svg.hashsalt": comparison.recipe, "svg.fonttype": "path"}):
+        figure = Figure(figsize=(8, 1.2 + 0.3 * len(rows)), dpi=72, layout="constrained", facecolor="white")
+        axes = figure.subplots()
+        for place, (name, result) in enumerate(rows):
+            color = ORANGE if name in ("logits_only", "no_teacher") else BLUE
+            points = [100 * accuracy for accuracy in result.test_accuracy]
+            axes.plot(points, [place] * len(points), "o", color=color, alpha=0.5, markersize=5)
+            axes.plot([statistics.mean(points)], [place], "|", color=color, markersize=16, markeredgewidth=3)
+        for value, label in ((comparison.teacher_accuracy, "teacher"), (comparison.linear_accuracy, "bag of words")):
+            axes.axvline(100 * value, color=MUTED, linestyle="--", linewidth=1)
+            axes.text(100 * value, len(rows) - 0.4, label, color=MUTED, ha="center", va="bottom", fontsize=10)
+        axes.set_yticks(range(len(rows)), [name for name, _ in rows], color=INK)
+        axes.set_ylim(-0.7, len(rows) + 0.3)
+        axes.set_xlabel(f"test accuracy, % ({comparison.recipe}; dots: seeds, bars: means; orange: controls)")
+        buffer = io.StringIO()
+        figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
+    return buffer.getvalue()
