@@ -1,6 +1,7 @@
 """Training rows with further text behind them, tokenized as they are."""
 
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 
 from pipeline.augmentation import cached_augmentation
@@ -8,6 +9,8 @@ from pipeline.batches import EncodedSplit
 from pipeline.data import encode, read_prepared
 from pipeline.losses.cross_entropy import UNLABELLED
 from pipeline.params import Params
+from pipeline.prepared import open_data
+from pipeline.signals import TOKEN_POSITION
 from pipeline.vocabulary import load_tokenizer
 from pipeline.workspace import Workspace
 
@@ -18,7 +21,7 @@ def with_augmented(params: Params, workspace: Workspace, train: EncodedSplit, ca
     """The training rows, and behind them the text that the settings ask for, whose label is only the teacher's to say.
 
     A text is left out when a trimmed vocabulary splits it otherwise than the teacher's: the two models would then not
-    see the same positions.
+    see the same tokens.
     """
     settings = params.distill.augment
     if not settings.methods:
@@ -33,7 +36,8 @@ def with_augmented(params: Params, workspace: Workspace, train: EncodedSplit, ca
     ids = teacher_ids
     if train.teacher_ids is not None:
         ids = encode(load_tokenizer(workspace.data / "tokenizer"), texts, length)
-    kept = [i for i in range(len(made)) if len(ids[i]) == len(teacher_ids[i]) + train.has_token]
+    keep = open_data(workspace).facts["keep_tokens"]
+    kept = [i for i in range(len(made)) if _same_tokens(ids[i], teacher_ids[i], keep, train.has_token)]
     log.info("augmented text: %d, %d left out, beside %d training rows", len(kept), len(made) - len(kept), len(train))
     return EncodedSplit(
         names=(*train.names, *(f"{made[i].method}-{i}" for i in kept)),
@@ -45,3 +49,9 @@ def with_augmented(params: Params, workspace: Workspace, train: EncodedSplit, ca
         has_token=train.has_token,
         delimiter_ids=train.delimiter_ids,
     )
+
+
+def _same_tokens(ids: list[int], teacher_ids: list[int], keep: Sequence[int] | None, has_token: bool) -> bool:
+    """Whether the student reads the teacher's tokens, its own distillation token aside."""
+    ids = ids[:TOKEN_POSITION] + ids[TOKEN_POSITION + 1 :] if has_token else ids
+    return teacher_ids == (ids if keep is None else [keep[i] for i in ids])

@@ -92,9 +92,8 @@ class Distiller(nn.Module):
                 made = module.auxiliary(small, large, self.loss_params[name]) if hasattr(module, "auxiliary") else None
                 if made is not None:
                     self.auxiliary[name] = made
-            self._noise = None
             if class_token is not None and class_token.kind != "plain":
-                self._noise = self.auxiliary[CLASS_TOKEN] = ClassTokenNoise(student, class_token)
+                self.auxiliary[CLASS_TOKEN] = ClassTokenNoise(student, class_token)
         self._student_reader = SignalReader(student, ours)
         # A list hides the teacher from nn.Module: its weights are neither trained, saved nor put into train mode.
         self._teacher = [teacher]
@@ -127,8 +126,9 @@ class Distiller(nn.Module):
         for reader in (self._student_reader, self._teacher_reader):
             if reader is not None:
                 reader.close()
-        if self._noise is not None:
-            self._noise.detach()
+        for module in self.auxiliary.values():
+            if isinstance(module, ClassTokenNoise):
+                module.detach()
 
     def fast_parameters(self) -> list[tuple[float, list[nn.Parameter]]]:
         """(factor on the learning rate, parameters) of the auxiliary modules whose loss asks for a rate of its own."""

@@ -4,5 +4,16 @@ from jaxtyping import install_import_hook
 
 # before any test imports them; modules imported earlier would stay unchecked
 install_import_hook(
-    ["pipeline.signals", "pipeline.divergences", "pipeline.layer_maps", "pipeline.losses"], "beartype.beartype"
+    [
+        "pipeline.attention_analysis",
+        "pipeline.cka",
+        "pipeline.class_divergences",
+        "pipeline.divergences",
+        "pipeline.hidden_states",
+        "pipeline.layer_maps",
+        "pipeline.losses",
+        "pipeline.signals",
+        "pipeline.teacher_signals",
+    ],
+    "beartype.beartype",
 )
