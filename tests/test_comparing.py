@@ -17,7 +17,7 @@ from pipeline.records import Interval
 from pipeline.workspace import Workspace
 from stages import floors, machine, prepare, teach
 from stages.commands import methods as command
-from stages.comparing import results, train
+from stages.comparing import results, runner, train
 from stages.comparing.methods_file import Job, read_methods, settings_of
 from stages.comparing.places import Places
 
@@ -67,8 +67,8 @@ def compared(tmp_path_factory):
         for stage in (machine, prepare, floors, teach):
             stage.run(params, workspace)
         found = read_methods(write_methods(folder / "methods.yaml"), [])
-        settings = command.write_settings(found, places, 3)
-        command._prepare_data(settings, places)
+        settings = runner.write_settings(found, places, 3)
+        runner.prepare_data(settings, places)
         jobs = [Job(name, 0) for name in found.methods] + [Job("logits_only", 1), Job("hidden", 1)]
         for job in jobs:
             train.run(Places(Path()), job.method, job.seed)
@@ -277,7 +277,7 @@ def test_losses_that_do_not_fit_are_refused_before_the_teacher_is_trained(tmp_pa
         },
     )
     with pytest.raises(SettingsError) as caught:
-        command.write_settings(read_methods(path, []), Places(workspace.root.resolve()), 3)
+        runner.write_settings(read_methods(path, []), Places(workspace.root.resolve()), 3)
     message = str(caught.value)
     assert "method v2: distill.losses.minilm_v2: relation_heads is 7" in message
     assert "method heads: distill.losses.attention_kl: the student has 2 attention heads and the teacher 4" in message
@@ -293,8 +293,8 @@ def test_losses_that_die_for_two_classes_are_refused_for_two_classes(tmp_path):
     path = write_methods(tmp_path / "methods.yaml", {"dist": {"about": "x", "losses": {"dist": {}}}})
     methods, places = read_methods(path, []), Places(workspace.root.resolve())
     with pytest.raises(SettingsError, match=r"method dist: distill\.losses\.dist: .*two probabilities"):
-        command.write_settings(methods, places, 2)
-    command.write_settings(methods, places, 3)
+        runner.write_settings(methods, places, 2)
+    runner.write_settings(methods, places, 3)
 
 
 def test_a_training_that_fails_stops_the_comparison_and_keeps_what_is_there(compared, monkeypatch):
@@ -306,10 +306,10 @@ def test_a_training_that_fails_stops_the_comparison_and_keeps_what_is_there(comp
         ran.append(job)
         return int(len(ran) == 2)
 
-    monkeypatch.setattr(command, "_run", fail_second)
+    monkeypatch.setattr(runner, "_run", fail_second)
     jobs = [Job("logits_only", 0), Job("no_teacher", 0), Job("hidden", 0)]
     with pytest.raises(EnvironmentFault, match="method no_teacher, seed 0 stopped with exit status 1"):
-        command._train("tiny", methods, jobs, [], settings, places, 1)
+        runner._train("tiny", methods, jobs, [], settings, places, 1)
     assert list(results.read(places.record).methods) == ["logits_only"]
 
 
@@ -329,7 +329,7 @@ def test_lists_that_ship_fit_their_recipes(path, tmp_path):
     shutil.copyfile(ROOT / "recipes" / path.name, tmp_path / "params.yaml")
     methods = read_methods(path, [])
     assert len(methods.methods) >= 10
-    command.write_settings(methods, Places(tmp_path), {"banking77": 77, "sst2": 2}[path.stem])
+    runner.write_settings(methods, Places(tmp_path), {"banking77": 77, "sst2": 2}[path.stem])
 
 
 @pytest.mark.slow

@@ -112,7 +112,7 @@ def test_five_mistakes_give_five_messages_each_with_its_line_and_path(tmp_path):
         ("formats: [onnx]", "formats: onnx", "found 'onnx', expected a valid array"),
         ("formats: [onnx]", "formats: [onyx]", r"no format 'onyx' \(export/to_onyx.py does not exist\); did you mean"),
         ("device: local", "device: locale", r"no device 'locale' \(eval/devices/locale.py .*did you mean 'local'"),
-        ("hidden_mse:", "hiden_mse:", "no loss 'hiden_mse' .*did you mean 'hidden_mse'.* known: attention_kl"),
+        ("hidden_mse:", "hiden_mse:", "no loss 'hiden_mse' .*did you mean 'hidden_mse'.* known: a2d, attention_kl"),
         ("  cpu:", "  Cpu:", "found 'Cpu'; String should match pattern"),
         ("required: true\n    ", "", "targets.cpu.required: missing; add this key"),
         ("p90_ms: 50.0", "p90: 50.0", "targets.cpu.budgets.p90: unknown key 'p90'; did you mean 'p90_ms'"),

@@ -1,0 +1,107 @@
+"""Runs a comparison: every method checked first, then one process a training, and the table after each."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+import yaml
+
+from pipeline.architectures import Shape, shape_of
+from pipeline.errors import EnvironmentFault, PipelineError, SettingsError
+from pipeline.files import write_atomically
+from pipeline.model_files import find_model
+from pipeline.models import read_config
+from pipeline.params import Params, load, read_values
+from pipeline.students import student_config
+from pipeline.training import check_fit, loss_params
+from pipeline.workspace import Workspace
+from stages import prepare
+from stages.comparing import results
+from stages.comparing.methods_file import CONTROLS, Job, MethodsFile, settings_of
+from stages.comparing.places import Places
+
+
+def write_settings(methods: MethodsFile, places: Places, classes: int) -> dict[str, Params]:
+    """Checks every method before the first one trains, the teacher included, and writes its settings.
+
+    Raises:
+        SettingsError: settings that are wrong, or losses that do not fit the two models, of any method.
+    """
+    base, found, problems = read_values(places.workspace / "params.yaml"), {}, []
+    for name in methods.methods:
+        path = places.settings(name)
+        write_atomically(path, yaml.safe_dump(settings_of(base, methods, name), sort_keys=False))
+        try:
+            found[name] = load(path)
+            student, teacher = _shapes(found[name], classes)
+            check_fit(loss_params(found[name].distill.losses), student, teacher)
+        except PipelineError as error:
+            problems.append(f"method {name}: {error}")
+    if problems:
+        raise SettingsError("\n".join(problems))
+    return found
+
+
+def _shapes(params: Params, classes: int) -> tuple[Shape, Shape]:
+    """Student and teacher as they will be."""
+    config = read_config(find_model(params.teacher.model, params.teacher.revision))
+    config.num_labels = classes
+    return shape_of(student_config(config, params.student)), shape_of(config)
+
+
+def prepare_data(settings: dict[str, Params], places: Places) -> None:
+    """Prepared data for each kind of student, beside a link to the one teacher."""
+    for params in settings.values():
+        place = Workspace(places.data(params))
+        if not place.data.is_dir():
+            prepare.run(params, place)
+        place.teacher.unlink(missing_ok=True)
+        place.teacher.symlink_to(Workspace(places.workspace).teacher.resolve())
+
+
+def compare(
+    recipe: str, methods: MethodsFile, settings: dict[str, Params], places: Places, seeds: int, best: int, jobs: int
+) -> results.Comparison:
+    """Trains one seed of each method, then the other seeds of the controls and of the best on dev."""
+    first = next(iter(settings.values()))
+    start = first.seed
+    at_a_time = jobs or max(1, (os.cpu_count() or 1) // first.threads)
+    ones = [Job(name, start) for name in [*CONTROLS, *(n for n in methods.methods if n not in CONTROLS)]]
+    done = _train(recipe, methods, ones, [], settings, places, at_a_time)
+    found = results.collect(recipe, methods, done, places, settings[CONTROLS[0]])
+    dev = {name: result.dev_accuracy[0] for name, result in found.methods.items() if name not in CONTROLS}
+    more = [Job(name, start + i) for i in range(1, seeds) for name in [*CONTROLS, *results.best(dev, best)]]
+    done = _train(recipe, methods, more, done, settings, places, at_a_time)
+    return results.collect(recipe, methods, done, places, settings[CONTROLS[0]])
+
+
+def _train(
+    recipe: str,
+    methods: MethodsFile,
+    jobs: Sequence[Job],
+    done: Sequence[Job],
+    settings: dict[str, Params],
+    places: Places,
+    at_a_time: int,
+) -> list[Job]:
+    """Runs the jobs, each in a process of its own, and brings the table up to date after each."""
+    finished = list(done)
+    with ThreadPoolExecutor(at_a_time) as pool:
+        for job, status in zip(jobs, pool.map(lambda job: _run(job, places), jobs), strict=True):
+            if status != 0:
+                pool.shutdown(cancel_futures=True)
+                raise EnvironmentFault(
+                    f"method {job.method}, seed {job.seed} stopped with exit status {status}; its message is above. "
+                    "Mend it, or leave the method out with --only, and run the command again: what is trained stays."
+                )
+            finished.append(job)
+            results.write(results.collect(recipe, methods, finished, places, settings[CONTROLS[0]]), places)
+    return finished
+
+
+def _run(job: Job, places: Places) -> int:
+    environment = {**os.environ, "PYTHONPATH": str(places.workspace)}
+    command = [sys.executable, "-m", "stages.comparing.train", job.method, str(job.seed)]
+    return subprocess.run(command, cwd=places.workspace, env=environment, check=False).returncode
