@@ -2,7 +2,7 @@
 
     decant run banking77 --files FOLDER                              trains, exports, measures
     python -m benchmarks.recipes measure workspaces/banking77        int8 of each seed -> docs/results/banking77.json
-    python -m benchmarks.recipes table                               the records -> README.md
+    python -m benchmarks.recipes table                               all records of docs/results -> README.md
 
 Latency and its ratio to the teacher are the shipped seed's, from the workspace's own record. Every distilled seed is
 planned and exported here by the stages' functions, and its int8 file scored in onnxruntime on the whole test split.
@@ -16,6 +16,7 @@ from typing import Annotated, Any
 
 import typer
 
+from benchmarks import distill
 from eval import figures
 from eval.accuracy import answer
 from eval.runtimes import onnxruntime
@@ -26,11 +27,12 @@ from pipeline.params import Params, load
 from pipeline.prepared import read_encoded
 from pipeline.records import Floors, Measurement, Score, open_folder
 from pipeline.workspace import Workspace
+from stages.comparing import results
 from stages.quantize import plan_for
 
 RESULTS = Path("docs/results")
 README = Path("README.md")
-BEGIN, END = "<!-- results: made by `python -m benchmarks.recipes table` -->", "<!-- end of results -->"
+MADE_BY = "made by `python -m benchmarks.recipes table`"
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, help=__doc__)
 
 
@@ -95,16 +97,32 @@ def _int8_accuracy(params: Params, workspace: Workspace, target: str, name: str)
 @app.command()
 def table() -> None:
     """Writes the tables between the markers of README.md."""
-    text = README.read_text("utf-8")
-    before, _, rest = text.partition(BEGIN)
-    _, _, after = rest.partition(END)
-    write_atomically(README, f"{before}{BEGIN}\n{render_all(RESULTS)}{END}{after}")
+    write_atomically(README, with_tables(README.read_text("utf-8"), RESULTS))
     print(f"wrote the results into {README}")
 
 
-def render_all(folder: Path) -> str:
-    """One Markdown table for each record, in the order of their names."""
+def with_tables(text: str, folder: Path) -> str:
+    """A page with every table between its markers made anew from the records in a folder."""
+    for name, content in {"recipes": _recipes(folder), "methods": _methods(folder), "speed": _speed(folder)}.items():
+        begin, end = f"<!-- {name}: {MADE_BY} -->\n", f"<!-- end of {name} -->"
+        before, found, rest = text.partition(begin)
+        if found:
+            text = before + begin + content + end + rest.partition(end)[2]
+    return text
+
+
+def _recipes(folder: Path) -> str:
     return "".join(render(file.stem, json.loads(file.read_text("utf-8"))) for file in sorted(folder.glob("*.json")))
+
+
+def _methods(folder: Path) -> str:
+    records_of_methods = sorted((folder / "methods").glob("*.json"))
+    return "".join(f"\n{results.table(results.read(file))}\n" for file in records_of_methods)
+
+
+def _speed(folder: Path) -> str:
+    records_of_speed = sorted((folder / "speed").glob("*.json"))
+    return "".join(f"\n{distill.table(json.loads(file.read_text('utf-8')))}\n" for file in records_of_speed)
 
 
 def render(name: str, found: dict[str, Any]) -> str:
