@@ -15,7 +15,7 @@ from tiny_project import CLASSES, flip_bit, make_teacher, make_tokenizer, write_
 from tokenizers import Tokenizer
 
 from export import to_onnx
-from pipeline import records
+from pipeline import distillation, records
 from pipeline.data import read_prepared
 from pipeline.errors import IntegrityError, ModelError, SettingsError, TrainingError
 from pipeline.files import sha256_of
@@ -236,7 +236,7 @@ def test_finished_student_is_not_trained_again(copy, caplog, monkeypatch):
     expected = {folder: hashes(workspace.artifacts / folder) for folder in ("student", "variants")}
     shutil.rmtree(workspace.student)
     shutil.rmtree(workspace.variants)
-    monkeypatch.setattr(distill, "fit", None)
+    monkeypatch.setattr(distillation, "fit", None)
     with caplog.at_level(logging.INFO):
         run(params, workspace, distill)
     assert any("already trained" in record.message for record in caplog.records)

@@ -632,8 +632,12 @@ def test_every_loss_that_does_not_fit_is_told_at_once():
     }
     with pytest.raises(SettingsError) as caught:
         check_fit(losses, student, teacher)
-    told = [line.partition(":")[0] for line in str(caught.value).splitlines()]
+    *refused, fitting = str(caught.value).splitlines()
+    told = [line.partition(":")[0] for line in refused]
     assert told == ["distill.losses.attention_kl", "distill.losses.hidden_mse", "distill.losses.minilm_v2"]
+    # one head by one is refused for 2 heads beside 4, a merge of heads is not
+    assert fitting.startswith("losses that fit these two models as they stand: a2d, attention_mean_kl, ")
+    assert "shd" in fitting
     check_fit({"cross_entropy": cross_entropy.Params()}, student, teacher)
 
 
