@@ -22,6 +22,7 @@ from eval.accuracy import answer
 from eval.runtimes import onnxruntime
 from export import to_onnx
 from pipeline import guard, records
+from pipeline.errors import SettingsError
 from pipeline.files import write_atomically
 from pipeline.params import Params, load
 from pipeline.prepared import read_encoded
@@ -107,7 +108,12 @@ def with_tables(text: str, folder: Path) -> str:
         begin, end = f"<!-- {name}: {MADE_BY} -->\n", f"<!-- end of {name} -->"
         before, found, rest = text.partition(begin)
         if found:
-            text = before + begin + content + end + rest.partition(end)[2]
+            _, ended, after = rest.partition(end)
+            if not ended:
+                raise SettingsError(f"{README}: no line '{end}' after '{begin.strip()}'; add it below the table")
+            text = before + begin + content + end + after
+        elif content and name == "recipes":
+            raise SettingsError(f"{README}: no line '{begin.strip()}'; the table has no place")
     return text
 
 

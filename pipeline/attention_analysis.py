@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from pipeline.architectures import shape_of
-from pipeline.batches import Collator, EncodedSplit
+from pipeline.batches import Collator, EncodedSplit, spread_rows
 from pipeline.data import batches_by_length
 from pipeline.divergences import masked_log_probs
 from pipeline.layer_maps import layer_pairs
@@ -24,7 +24,8 @@ def attention_distance(student: PreTrainedModel, teacher: PreTrainedModel, split
     Args:
         student: put into eval mode.
         teacher: the same.
-        split: its first rows are read.
+        split: some of its rows are read, spread over all. With a trimmed vocabulary only training rows are sure to be
+            the same tokens for both models.
 
     Returns:
         Jensen-Shannon divergence in nats, averaged over texts and their tokens, then over the student's heads: 0 when
@@ -35,7 +36,7 @@ def attention_distance(student: PreTrainedModel, teacher: PreTrainedModel, split
     # A student deeper than its teacher has no uniform map; its last layer then stands for it.
     pairs = layer_pairs("uniform" if small.layers <= large.layers else "last_only", small.layers, large.layers)
     sums = [torch.zeros(small.heads, large.heads, dtype=torch.float64) for _ in pairs]
-    collate, rows, examples = Collator(split), list(range(min(ROWS, len(split)))), 0
+    collate, rows, examples = Collator(split), spread_rows(len(split), ROWS), 0
     device = torch.device("cuda") if torch.cuda.is_available() else torch.device("cpu")
     for model in (student, teacher):
         nn.Module.to(model, device)

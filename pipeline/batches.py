@@ -33,6 +33,11 @@ class EncodedSplit:
         return (self.ids, self.pad_id) if self.teacher_ids is None else (self.teacher_ids, self.teacher_pad_id)
 
 
+def spread_rows(total: int, count: int) -> list[int]:
+    """Row numbers spread evenly over a split: a file may be sorted by class, and its first rows all be of one."""
+    return [i * total // count for i in range(count)] if count < total else list(range(total))
+
+
 class Rows(Dataset):
     """Row numbers; the collator looks the rows up."""
 

@@ -6,7 +6,7 @@ from typing import Any
 from transformers import PreTrainedModel
 
 from pipeline.architectures import shape_of
-from pipeline.batches import Collator, EncodedSplit
+from pipeline.batches import Collator, EncodedSplit, spread_rows
 from pipeline.cka import best_monotone_map, cka_matrix
 from pipeline.layer_maps import CKA, layer_misfit
 from pipeline.signals import SignalReader, taken
@@ -23,7 +23,7 @@ def chosen_maps(
         losses: settings by name.
         student: as initialised: a student with random weights resembles no layer in particular.
         teacher: put into eval mode.
-        train: its first rows are read.
+        train: some of its rows are read, spread over all.
 
     Source: linear CKA with the best monotone assignment; CoFi's closest-layer map is its training-time kin.
     """
@@ -40,7 +40,7 @@ def chosen_maps(
 
 def _resemblance(student: PreTrainedModel, teacher: PreTrainedModel, train: EncodedSplit) -> list[list[float]]:
     """CKA of each student layer (rows) with each teacher layer (columns) over the tokens of some training texts."""
-    batch = Collator(train)(list(range(min(ROWS, len(train)))))
+    batch = Collator(train)(spread_rows(len(train), ROWS))
     student.cpu(), teacher.cpu()
     with (
         SignalReader(student, ["hidden"], frozen=True) as small,

@@ -14,11 +14,11 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from pipeline import plugins
+from pipeline import guard, plugins
 from pipeline.answers import cached_teacher_logits, check_not_collapsed, correct_share, predict_logits
 from pipeline.architectures import shape_of
 from pipeline.augmented import with_augmented
-from pipeline.batches import EncodedSplit
+from pipeline.batches import EncodedSplit, spread_rows
 from pipeline.chosen_maps import chosen_maps
 from pipeline.data import batches_by_length, pad
 from pipeline.errors import IntegrityError
@@ -60,6 +60,7 @@ class Distillation:
         }
         self.caches = caches or workspace.work("teacher_answers")
         self._train: EncodedSplit | None = None
+        self.resumed = False  # whether the last training went on from a checkpoint
 
     @property
     def weights(self) -> str:
@@ -80,12 +81,12 @@ class Distillation:
     def probe(self) -> list[dict[str, Tensor]]:
         """A few training texts as the teacher reads them, in batches."""
         ids, pad_id = self.splits["train"].for_teacher
-        ids = ids[:PROBE_ROWS]
+        ids = [ids[i] for i in spread_rows(len(ids), PROBE_ROWS)]
         return [pad([ids[i] for i in rows], pad_id) for rows in batches_by_length([len(row) for row in ids], 64)]
 
     def check(self, variant: Variant) -> None:
         """Raises SettingsError when the variant's losses cannot compare the two models."""
-        Distiller(self.new_student(variant.seed), self.teacher, variant.losses)
+        Distiller(self.new_student(variant.seed), self.teacher, variant.losses).close()
 
     def key(self, variant: Variant) -> str:
         """Digest of everything that decides the trained weights."""
@@ -96,7 +97,7 @@ class Distillation:
             "variant": variant.name,
         }
         names = json.dumps(self.teacher.config.id2label)
-        return run_key(settings, self.params, self.splits["train"], self.splits["dev"], self.weights, names)
+        return run_key(settings, self.params, self._training_rows(), self.splits["dev"], self.weights, names)
 
     def train(self, variant: Variant, folder: Path) -> Card:
         """Trains one student into `folder`/model, unless a finished one was made from the same inputs.
@@ -133,6 +134,7 @@ class Distillation:
             "threads": self.params.threads,
             "learned": learned,
         }
+        self.resumed = run.resumed_from_step > 0
         with output_folder(done, expected_bytes=4 * count_parameters(student)) as partial:
             save_classifier(student.cpu(), partial)
             save_tokenizer(load_tokenizer(self.workspace.data / "tokenizer"), partial)
@@ -183,7 +185,12 @@ class Distillation:
         second, _ = self._fit(student, logit, distill.training, folder / "main", key, variant, variant.name)
         shifted = [{**e, "step": e["step"] + first.steps} if "step" in e else e for e in second.log]
         return (
-            TrainingRun(first.steps + second.steps, second.best_dev_accuracy, [*first.log, *shifted]),
+            TrainingRun(
+                first.steps + second.steps,
+                second.best_dev_accuracy,
+                [*first.log, *shifted],
+                resumed_from_step=first.resumed_from_step + second.resumed_from_step,
+            ),
             learned,
         )
 
@@ -216,8 +223,9 @@ class Distillation:
     def _training_rows(self) -> EncodedSplit:
         """The training rows, augmented text among them, with the teacher's logits."""
         if self._train is None:
-            train = with_augmented(self.params, self.workspace, self.splits["train"], self.caches)
-            logits = cached_teacher_logits(self.teacher, train, self.caches, self._answers_key(train))
+            with guard.lock(self.caches, wait=True):
+                train = with_augmented(self.params, self.workspace, self.splits["train"], self.caches)
+                logits = cached_teacher_logits(self.teacher, train, self.caches, self._answers_key(train))
             self._train = EncodedSplit(**{**train.__dict__, "teacher_logits": logits})
         return self._train
 
@@ -227,9 +235,13 @@ class Distillation:
         """The teacher's signals from disk, when there are any to read and they fit the space that is given them."""
         _, needs = needs_of(loss_params(losses), shape_of(student.config), shape_of(self.teacher.config))
         size = size_bytes(needs, train, self.teacher)
-        if not size or size > self.params.distill.cache_gb * 1e9:
+        if size > self.params.distill.cache_gb * 1e9:
+            log.info("the teacher runs in every step: its signals take %.1f GB, more than distill.cache_gb", size / 1e9)
             return None
-        return cached_teacher_signals(self.teacher, needs, train, self.caches, self._answers_key(train))
+        if not size:
+            return None
+        with guard.lock(self.caches, wait=True):
+            return cached_teacher_signals(self.teacher, needs, train, self.caches, self._answers_key(train))
 
     def _answers_key(self, train: EncodedSplit) -> str:
         return run_key({}, self.params, train, self.splits["dev"], self.weights)

@@ -22,6 +22,7 @@ import psutil
 from pipeline.errors import EnvironmentFault, PipelineError
 from pipeline.files import translate_os_error
 
+DIES_WITH_PARENT = "DECANT_DIES_WITH_PARENT"  # set by a command for the processes it starts
 _PR_SET_PDEATHSIG = 1
 STATUS = Path("artifacts/work/failed_status")  # of the last stage that failed under DVC, in its project's folder
 
@@ -79,8 +80,12 @@ def _environment_message(error: Exception) -> str | None:
 
 
 @contextlib.contextmanager
-def lock(output: Path) -> Iterator[None]:
+def lock(output: Path, *, wait: bool = False) -> Iterator[None]:
     """Holds the lock on an output for the length of the block.
+
+    Args:
+        output: what is written.
+        wait: for a cache that several processes share: wait until the other has filled it.
 
     Raises:
         EnvironmentFault: another process holds it; the message names its pid.
@@ -91,7 +96,7 @@ def lock(output: Path) -> Iterator[None]:
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a+", encoding="utf-8") as file:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
         except BlockingIOError:
             file.seek(0)
             holder = file.read().strip() or "unknown"
@@ -112,7 +117,7 @@ def _exit_143(signum: int, frame: FrameType | None) -> None:
 
 def _end_with_dvc() -> None:
     """Under DVC, ends this process when `dvc repro` dies. Run by hand, a stage may outlive its shell."""
-    if "DVC_STAGE" not in os.environ:
+    if not {"DVC_STAGE", DIES_WITH_PARENT} & os.environ.keys():
         return
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)

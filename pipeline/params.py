@@ -210,8 +210,8 @@ class DistillSettings(Settings):
     cache_gb: float = Field(
         default=4.0,
         ge=0,
-        description="Most gigabytes (10^9) of the teacher's signals to keep on disk, so that each is computed once; 0: "
-        "only its logits are kept.",
+        description="Most gigabytes (10^9) of the teacher's signals that one training may keep on disk, so that each "
+        "is computed once; 0: only its logits are kept.",
     )
     augment: AugmentSettings = Field(
         default=AugmentSettings(), description="Further training text, labelled by the teacher."

@@ -164,7 +164,9 @@ class Distiller(nn.Module):
         inputs = {"input_ids": ids, "attention_mask": student.mask.long()}
         if student.delimiters is not None:
             inputs["delimiters"] = student.delimiters  # the same texts, position by position
-        return self._teacher_reader.read(inputs, logits=logits)
+        # What is kept on disk was computed in float32, and keeping it must not change a result.
+        with torch.autocast(ids.device.type, enabled=False):
+            return self._teacher_reader.read(inputs, logits=logits)
 
 
 def loss_params(losses: Mapping[str, Mapping[str, Any]]) -> dict[str, LossParams]:

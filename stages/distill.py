@@ -1,6 +1,6 @@
 """Trains the student, more seeds of it and its controls, and ships the best on dev.
 
-Run as `python -m stages.distill`. Several GPUs or hosts: `accelerate launch -m stages.distill`.
+Run as `python -m stages.distill`.
 """
 
 import shutil

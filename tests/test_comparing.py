@@ -13,7 +13,7 @@ from tiny_project import write_project
 
 from eval.statistics import seeds_difference
 from pipeline.errors import EnvironmentFault, SettingsError
-from pipeline.records import Interval
+from pipeline.records import Interval, seal
 from pipeline.workspace import Workspace
 from stages import floors, machine, prepare, teach
 from stages.commands import methods as command
@@ -166,7 +166,7 @@ def test_table_and_plot_show_every_method_and_no_more_than_is_known(comparison, 
 
 
 @pytest.mark.parametrize(
-    ("low", "high", "verdict"), [(0.1, 0.9, "helps"), (-0.9, -0.1, "hurts"), (-0.1, 0.9, "no difference shown")]
+    ("low", "high", "verdict"), [(0.1, 0.9, "helps"), (-0.9, -0.1, "hurts"), (-0.1, 0.9, "no difference")]
 )
 def test_a_method_helps_only_when_its_whole_interval_says_so(comparison, low, high, verdict):
     """And hurts when it says that."""
@@ -174,6 +174,29 @@ def test_a_method_helps_only_when_its_whole_interval_says_so(comparison, low, hi
     changed = comparison.methods["hidden"].model_copy(update={"difference": found})
     text = results.table(comparison.model_copy(update={"methods": {"hidden": changed}}))
     assert text.splitlines()[-1].count(verdict) == 1
+    alone = changed.model_copy(update={"seeds": (0,)})
+    row = results.table(comparison.model_copy(update={"methods": {"hidden": alone}})).splitlines()[-1]
+    assert "one seed" in row
+    assert verdict not in row
+
+
+def test_some_methods_have_a_record_of_their_own(tmp_path):
+    """Comparing two of twenty does not overwrite the twenty."""
+    assert Places(tmp_path).record.name == "comparison.json"
+    assert Places(tmp_path, ("shd", "a2d")).record.name == "comparison-a2d-shd.json"
+
+
+def test_changed_data_is_prepared_anew(compared):
+    """Planted fault: another digest of the recipe's data, as after an edited train.csv."""
+    _, settings, places, _ = compared
+    before = places.data(settings["hidden"])
+    elsewhere = Places(places.workspace.parent / "copy")
+    shutil.copytree(places.workspace / "artifacts" / "data", elsewhere.workspace / "artifacts" / "data")
+    assert elsewhere.data(settings["hidden"]).name == before.name
+    seal(elsewhere.workspace / "artifacts" / "data", "data", facts={})
+    (elsewhere.workspace / "artifacts" / "data" / "train.jsonl").write_text("", "utf-8")
+    seal(elsewhere.workspace / "artifacts" / "data", "data", facts={})
+    assert elsewhere.data(settings["hidden"]).name != before.name
 
 
 def test_the_best_are_chosen_on_dev():
@@ -238,6 +261,10 @@ def test_the_interval_covers_a_true_difference_as_often_as_it_says():
         ({"x": {"losses": {"logit_kl": {}}}}, "methods.x.about"),
         ({"x": {"about": "x", "losses": {}}}, "methods.x.losses"),
         ({"x": {"about": "x", "losses": {"logit_kl": {}}, "epochs": 3}}, "methods.x.epochs"),
+        (
+            {"x": {"about": "x", "losses": {"logit_kl": {}}, "changes": {"teacher.training.epochs": 20.0}}},
+            "x: teacher.training.epochs: methods share teacher, data, seed and threads",
+        ),
     ],
 )
 def test_a_wrong_list_is_refused(tmp_path, changes, message):
@@ -297,7 +324,7 @@ def test_losses_that_die_for_two_classes_are_refused_for_two_classes(tmp_path):
     runner.write_settings(methods, places, 3)
 
 
-def test_a_training_that_fails_stops_the_comparison_and_keeps_what_is_there(compared, monkeypatch):
+def test_a_training_that_fails_is_told_at_the_end_and_the_others_are_kept(compared, monkeypatch):
     """Planted fault: the second of three trainings ends with status 1."""
     methods, settings, places, _ = compared
     ran = []
@@ -308,9 +335,9 @@ def test_a_training_that_fails_stops_the_comparison_and_keeps_what_is_there(comp
 
     monkeypatch.setattr(runner, "_run", fail_second)
     jobs = [Job("logits_only", 0), Job("no_teacher", 0), Job("hidden", 0)]
-    with pytest.raises(EnvironmentFault, match="method no_teacher, seed 0 stopped with exit status 1"):
+    with pytest.raises(EnvironmentFault, match=r"these trainings stopped: no_teacher-0 \(exit status 1\); "):
         runner._train("tiny", methods, jobs, [], settings, places, 1)
-    assert list(results.read(places.record).methods) == ["logits_only"]
+    assert set(results.read(places.record).methods) == {"logits_only", "hidden"}
 
 
 def test_settings_of_a_method_do_not_leak_into_the_next(tmp_path):

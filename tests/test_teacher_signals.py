@@ -7,7 +7,7 @@ from tiny_project import flip_bit
 from toy_models import toy_model
 
 from pipeline.architectures import shape_of
-from pipeline.batches import Collator, EncodedSplit
+from pipeline.batches import Collator, EncodedSplit, spread_rows
 from pipeline.needs import needs_of
 from pipeline.signals import SignalReader
 from pipeline.teacher_signals import cached_teacher_signals, size_bytes
@@ -127,3 +127,11 @@ def test_losses_on_known_signals_are_losses_on_the_teacher(tmp_path, losses):
         gradients = [weight.grad.flatten() for weight in distiller.parameters() if weight.grad is not None]
         results.append((loss.detach(), torch.cat(gradients)))
     torch.testing.assert_close(*results, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("total", "count", "expected"), [(10, 5, [0, 2, 4, 6, 8]), (3, 5, [0, 1, 2]), (7, 3, [0, 2, 4])]
+)
+def test_probes_are_spread_over_a_file_that_may_be_sorted(total, count, expected):
+    """The first rows of Banking77 are two of its 77 classes."""
+    assert spread_rows(total, count) == expected

@@ -40,7 +40,7 @@ def command(
     show: Annotated[bool, typer.Option("--show", help="Print the table so far and stop.")] = False,
 ) -> int:
     source = find_recipe(recipe)
-    places = Places((workspace or Path("workspaces") / f"{source.stem}-methods").resolve())
+    places = Places((workspace or Path("workspaces") / f"{source.stem}-methods").resolve(), tuple(only or ()))
     # Listing the commands imports this file, which must not import torch.
     from pipeline.prepared import open_data
     from stages.comparing import results, runner

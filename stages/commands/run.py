@@ -66,7 +66,6 @@ def prepare_workspace(source: Path, folder: Path, files: Path | None, changes: l
         SettingsError: the changed settings have problems; the workspace then keeps what it had.
     """
     settings = read_values(source)
-    _resolve_paths(settings)
     if files is not None:
         if not files.is_dir():
             raise SettingsError(f"--files {files}: no such folder")
@@ -74,6 +73,7 @@ def prepare_workspace(source: Path, folder: Path, files: Path | None, changes: l
         apply_change(settings, f"data.files.root={json.dumps(str(files.resolve()))}")
     for change in changes:
         apply_change(settings, change)
+    _resolve_paths(settings)
     folder.mkdir(parents=True, exist_ok=True)
     candidate = folder / ".params.candidate.yaml"
     write_atomically(candidate, yaml.safe_dump(settings, sort_keys=False))
@@ -95,11 +95,12 @@ def prepare_workspace(source: Path, folder: Path, files: Path | None, changes: l
 
 
 def _resolve_paths(settings: dict[str, Any]) -> None:
-    """Makes folders in the settings absolute: they are meant from where the command is run, not from the workspace."""
+    """Makes paths in the settings absolute: they are meant from where the command is run, not from the workspace."""
     files, teacher = (settings.get("data") or {}).get("files"), settings.get("teacher")
-    for section, key in ((files, "root"), (teacher, "model")):
+    augment = (settings.get("distill") or {}).get("augment")
+    for section, key in ((files, "root"), (teacher, "model"), (augment, "masked_lm"), (augment, "unlabelled")):
         value = section.get(key) if isinstance(section, dict) else None
-        if isinstance(section, dict) and isinstance(value, str) and Path(value).is_dir():
+        if isinstance(section, dict) and isinstance(value, str) and Path(value).exists():
             section[key] = str(Path(value).resolve())
 
 

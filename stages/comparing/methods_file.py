@@ -73,6 +73,13 @@ def read_methods(path: Path, only: list[str]) -> MethodsFile:
         if name not in found.methods:
             raise SettingsError(f"{path}: no method '{name}'{nearest(name, found.methods)}")
     wanted = {n: m for n, m in found.methods.items() if not only or n in only or n in CONTROLS}
+    for where, changes in (("every", found.every), *((name, method.changes) for name, method in wanted.items())):
+        for key in changes:
+            if not key.startswith(("student.", "distill.")):
+                raise SettingsError(
+                    f"{path}: {where}: {key}: methods share teacher, data, seed and threads; expected a key of student "
+                    "or distill"
+                )
     return MethodsFile(every=found.every, methods=wanted)
 
 
@@ -85,6 +92,8 @@ def settings_of(base: Mapping[str, Any], methods: MethodsFile, name: str) -> dic
         place = settings
         for section in sections:
             place = place.setdefault(section, {})
+            if not isinstance(place, dict):
+                raise SettingsError(f"{key}: '{section}' is no section")
         place[last] = value
     settings["distill"]["controls"] = {"no_teacher": 0, "logits_only": 0}
     settings["distill"]["seeds"] = 1

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline.params import Params
+from pipeline.workspace import Workspace
 
 
 @dataclass(frozen=True)
@@ -13,6 +14,7 @@ class Places:
     """The folder `methods/` of a workspace."""
 
     workspace: Path
+    only: tuple[str, ...] = ()  # a comparison of some methods does not overwrite that of all
 
     @property
     def root(self) -> Path:
@@ -26,8 +28,14 @@ class Places:
 
     def data(self, params: Params) -> Path:
         """A workspace of prepared data: one for all methods whose students read the same tokens."""
+        # The command line lists its commands without importing torch, and one of them imports this file.
+        from pipeline.prepared import open_data
+
         decisive = [
+            open_data(Workspace(self.workspace)).digest,  # of the files as they are now
             params.seed,
+            params.teacher.model,
+            params.teacher.revision,
             params.data.model_dump(mode="json"),
             params.student.vocabulary,
             params.student.distillation_token,
@@ -41,12 +49,15 @@ class Places:
 
     @property
     def record(self) -> Path:
-        return self.root / "comparison.json"
+        return self._named("json")
 
     @property
     def table(self) -> Path:
-        return self.root / "comparison.md"
+        return self._named("md")
 
     @property
     def plot(self) -> Path:
-        return self.root / "comparison.svg"
+        return self._named("svg")
+
+    def _named(self, suffix: str) -> Path:
+        return self.root / f"{'-'.join(('comparison', *sorted(self.only)))}.{suffix}"

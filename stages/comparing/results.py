@@ -156,7 +156,8 @@ def table(comparison: Comparison) -> str:
         f"({comparison.teacher_parameters / 1e6:.1f} M parameters), bag of words {comparison.linear_accuracy:.2%}. "
         f"Every student: {sizes}, {rows[0][1].parameters / 1e6:.2f} M parameters, "
         f"{' or '.join(f'{n:,}' for n in steps)} steps of {training['batch_size']} rows at a learning rate of "
-        f"{training['learning_rate']:g}. Standard deviation: {seeds}.\n\n"
+        f"{training['learning_rate']:g}, unless a method changes it. Standard deviation: {seeds}. Intervals are not "
+        "corrected for the number of methods, and those with several seeds were the best on dev with their first.\n\n"
         "| method | test accuracy | seeds | against logits only, points (95 %) | training, s | peak memory, MB | "
         "attention, nats from the teacher's: before → after |\n|---|---|---|---|---|---|---|\n" + lines
     )
@@ -169,7 +170,10 @@ def _row(name: str, result: MethodResult) -> str:
     gain = "–"
     if result.difference is not None:
         low, high = result.difference.low, result.difference.high
-        verdict = "helps" if low > 0 else "hurts" if high < 0 else "no difference shown"
+        # One seed says nothing of what another would have given.
+        verdict = (
+            "one seed" if len(result.seeds) < 2 else "helps" if low > 0 else "hurts" if high < 0 else "no difference"
+        )
         gain = f"{result.difference.value:+.2f} [{low:+.2f}, {high:+.2f}], {verdict}"
     known = [seconds for seconds in result.seconds if seconds is not None]
     return (

@@ -6,14 +6,17 @@ import sys
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
+import torch
 import yaml
 
+from pipeline import guard
 from pipeline.architectures import Shape, shape_of
-from pipeline.errors import EnvironmentFault, PipelineError, SettingsError
+from pipeline.errors import EnvironmentFault, IntegrityError, PipelineError, SettingsError
 from pipeline.files import write_atomically
 from pipeline.model_files import find_model
 from pipeline.models import read_config
 from pipeline.params import Params, load, read_values
+from pipeline.prepared import open_data
 from pipeline.students import student_config
 from pipeline.training import check_fit, loss_params
 from pipeline.workspace import Workspace
@@ -32,8 +35,8 @@ def write_settings(methods: MethodsFile, places: Places, classes: int) -> dict[s
     base, found, problems = read_values(places.workspace / "params.yaml"), {}, []
     for name in methods.methods:
         path = places.settings(name)
-        write_atomically(path, yaml.safe_dump(settings_of(base, methods, name), sort_keys=False))
         try:
+            write_atomically(path, yaml.safe_dump(settings_of(base, methods, name), sort_keys=False))
             found[name] = load(path)
             student, teacher = _shapes(found[name], classes)
             check_fit(loss_params(found[name].distill.losses), student, teacher)
@@ -55,7 +58,9 @@ def prepare_data(settings: dict[str, Params], places: Places) -> None:
     """Prepared data for each kind of student, beside a link to the one teacher."""
     for params in settings.values():
         place = Workspace(places.data(params))
-        if not place.data.is_dir():
+        try:
+            open_data(place)
+        except IntegrityError:
             prepare.run(params, place)
         place.teacher.unlink(missing_ok=True)
         place.teacher.symlink_to(Workspace(places.workspace).teacher.resolve())
@@ -67,7 +72,8 @@ def compare(
     """Trains one seed of each method, then the other seeds of the controls and of the best on dev."""
     first = next(iter(settings.values()))
     start = first.seed
-    at_a_time = jobs or max(1, (os.cpu_count() or 1) // first.threads)
+    # Trainings on one GPU would wait for each other.
+    at_a_time = jobs or (1 if torch.cuda.is_available() else max(1, (os.cpu_count() or 1) // first.threads))
     ones = [Job(name, start) for name in [*CONTROLS, *(n for n in methods.methods if n not in CONTROLS)]]
     done = _train(recipe, methods, ones, [], settings, places, at_a_time)
     found = results.collect(recipe, methods, done, places, settings[CONTROLS[0]])
@@ -87,21 +93,24 @@ def _train(
     at_a_time: int,
 ) -> list[Job]:
     """Runs the jobs, each in a process of its own, and brings the table up to date after each."""
-    finished = list(done)
+    finished, failed = list(done), []
     with ThreadPoolExecutor(at_a_time) as pool:
         for job, status in zip(jobs, pool.map(lambda job: _run(job, places), jobs), strict=True):
             if status != 0:
-                pool.shutdown(cancel_futures=True)
-                raise EnvironmentFault(
-                    f"method {job.method}, seed {job.seed} stopped with exit status {status}; its message is above. "
-                    "Mend it, or leave the method out with --only, and run the command again: what is trained stays."
-                )
+                failed.append(f"{job.name} (exit status {status})")
+                continue
             finished.append(job)
-            results.write(results.collect(recipe, methods, finished, places, settings[CONTROLS[0]]), places)
+            if any(job.method == CONTROLS[0] for job in finished):
+                results.write(results.collect(recipe, methods, finished, places, settings[CONTROLS[0]]), places)
+    if failed:
+        raise EnvironmentFault(
+            f"these trainings stopped: {', '.join(failed)}; their messages are above. Mend them and run the command "
+            "again: what is trained stays, and the table shows the others"
+        )
     return finished
 
 
 def _run(job: Job, places: Places) -> int:
-    environment = {**os.environ, "PYTHONPATH": str(places.workspace)}
+    environment = {**os.environ, "PYTHONPATH": str(places.workspace), guard.DIES_WITH_PARENT: "1"}
     command = [sys.executable, "-m", "stages.comparing.train", job.method, str(job.seed)]
     return subprocess.run(command, cwd=places.workspace, env=environment, check=False).returncode

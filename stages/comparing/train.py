@@ -4,6 +4,7 @@ Run by `decant methods` in the workspace as `python -m stages.comparing.train ME
 """
 
 import json
+import logging
 import resource
 import sys
 import time
@@ -17,10 +18,11 @@ from pipeline.distillation import Distillation
 from pipeline.files import write_atomically
 from pipeline.models import load_classifier
 from pipeline.params import load
-from pipeline.training import newest_checkpoint
 from pipeline.variants import Variant
 from pipeline.workspace import Workspace
 from stages.comparing.places import Places
+
+log = logging.getLogger(__name__)
 
 
 def run(places: Places, method: str, seed: int) -> None:
@@ -29,22 +31,26 @@ def run(places: Places, method: str, seed: int) -> None:
     folder = places.run(method, seed)
     distillation = Distillation(params, Workspace(places.data(params)), caches=places.caches)
     variant = Variant(method, seed, params.distill.losses)
-    resumed = any(newest_checkpoint(work) is not None for work in (folder / "main", folder / "signals"))
-    before = attention_distance(distillation.new_student(seed), distillation.teacher, distillation.splits["dev"])
-    distillation.ask_teacher(variant)  # once for all methods and seeds, so it is no part of this one's cost
+    if distillation.key(variant) == _key_of(folder / "cost.json"):
+        log.info("%s: already trained", variant.name)
+        return
+    distillation.ask_teacher(variant)  # once for all methods and seeds, so it is no part of this one's seconds
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
     started = time.monotonic()
     card = distillation.train(variant, folder)
-    seconds = time.monotonic() - started
-    student = load_classifier(folder / "model")
-    after = attention_distance(student, distillation.teacher, distillation.splits["dev"])
-    if card.facts["key"] == _key_of(folder / "cost.json"):
-        return  # it was trained by an earlier process, whose cost stands
+    seconds, peak = time.monotonic() - started, _peak_mb()  # before anything else is computed here
+    students = {"before": distillation.new_student(seed), "after": load_classifier(folder / "model")}
     cost = {
         "key": card.facts["key"],
-        "seconds": None if resumed else seconds,  # of a run that went on, only its last part would be known
-        "peak_mb": _peak_mb(),
+        # Of a run that went on, only its last part would be known.
+        "seconds": None if distillation.resumed else seconds,
+        "peak_mb": peak,
         "device": "cuda" if torch.cuda.is_available() else "cpu",
-        "attention_distance": {"before": before, "after": after},
+        "attention_distance": {
+            when: attention_distance(student, distillation.teacher, distillation.splits["train"])
+            for when, student in students.items()
+        },
     }
     write_atomically(folder / "cost.json", json.dumps(cost, indent=1) + "\n")
 
@@ -62,7 +68,9 @@ def _peak_mb() -> float:
 
 
 def main() -> None:
-    run(Places(Path()), sys.argv[1], int(sys.argv[2]))
+    places, method, seed = Places(Path()), sys.argv[1], int(sys.argv[2])
+    with guard.lock(places.run(method, seed)):
+        run(places, method, seed)
 
 
 if __name__ == "__main__":
