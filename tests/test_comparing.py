@@ -362,23 +362,15 @@ def test_lists_that_ship_fit_their_recipes(path, tmp_path):
 @pytest.mark.slow
 def test_the_command_from_nothing_to_a_table(tmp_path, monkeypatch, capfd):
     """Prepares, trains the teacher, compares three methods with two seeds, and trains nothing the second time."""
-    write_project(tmp_path / "project")
-    monkeypatch.chdir(tmp_path / "project")
-    path = write_methods(tmp_path / "methods.yaml")
+    monkeypatch.chdir(tmp_path)
+    content = METHODS | {"every": {"student.layers": 1, "distill.training.epochs": 0.2}}
+    (tmp_path / "methods.yaml").write_text(yaml.safe_dump(content), "utf-8")
+    wanted = {"methods": tmp_path / "methods.yaml", "only": ["a2d"], "seeds": 2, "best": 1, "jobs": 1}
     for _ in range(2):
-        status = command.command(
-            recipe="params.yaml",
-            methods=path,
-            only=["a2d"],
-            seeds=2,
-            best=1,
-            jobs=1,
-            workspace=tmp_path / "workspace",
-        )
-        assert status == 0
+        assert command.command(recipe="smoke", workspace=tmp_path / "workspace", **wanted) == 0
     out, err = capfd.readouterr()
     assert err.count("already trained") == 6
-    found = results.read(tmp_path / "workspace" / "methods" / "comparison.json")
+    found = results.read(tmp_path / "workspace" / "methods" / "comparison-a2d.json")
     assert {name: result.seeds for name, result in found.methods.items()} == {
         "logits_only": (0, 1), "no_teacher": (0, 1), "a2d": (0, 1),
     }  # fmt: skip
