@@ -193,13 +193,13 @@ def _load(runtime: ModuleType, job: Job) -> dict[str, Any]:
         open_session = runtime.open_prepared
     _return_freed_memory()
     base_bytes = psutil.Process().memory_info().rss
-    _forget_peak()
+    forget_peak()
     start = time.perf_counter_ns()
     with open_session(folder, artefact, job.threads) as session:
         loaded = time.perf_counter_ns()
         session.run(ids, mask)
         called = time.perf_counter_ns()
-        memory_bytes = _peak_bytes() - base_bytes
+        memory_bytes = peak_bytes() - base_bytes
     return {
         "load_ms": (loaded - start) / 1e6,
         "first_call_ms": (called - loaded) / 1e6,
@@ -258,7 +258,7 @@ def _return_freed_memory() -> None:
         trim(0)
 
 
-def _forget_peak() -> None:
+def forget_peak() -> None:
     """Sets the kernel's high-water mark of this process back to what it holds now, where the kernel can (Linux)."""
     try:
         Path("/proc/self/clear_refs").write_text("5")
@@ -266,7 +266,7 @@ def _forget_peak() -> None:
         return  # the peak then includes what importing Python's packages needed, which is usually less than now
 
 
-def _peak_bytes() -> int:
+def peak_bytes() -> int:
     status = Path("/proc/self/status")
     if status.exists():
         line = next(line for line in status.read_text("utf-8").splitlines() if line.startswith("VmHWM:"))

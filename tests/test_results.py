@@ -29,5 +29,5 @@ def test_text_around_the_tables_stays(tmp_path):
     text = (ROOT / "README.md").read_text("utf-8")
     found = recipes.with_tables(text, tmp_path)
     assert found.startswith(text.partition("<!-- recipes")[0])
-    assert found.endswith(text.rpartition("<!-- end of recipes -->")[2])
+    assert found.endswith(text.rpartition("<!-- end of speed -->")[2])
     assert recipes.with_tables("no markers", tmp_path) == "no markers"

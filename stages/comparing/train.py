@@ -5,19 +5,21 @@ Run by `decant methods` in the workspace as `python -m stages.comparing.train ME
 
 import json
 import logging
-import resource
 import sys
 import time
 from pathlib import Path
 
 import torch
 
+from eval.worker import forget_peak, peak_bytes
 from pipeline import guard
 from pipeline.attention_analysis import attention_distance
-from pipeline.distillation import Distillation
+from pipeline.distillation import KIND, Distillation
+from pipeline.errors import IntegrityError
 from pipeline.files import write_atomically
 from pipeline.models import load_classifier
 from pipeline.params import load
+from pipeline.records import open_folder
 from pipeline.variants import Variant
 from pipeline.workspace import Workspace
 from stages.comparing.places import Places
@@ -35,16 +37,18 @@ def run(places: Places, method: str, seed: int) -> None:
         log.info("%s: already trained", variant.name)
         return
     distillation.ask_teacher(variant)  # once for all methods and seeds, so it is no part of this one's seconds
+    was_there = _key_of_model(folder / "model") == distillation.key(variant)
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
+    forget_peak()
     started = time.monotonic()
     card = distillation.train(variant, folder)
     seconds, peak = time.monotonic() - started, _peak_mb()  # before anything else is computed here
     students = {"before": distillation.new_student(seed), "after": load_classifier(folder / "model")}
     cost = {
         "key": card.facts["key"],
-        # Of a run that went on, only its last part would be known.
-        "seconds": None if distillation.resumed else seconds,
+        # Of a run that went on, only its last part would be known; of one that was killed after training, nothing.
+        "seconds": None if distillation.resumed or was_there else seconds,
         "peak_mb": peak,
         "device": "cuda" if torch.cuda.is_available() else "cpu",
         "attention_distance": {
@@ -59,12 +63,18 @@ def _key_of(path: Path) -> str | None:
     return json.loads(path.read_text("utf-8"))["key"] if path.is_file() else None
 
 
+def _key_of_model(folder: Path) -> str | None:
+    try:
+        return open_folder(folder, KIND).facts["key"] if folder.is_dir() else None
+    except IntegrityError:
+        return None
+
+
 def _peak_mb() -> float:
     """Megabytes (10^6) that this process had at its peak: of the GPU where there is one, or of the machine."""
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated() / 1e6
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6
+    return peak_bytes() / 1e6
 
 
 def main() -> None:
