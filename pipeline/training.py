@@ -8,7 +8,6 @@ import json
 import logging
 import math
 import shutil
-import time
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -207,7 +206,6 @@ class TrainingRun:
     best_dev_accuracy: float
     log: list[dict[str, Any]] = field(default_factory=list)
     resumed_from_step: int = 0
-    seconds: float = 0.0  # of this process; a resumed run counts only its last part
 
 
 def fit(
@@ -295,7 +293,6 @@ def fit(
     resumed = state.global_step
     if checkpoint is not None:
         log.info("%s: going on from step %d of %d", name, resumed, total)
-    started = time.monotonic()
     if checkpoint is not None and (resumed >= total or _out_of_patience(state.log_history, settings.patience)):
         # The Trainer would take one more step.
         _load_weights(distiller, Path(state.best_model_checkpoint or checkpoint) if keep == "best" else checkpoint)
@@ -312,7 +309,6 @@ def fit(
         best_dev_accuracy=(max(accuracies) if keep == "best" else accuracies[-1]) if accuracies else math.nan,
         log=history,
         resumed_from_step=resumed,
-        seconds=time.monotonic() - started,
     )
 
 

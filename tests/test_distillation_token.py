@@ -224,13 +224,19 @@ def student(family="bert", *, token=True, seed=0, keep=None, **changes):
     return build_student(toy_model(family, attention), settings, seed, keep, [probe()]).eval()
 
 
-@EVERY_FAMILY
-@pytest.mark.parametrize("shape", SHAPES)
+# ELECTRA has a factorised embedding of its own, so a student with `embedding` is refused (tests/test_models.py).
+STUDENTS = [
+    (family, shape)
+    for family in FAMILIES
+    for shape in SHAPES
+    if "embedding" not in SHAPES[shape][0] or family != "electra"
+]
+
+
+@pytest.mark.parametrize(("family", "shape"), STUDENTS)
 def test_the_new_row_is_the_class_tokens_with_a_little_noise(family, shape):
     """In any width; every other weight is that of the same student without the token."""
     changes, keep = SHAPES[shape]
-    if family == "electra" and "embedding" in changes:
-        pytest.skip("ELECTRA has a factorised embedding of its own")
     small, whole = (student(family, token=token, keep=keep, **changes) for token in (False, True))
     count = len(keep or range(60))
     assert (small.config.vocab_size, whole.config.vocab_size) == (count, count + 1)
