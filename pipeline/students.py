@@ -14,6 +14,15 @@ from pipeline.layer_maps import layer_pairs
 from pipeline.models import FACTORISED, FactorisedEmbedding, new_model, token_table
 from pipeline.params import StudentSettings
 
+# Of BERT, RoBERTa and ELECTRA, then of DistilBERT.
+DROPOUTS = (
+    "hidden_dropout_prob",
+    "attention_probs_dropout_prob",
+    "classifier_dropout",
+    "dropout",
+    "attention_dropout",
+    "seq_classif_dropout",
+)
 TOKEN_NOISE = 0.02  # spread of a distillation token around its class token at the start: BERT's own initial spread
 
 
@@ -57,6 +66,10 @@ def student_config(
             getattr(shape, name),
         )
     config.vocab_size = vocabulary or teacher.vocab_size
+    if settings.dropout is not None:
+        for name in DROPOUTS:
+            if hasattr(config, name):
+                setattr(config, name, settings.dropout)
     if settings.distillation_token:
         config.vocab_size += 1
         setattr(config, DISTILLATION_TOKEN, True)

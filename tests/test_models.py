@@ -329,6 +329,14 @@ def test_narrower_student_has_the_asked_sizes(family, name):
     assert tuple(key.weight.shape) == (shape.hidden, shape.hidden)
 
 
+@EVERY_FAMILY
+@pytest.mark.parametrize(("rate", "repeats"), [(0.0, True), (0.5, False), (None, False)])
+def test_dropout_of_a_student_is_what_is_asked_and_else_its_teachers(family, rate, repeats):
+    student = build_student(toy_model(family), student_settings(dropout=rate), seed=0).train()
+    first, second = (student(**probe(seed=9)).logits for _ in range(2))
+    assert torch.equal(first, second) is repeats
+
+
 def test_feed_forward_shrinks_with_the_hidden_size_unless_told():
     """48 * 24 / 32."""
     config = toy_model().config
