@@ -36,7 +36,7 @@ schema: $(READY) ## params.schema.json anew
 
 lock: $(READY) ## requirements.lock anew, without index addresses or local version parts
 	$(BIN)/pip-compile -q --upgrade --no-emit-index-url --no-emit-find-links --no-emit-trusted-host --strip-extras \
-	  --no-header --annotation-style=line --extra dev -o requirements.lock pyproject.toml
+	  --no-header --annotation-style=line --all-extras -o requirements.lock pyproject.toml
 
 clean: ## remove everything that was made, the environment included
 	rm -rf $(VENV) artifacts workspaces *.egg-info .pytest_cache .mypy_cache .ruff_cache

@@ -158,9 +158,7 @@ class StudentSettings(Settings):
         description="A second special token behind the class token, trained on the teacher's answer; a text may then "
         "be one token shorter.",
     )
-    dropout: float | None = Field(
-        default=None, ge=0, lt=1, description="Dropout while the student trains; small students learn more with 0."
-    )
+    dropout: float | None = Field(default=None, ge=0, lt=1, description="Dropout while the student trains.")
     init: InitSettings = Field(default=InitSettings(), description="Where the first weights come from.")
 
     @model_validator(mode="after")

@@ -3,9 +3,14 @@
 import json
 import math
 import shutil
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 import torch
 import yaml
@@ -338,6 +343,28 @@ def test_a_training_that_fails_is_told_at_the_end_and_the_others_are_kept(compar
     with pytest.raises(EnvironmentFault, match=r"these trainings stopped: no_teacher-0 \(exit status 1\); "):
         runner._train("tiny", methods, jobs, [], settings, places, 1)
     assert set(results.read(places.record).methods) == {"logits_only", "hidden"}
+
+
+def test_a_comparison_that_is_told_to_stop_does_not_wait_for_its_trainings(compared, monkeypatch):
+    methods, settings, places, _ = compared
+    ended = []
+
+    def train_for_minutes(job, places):
+        if job.method == "logits_only":
+            return 0
+        ended.append(subprocess.run([sys.executable, "-c", "import time; time.sleep(300)"], check=False).returncode)
+        return ended[-1]
+
+    def interrupt(*_):
+        while not psutil.Process().children():
+            time.sleep(0.05)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(runner, "_run", train_for_minutes)
+    monkeypatch.setattr(results, "write", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        runner._train("tiny", methods, [Job("logits_only", 0), Job("hidden", 0)], [], settings, places, 2)
+    assert ended == [-signal.SIGTERM]
 
 
 def test_settings_of_a_method_do_not_leak_into_the_next(tmp_path):

@@ -6,6 +6,7 @@ import sys
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
+import psutil
 import torch
 import yaml
 
@@ -95,13 +96,20 @@ def _train(
     """Runs the jobs, each in a process of its own, and brings the table up to date after each."""
     finished, failed = list(done), []
     with ThreadPoolExecutor(at_a_time) as pool:
-        for job, status in zip(jobs, pool.map(lambda job: _run(job, places), jobs), strict=True):
-            if status != 0:
-                failed.append(f"{job.name} (exit status {status})")
-                continue
-            finished.append(job)
-            if any(job.method == CONTROLS[0] for job in finished):
-                results.write(results.collect(recipe, methods, finished, places, settings[CONTROLS[0]]), places)
+        try:
+            for job, status in zip(jobs, pool.map(lambda job: _run(job, places), jobs), strict=True):
+                if status != 0:
+                    failed.append(f"{job.name} (exit status {status})")
+                    continue
+                finished.append(job)
+                if any(job.method == CONTROLS[0] for job in finished):
+                    results.write(results.collect(recipe, methods, finished, places, settings[CONTROLS[0]]), places)
+        except BaseException:
+            # Told to stop. The pool would wait for its trainings, which go on from their checkpoints another time.
+            pool.shutdown(wait=False, cancel_futures=True)
+            for training in psutil.Process().children():
+                training.terminate()
+            raise
     if failed:
         raise EnvironmentFault(
             f"these trainings stopped: {', '.join(failed)}; their messages are above. Mend them and run the command "
