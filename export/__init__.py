@@ -5,6 +5,7 @@ An exporter file has:
 - `PRECISIONS`: the precisions it can write.
 - `TOLERANCES`: precision -> largest parity difference, as a share of the spread of the reference logits, with reasons.
 - `Params`: a frozen model of `targets.<name>.options`.
+- `why_unusable()` (optional): why it cannot write here, such as a package of an extra that is not installed, or None.
 - `convert(source, out, precision, params, max_length, plan)`: reads the model folder `source` (as
   `pipeline.models.load_classifier` does), writes into the existing empty folder `out`, gives a
   `pipeline.records.Artefact`. `plan` is the quantization plan (`pipeline.quantization.Plan`) and None for fp32 and

@@ -60,6 +60,8 @@ class Plan(Record):
     # Least and greatest input of each linear module; empty when the mode is dynamic.
     ranges: dict[str, Range] = Field(default_factory=dict)
     calibration: CalibrationFacts | None = None
+    # Token ids of training rows, for tools that calibrate by themselves (NNCF, AI Edge Quantizer).
+    calibration_rows: tuple[tuple[int, ...], ...] = ()
     # Most sensitive first.
     sensitivity: tuple[Sensitivity, ...] = ()
     sensitivity_rows: int
@@ -278,7 +280,8 @@ def make_plan(
     Args:
         model: in eval mode; unchanged.
         dev: rows to choose by; never the test split.
-        calibration: training rows; needed when the mode is static, and never among `dev`.
+        calibration: training rows, never among `dev`; needed when the mode is static, and by formats whose own tools
+            calibrate, which find them in the plan.
         settings: the section `quantize`.
         sensitivity_rows: most dev rows that each single module is tried on.
 
@@ -292,8 +295,10 @@ def make_plan(
     warnings = _zero_row_warnings(model, modules)
     ranges: dict[str, Range] = {}
     facts = None
-    if settings.mode == "static":
+    chosen = EncodedExamples([], [], [])
+    if calibration is not None or settings.mode == "static":
         chosen = _check_calibration(calibration, dev).spread(settings.calibration.examples)
+    if settings.mode == "static":
         method, percentile = settings.calibration.method, settings.calibration.percentile
         ranges = calibrate(model, chosen, method, percentile)
         facts = CalibrationFacts(
@@ -323,6 +328,7 @@ def make_plan(
         exclude=tuple(exclude),
         ranges=ranges,
         calibration=facts,
+        calibration_rows=tuple(tuple(row) for row in chosen.sequences),
         sensitivity=tuple(table),
         sensitivity_rows=min(sensitivity_rows, len(dev)),
         dev_rows=len(dev),
