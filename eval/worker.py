@@ -12,7 +12,6 @@ import gc
 import json
 import os
 import resource
-import signal
 import sys
 import time
 from pathlib import Path
@@ -22,13 +21,12 @@ from typing import Annotated, Any, Literal
 import psutil
 from pydantic import Field, ValidationError, model_validator
 
+from eval import dying
 from eval.padding import pad
 from eval.runtimes import Session
 from pipeline import machine, plugins
 from pipeline.errors import PipelineError
 from pipeline.records import Artefact, Record
-
-_PR_SET_PDEATHSIG = 1
 
 Model = Literal["candidate", "reference"]
 # JSON that says 0, -1, 1.5 where a whole number belongs, or NaN is refused rather than turned into a number.
@@ -277,8 +275,7 @@ def peak_bytes() -> int:
 
 def main() -> None:
     """Reads a job from stdin and prints its result."""
-    if sys.platform == "linux":  # a worker whose stage was killed must not keep the cores busy
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    dying.with_parent()
     job = Job.model_validate_json(sys.stdin.read())
     # C++ code prints on file descriptor 1 without asking Python; send that to stderr and keep the real one.
     out = os.dup(1)

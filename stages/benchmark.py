@@ -7,6 +7,7 @@ Run as `python -m stages.benchmark --target cpu`.
 
 import json
 import logging
+from pathlib import Path
 
 from tokenizers import Tokenizer
 
@@ -15,11 +16,12 @@ from eval.latency import Exported, measure, time_tokenizer
 from eval.statistics import TooFewError
 from pipeline import guard, records
 from pipeline.data import read_prepared
+from pipeline.errors import UnusableRuntimeError
 from pipeline.params import Params, load
 from pipeline.prepared import read_encoded
-from pipeline.records import Artefact, Measurement, open_folder
+from pipeline.records import Measurement, open_folder
 from pipeline.workspace import Workspace
-from stages.targets import artefact_bytes, parse_target
+from stages.targets import artefact_bytes, artefact_of, no_measurement, parse_target
 
 log = logging.getLogger(__name__)
 
@@ -27,7 +29,12 @@ log = logging.getLogger(__name__)
 def run(params: Params, workspace: Workspace, name: str) -> None:
     """Writes `artifacts/measured/<target>.json`."""
     target = params.targets[name]
-    candidate = _exported(workspace, name)
+    try:
+        candidate = _exported(workspace.exported(name), "artefact")
+    except UnusableRuntimeError as error:
+        records.write(no_measurement(name, target, str(error)), workspace.measured(name))
+        log.info("%s: not measured: %s", name, error)
+        return
     _, test = read_encoded(workspace, "test", params.data.max_length)
     tokenizer = Tokenizer.from_file(str(workspace.exported(name) / "tokenizer.json"))
     found = measure(
@@ -49,20 +56,16 @@ def run(params: Params, workspace: Workspace, name: str) -> None:
     log.info("%s: %s", name, _summary(found))
 
 
-def _exported(workspace: Workspace, name: str) -> Exported:
-    card = open_folder(workspace.exported(name), "artefact")
-    artefact = Artefact.model_validate(card.facts["artefact"])
-    return Exported(workspace.exported(name), artefact, card.digest, artefact_bytes(card, artefact))
+def _exported(folder: Path, kind: str) -> Exported:
+    card = open_folder(folder, kind)
+    artefact = artefact_of(card)
+    return Exported(folder, artefact, card.digest, artefact_bytes(card, artefact))
 
 
 def _reference(workspace: Workspace, format_name: str) -> Exported | None:
     """The teacher in this format, when teacher.formats names it."""
     folder = workspace.reference / format_name
-    if not folder.is_dir():
-        return None
-    card = open_folder(folder, "reference")
-    artefact = Artefact.model_validate(card.facts["artefact"])
-    return Exported(folder, artefact, card.digest, artefact_bytes(card, artefact))
+    return _exported(folder, "reference") if folder.is_dir() else None
 
 
 def _summary(found: Measurement) -> str:

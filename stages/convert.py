@@ -13,8 +13,10 @@ import numpy as np
 from safetensors.numpy import save_file
 
 from eval import parity
+from eval.isolated import open_session
 from eval.padding import pad
 from eval.runtimes import pytorch
+from eval.worker import WorkerError
 from pipeline import guard, plugins
 from pipeline.errors import ExportError
 from pipeline.files import output_folder
@@ -32,7 +34,7 @@ TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_ma
 
 
 def run(params: Params, workspace: Workspace, name: str) -> None:
-    """Writes `artifacts/exported/<target>/`.
+    """Writes `artifacts/exported/<target>/`; a card without artefact, with the reason, where its tools are missing.
 
     Raises:
         ExportError: the format cannot have this precision, or the export is not valid.
@@ -50,6 +52,12 @@ def run(params: Params, workspace: Workspace, name: str) -> None:
     if target.precision == "int8":
         sources["plan"] = open_folder(workspace.quantized, "quantized").digest
         plan = Plan.model_validate_json((workspace.quantized / "plan.json").read_text("utf-8"))
+    not_made = exporter.why_unusable() if hasattr(exporter, "why_unusable") else None
+    if not_made is not None:
+        with output_folder(workspace.exported(name)) as partial:
+            seal(partial, KIND, sources, {"artefact": None, "not_made": not_made})
+        log.warning("%s: not made: %s", name, not_made)
+        return
     options = exporter.Params.model_validate_json(json.dumps(target.options))
     examples, dev = read_encoded(workspace, "dev", params.data.max_length)
     with output_folder(workspace.exported(name)) as partial:
@@ -100,11 +108,14 @@ def _check_parity(
     if reason is not None:
         return None, reason
     # Two threads for int8 and fp32 alike: parity asks what is answered, not how fast.
-    with (
-        runtime.open_session(folder, artefact, 2) as candidate,
-        pytorch.open_session(workspace.student, None, 2) as model,
-    ):
-        return parity.check(candidate, model, batches, tolerance), None
+    try:
+        with (
+            open_session(target.runtime, folder, artefact, 2) as candidate,
+            pytorch.open_session(workspace.student, None, 2) as model,
+        ):
+            return parity.check(candidate, model, batches, tolerance), None
+    except WorkerError as error:  # a loader that crashes is this target's result, and other targets go on
+        return None, str(error)
 
 
 def main() -> None:

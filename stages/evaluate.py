@@ -8,12 +8,14 @@ import logging
 
 from eval.accuracy import answer, score
 from eval.runtimes import pytorch
+from eval.worker import WorkerError
 from pipeline import guard, plugins, records
+from pipeline.errors import UnusableRuntimeError
 from pipeline.params import Params, load
 from pipeline.prepared import read_encoded
-from pipeline.records import Artefact, Score, open_folder
+from pipeline.records import Card, Score, open_folder
 from pipeline.workspace import Workspace
-from stages.targets import parse_target
+from stages.targets import artefact_of, parse_target
 
 log = logging.getLogger(__name__)
 
@@ -22,46 +24,54 @@ def run(params: Params, workspace: Workspace, name: str) -> None:
     """Writes `artifacts/scored/<target>.json`; "not measured" with the reason when the runtime does not run here."""
     target = params.targets[name]
     card = open_folder(workspace.exported(name), "artefact")
-    artefact = Artefact.model_validate(card.facts["artefact"])
-    runtime, device = plugins.load("runtime", target.runtime), plugins.load("device", target.device)
-    reason = device.why_unusable() or runtime.why_unusable()
-    if reason is not None:
+    try:
+        found = _score(params, workspace, name, card)
+    except (UnusableRuntimeError, WorkerError) as error:
         found = Score(
             target=name,
             runtime=target.runtime,
             device=target.device,
             artefact_digest=card.digest,
-            not_measured=reason,
+            not_measured=str(error),
         )
-        log.info("%s: not measured: %s", name, reason)
-    else:
-        _, test = read_encoded(workspace, "test", params.data.max_length)
-        open_folder(workspace.teacher, "teacher")
-        with runtime.open_session(workspace.exported(name), artefact, params.measure.threads) as session:
-            logits = answer(session, test.ids, artefact, test.pad_id)
-        plain = artefact.model_copy(update={"lengths": None, "precision": "fp32", "file": "student"})
-        with pytorch.open_session(workspace.student, None, params.threads) as student:
-            student_logits = answer(student, test.ids, plain, test.pad_id)
-        found = score(
-            target=name,
-            runtime=target.runtime,
-            device=target.device,
-            artefact_digest=card.digest,
-            logits=logits,
-            labels=test.labels,
-            student_logits=student_logits,
-            teacher_predictions=json.loads((workspace.teacher / "predictions.json").read_text("utf-8")),
-            stand_in=runtime.STAND_IN,
-            runtime_version=runtime.version(),
-        )
-        assert found.accuracy is not None and found.agreement is not None
-        log.info(
-            "%s: %.2f %% on test, %.2f %% of answers as the student's",
-            name,
-            100 * found.accuracy.value,
-            100 * found.agreement.value,
-        )
+        log.info("%s: not measured: %s", name, error)
     records.write(found, workspace.scored(name))
+
+
+def _score(params: Params, workspace: Workspace, name: str, card: Card) -> Score:
+    target, artefact = params.targets[name], artefact_of(card)
+    runtime, device = plugins.load("runtime", target.runtime), plugins.load("device", target.device)
+    reason = device.why_unusable() or runtime.why_unusable()
+    if reason is not None:
+        raise UnusableRuntimeError(reason)
+    _, test = read_encoded(workspace, "test", params.data.max_length)
+    open_folder(workspace.teacher, "teacher")
+    folder, threads = workspace.exported(name), params.measure.threads
+    with device.open_session(target.runtime, folder, artefact, threads) as session:
+        logits = answer(session, test.ids, artefact, test.pad_id)
+    plain = artefact.model_copy(update={"lengths": None, "inputs": (), "precision": "fp32", "file": "student"})
+    with pytorch.open_session(workspace.student, None, params.threads) as student:
+        student_logits = answer(student, test.ids, plain, test.pad_id)
+    found = score(
+        target=name,
+        runtime=target.runtime,
+        device=target.device,
+        artefact_digest=card.digest,
+        logits=logits,
+        labels=test.labels,
+        student_logits=student_logits,
+        teacher_predictions=json.loads((workspace.teacher / "predictions.json").read_text("utf-8")),
+        stand_in=runtime.STAND_IN,
+        runtime_version=session.runtime_version,
+    )
+    assert found.accuracy is not None and found.agreement is not None
+    log.info(
+        "%s: %.2f %% on test, %.2f %% of answers as the student's",
+        name,
+        100 * found.accuracy.value,
+        100 * found.agreement.value,
+    )
+    return found
 
 
 def main() -> None:

@@ -21,6 +21,10 @@ def run(params: Params, workspace: Workspace) -> None:
     with output_folder(workspace.reference) as partial:
         for name in params.teacher.formats:
             exporter = plugins.load("format", name)
+            reason = exporter.why_unusable() if hasattr(exporter, "why_unusable") else None
+            if reason is not None:
+                log.warning("teacher as %s: not made, so no target is timed beside it: %s", name, reason)
+                continue
             folder = partial / name
             folder.mkdir()
             artefact = exporter.convert(

@@ -2,10 +2,10 @@
 
 import argparse
 
-from pipeline.errors import SettingsError
-from pipeline.params import Params
+from pipeline.errors import SettingsError, UnusableRuntimeError
+from pipeline.params import Params, Target
 from pipeline.plugins import nearest
-from pipeline.records import Artefact, Card
+from pipeline.records import Artefact, Card, Measurement
 
 
 def parse_target(params: Params, description: str | None) -> str:
@@ -22,6 +22,29 @@ def parse_target(params: Params, description: str | None) -> str:
     return name
 
 
+def artefact_of(card: Card) -> Artefact:
+    """What a card says of its artefact.
+
+    Raises:
+        UnusableRuntimeError: it could not be written on the machine that converted; the message is the reason.
+    """
+    if card.facts["artefact"] is None:
+        raise UnusableRuntimeError(card.facts["not_made"])
+    return Artefact.model_validate(card.facts["artefact"])
+
+
 def artefact_bytes(card: Card, artefact: Artefact) -> int:
     """Size of the artefact alone, a file or a folder of files, without tokenizer and reference."""
     return sum(fact.bytes for file, fact in card.files.items() if file.split("/")[0] == artefact.file)
+
+
+def no_measurement(name: str, target: Target, reason: str) -> Measurement:
+    """The record of a target that was not timed."""
+    return Measurement(
+        target=name,
+        runtime=target.runtime,
+        device=target.device,
+        artefact_digest="",
+        not_measured=reason,
+        size_bytes=0,
+    )

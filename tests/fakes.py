@@ -42,14 +42,31 @@ def open_session(folder, artefact, threads):
         os.write(1, b"hello from C++\\n")
     if artefact.file == "raise":
         raise ValueError("cannot load this")
+    if artefact.file == "refuse":
+        from pipeline.errors import ModelError
+
+        raise ModelError("refuse: truncated by 3 bytes; export it again")
+    if artefact.file == "greedy":
+        np.ones(20 * 2**30 // 8)
     return Session(artefact.file)
 
 
 class Session:
+    input_names = ("input_ids", "attention_mask")
+    output_names = ("logits",)
+
     def __init__(self, name):
         self.name, self.weights = name, np.ones(2_000_000)
 
     def run(self, ids, mask):
+        if self.name == "crash_later":
+            os.kill(os.getpid(), signal.SIGSEGV)
+        if self.name == "hang_later":
+            time.sleep(60)
+        if self.name == "refuse_later":
+            from pipeline.errors import ModelError
+
+            raise ModelError("an input of 9 tokens, expected at most 8; cut it")
         CALLS.append((self.name, ids.tolist(), mask.tolist(), os.environ.get("OMP_NUM_THREADS")))
         return np.zeros((len(ids), 2), dtype=np.float32) + 0 * sum(range(300))
 

@@ -1,13 +1,15 @@
 """This machine: each job runs in a fresh process beside the caller."""
 
 import os
-import signal
 import subprocess
 import sys
 from pathlib import Path
 
+from eval import dying
+from eval.isolated import open_session
 from eval.worker import Job, Result, WorkerError, parse_result, thread_environment
 
+__all__ = ["open_session", "run_worker", "why_unusable"]
 ROOT = Path(__file__).resolve().parents[2]
 
 
@@ -36,14 +38,6 @@ def run_worker(job: Job, timeout_s: float) -> Result:
         )
     except subprocess.TimeoutExpired:
         raise WorkerError(f"timed out after {timeout_s:g} s") from None
-    if done.returncode < 0:
-        name = signal.Signals(-done.returncode).name
-        raise WorkerError(f"crashed ({name}){' (out of memory?)' if name == 'SIGKILL' else ''}")
-    if done.returncode > 0:
-        raise WorkerError(f"failed (exit status {done.returncode}): {_last_line(done.stderr)}")
+    if done.returncode != 0:
+        raise WorkerError(dying.reason(done.returncode, done.stderr))
     return parse_result(done.stdout, job)
-
-
-def _last_line(text: str) -> str:
-    lines = [line for line in text.splitlines() if line.strip()]
-    return lines[-1][:300] if lines else "it printed nothing"

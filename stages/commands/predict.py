@@ -16,8 +16,9 @@ from pipeline import plugins
 from pipeline.errors import SettingsError, UnusableRuntimeError
 from pipeline.params import load
 from pipeline.plugins import nearest
-from pipeline.records import Artefact, open_folder
+from pipeline.records import open_folder
 from pipeline.workspace import Workspace
+from stages.targets import artefact_of
 
 
 def command(
@@ -48,7 +49,7 @@ def predict(workspace: Workspace, target: str, texts: list[str]) -> list[list[tu
     if target not in params.targets:
         raise SettingsError(f"no target '{target}' in {workspace.params}{nearest(target, params.targets)}")
     folder = workspace.exported(target)
-    artefact = Artefact.model_validate(open_folder(folder, "artefact").facts["artefact"])
+    artefact = artefact_of(open_folder(folder, "artefact"))
     runtime = plugins.load("runtime", params.targets[target].runtime)
     reason = runtime.why_unusable()
     if reason is not None:

@@ -19,7 +19,7 @@ from pipeline.errors import first_line as first_line_of
 from pipeline.params import Params, Target
 from pipeline.records import Artefact, BudgetVerdict, Card, Floors, Measurement, Parity, Score
 from pipeline.workspace import Workspace
-from stages.targets import artefact_bytes
+from stages.targets import artefact_bytes, artefact_of, no_measurement
 
 # What reading a damaged file can raise: bytes that are no UTF-8, JSON of another shape, nesting without end.
 UNREADABLE = (PipelineError, OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError)
@@ -129,7 +129,7 @@ def gather(params: Params, workspace: Workspace) -> Evidence:
         floors=floors,
         teacher=teacher,
         student=student,
-        reference_bytes={name: artefact_bytes(card, _artefact(card)) for name, card in references.items()},
+        reference_bytes={name: artefact_bytes(card, artefact_of(card)) for name, card in references.items()},
         plan=_attempt(problems, lambda: _read_plan(workspace)) or {},
         machine=_attempt(problems, lambda: _read_object(workspace.machine)) or {},
         problems=tuple(problems),
@@ -218,12 +218,8 @@ def _read_references(params: Params, workspace: Workspace, problems: list[str]) 
 
 def _open_reference(folder: Path) -> Card:
     card = records.open_folder(folder, "reference")
-    _artefact(card)  # a card that says nothing of an artefact is as good as none
+    artefact_of(card)  # a card that says nothing of an artefact is as good as none
     return card
-
-
-def _artefact(card: Card) -> Artefact:
-    return Artefact.model_validate(card.facts["artefact"])
 
 
 # --- one target --------------------------------------------------------------------------------------------------
@@ -244,7 +240,7 @@ def _read_target(
         found = _read_exported(name, target, card, student)
     except UNREADABLE as error:
         reason = describe(error)
-        nothing = TargetEvidence(name, target, _no_score(name, target, reason), _no_measurement(name, target, reason))
+        nothing = TargetEvidence(name, target, _no_score(name, target, reason), no_measurement(name, target, reason))
         # judge knows only that there is no artefact; here it is known why
         verdicts = (
             verdict.model_copy(update={"reason": verdict.reason.replace("there is no artefact", reason)})
@@ -268,7 +264,7 @@ def _read_target(
     found = replace(
         found,
         score=_or_reason(read_score, lambda reason: _no_score(name, target, reason)),
-        measurement=_or_reason(read_measurement, lambda reason: _no_measurement(name, target, reason)),
+        measurement=_or_reason(read_measurement, lambda reason: no_measurement(name, target, reason)),
     )
     return replace(found, verdicts=tuple(judge(name, target, **_records_of(found, floors))))
 
@@ -277,13 +273,13 @@ def _read_exported(name: str, target: Target, card: Card, student: Trained | Non
     """What the artefact's card says; score and measurement are still to be read."""
     if student is not None and card.sources.get("student", student.card.digest) != student.card.digest:
         raise IntegrityError(f"{name}: exported from another student; run `dvc repro` to export it again")
-    artefact = _artefact(card)
+    artefact = artefact_of(card)
     parity = card.facts.get("parity")
     return TargetEvidence(
         name,
         target,
         _no_score(name, target, ""),
-        _no_measurement(name, target, ""),
+        no_measurement(name, target, ""),
         size_bytes=artefact_bytes(card, artefact),
         artefact=artefact,
         parity=Parity.model_validate(parity) if parity is not None else None,
@@ -310,17 +306,6 @@ def _records_of(found: TargetEvidence, floors: Floors | None) -> dict[str, Any]:
 
 def _no_score(name: str, target: Target, reason: str) -> Score:
     return Score(target=name, runtime=target.runtime, device=target.device, artefact_digest="", not_measured=reason)
-
-
-def _no_measurement(name: str, target: Target, reason: str) -> Measurement:
-    return Measurement(
-        target=name,
-        runtime=target.runtime,
-        device=target.device,
-        artefact_digest="",
-        not_measured=reason,
-        size_bytes=0,
-    )
 
 
 # --- across targets ----------------------------------------------------------------------------------------------
