@@ -32,13 +32,15 @@ from eval import figures
 from eval.statistics import TooFewError, drop_interval, flips, mcnemar, share_interval, two_sided
 from pipeline.errors import IntegrityError
 from pipeline.params import Budgets, Target
-from pipeline.records import LINEAR, BudgetVerdict, Floor, Floors, Interval, Measurement, Score, Status
+from pipeline.records import LINEAR, BudgetVerdict, Examination, Floor, Floors, Interval, Measurement, Score, Status
 
 ACCURACY_CONFIDENCE = two_sided(0.95)
 UNFIT_LIMIT = 1.5  # an interval widened by more than this factor is a guess
 MIN_EXAMPLES = 30  # below this even a share of 0.9 has an interval some 20 points wide
 CHANCE = 0.05  # B5: the level of the McNemar alarm
 MAX_GROWTH = 100  # advice to take more than this many times the samples is no advice
+
+CHECKS = "failed_checks"  # judged beside the budgets, for every target
 
 Evidence = Literal["score", "measurement", "size"]
 T = TypeVar("T")
@@ -95,6 +97,30 @@ def judge(
     """
     _refuse_strangers(name, score, measurement, floors, artefact_digest, reference_digest)
     return _judge(name, target.budgets, target.required, _Records(score, measurement, floors, size_bytes), _RULES)
+
+
+def judge_checks(name: str, target: Target, examination: Examination | None) -> BudgetVerdict:
+    """The verdict on the checks that every artefact must pass: none may fail."""
+    checks = examination.checks if examination is not None else ()
+    by_status = {status: [check for check in checks if check.status is status] for status in Status}
+    figure = None
+    if examination is None or examination.not_measured is not None:
+        status, note = (
+            Status.NOT_MEASURED,
+            "there is no examination" if examination is None else examination.not_measured,
+        )
+    else:
+        status = next(
+            (one for one in (Status.FAIL, Status.INCONCLUSIVE) if by_status[one]),
+            Status.PASS if by_status[Status.PASS] else Status.NOT_MEASURED,
+        )
+        note = "; ".join(f"{check.title}: {check.reason}" for check in by_status[status] if status is not Status.PASS)
+        count = len(by_status[Status.FAIL])
+        figure = Interval(value=count, low=count, high=count, confidence=1.0)
+    said = f"{name}: {CHECKS}{f' {figure.value:g}' if figure else ''}, limit 0: {status}{f' ({note})' if note else ''}"
+    return BudgetVerdict(
+        target=name, budget=CHECKS, limit=0, required=target.required, status=status, figure=figure, reason=said
+    )
 
 
 def judge_timing(name: str, budgets: Budgets, measurement: Measurement) -> list[BudgetVerdict]:

@@ -25,6 +25,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
 from eval import dying
+from eval.runtimes import Kernels
 from eval.worker import WorkerError, thread_environment
 from pipeline import plugins
 from pipeline.errors import ModelError, PipelineError, UnusableRuntimeError
@@ -50,6 +51,7 @@ class IsolatedSession:
         self.input_names: tuple[str, ...] = ()
         self.output_names: tuple[str, ...] = ()
         self.runtime_version = ""
+        self.kernels: Kernels | None = None
 
     def run(
         self, ids: Int[np.ndarray, "batch length"], mask: Int[np.ndarray, "batch length"]
@@ -116,6 +118,7 @@ def open_session(
     artefact: Artefact,
     threads: int,
     *,
+    count_kernels: bool = False,
     open_timeout_s: float = OPEN_TIMEOUT_S,
     run_timeout_s: float = RUN_TIMEOUT_S,
 ) -> IsolatedSession:
@@ -126,6 +129,7 @@ def open_session(
         folder: where the artefact lies.
         artefact: what its card says.
         threads: of the runtime.
+        count_kernels: whether `kernels` of the session is filled, where the runtime can tell.
         open_timeout_s: for importing the runtime and loading the file.
         run_timeout_s: for each call.
 
@@ -149,7 +153,7 @@ def open_session(
     theirs.close()
     session = IsolatedSession(process, ours, log, run_timeout_s)
     try:
-        task = {"runtime": runtime, "folder": str(folder.resolve()), "threads": threads}
+        task = {"runtime": runtime, "folder": str(folder.resolve()), "threads": threads, "count": count_kernels}
         ours.send_bytes(json.dumps({**task, "artefact": artefact.model_dump(mode="json")}).encode())
         facts = session.receive(open_timeout_s)
     except BaseException:
@@ -157,6 +161,7 @@ def open_session(
         raise
     session.input_names, session.output_names = tuple(facts["input_names"]), tuple(facts["output_names"])
     session.runtime_version = facts["runtime_version"]
+    session.kernels = Kernels.model_validate(facts["kernels"]) if facts["kernels"] else None
     return session
 
 
@@ -180,7 +185,10 @@ def _serve(pipe: Connection) -> None:
     runtime = plugins.load("runtime", task["runtime"])
     artefact = Artefact.model_validate(task["artefact"])
     with runtime.open_session(Path(task["folder"]), artefact, task["threads"]) as session:
-        facts = {"input_names": session.input_names, "output_names": session.output_names}
+        kernels = None
+        if task["count"] and hasattr(runtime, "count_kernels"):
+            kernels = runtime.count_kernels(Path(task["folder"]), artefact).model_dump(mode="json")
+        facts = {"input_names": session.input_names, "output_names": session.output_names, "kernels": kernels}
         pipe.send_bytes(json.dumps({**facts, "runtime_version": runtime.version()}).encode())
         while True:
             try:

@@ -19,6 +19,7 @@ KINDS = {
     "format": ("export", "to_"),
     "runtime": ("eval.runtimes", ""),
     "device": ("eval.devices", ""),
+    "check": ("eval.checks", ""),
 }
 
 

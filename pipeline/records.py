@@ -168,6 +168,26 @@ class Measurement(Record):
     reference_size_bytes: int | None = None
 
 
+class Check(Record):
+    """One thing that an artefact must be, whatever its budgets: see eval/checks."""
+
+    title: str
+    status: Status
+    # what was found, in words
+    reason: str
+    facts: dict[str, Any] = {}
+
+
+class Examination(Record):
+    """Every check of one artefact."""
+
+    target: str
+    runtime: str
+    artefact_digest: str
+    not_measured: str | None = None
+    checks: tuple[Check, ...] = ()
+
+
 class Floor(Record):
     """A model that a student must beat to be worth shipping."""
 

@@ -67,6 +67,9 @@ class Workspace:
     def scored(self, target: str) -> Path:
         return self.artifacts / "scored" / f"{target}.json"
 
+    def examined(self, target: str) -> Path:
+        return self.artifacts / "examined" / f"{target}.json"
+
     def measured(self, target: str) -> Path:
         return self.artifacts / "measured" / f"{target}.json"
 

@@ -11,7 +11,7 @@ from eval.accuracy import macro_f1
 from eval.statistics import drop_interval, flips, share_interval
 from pipeline import records
 from pipeline.params import load
-from pipeline.records import Artefact, Floor, Floors, Parity, Score, TensorFact, seal
+from pipeline.records import Artefact, Check, Examination, Floor, Floors, Parity, Score, Status, TensorFact, seal
 from pipeline.workspace import Workspace
 
 NAMES = ("call_someone", "get_weather", "play_music", "set_alarm")
@@ -28,6 +28,10 @@ IOS = {**TARGET, "format": "coreml", "precision": "fp16", "runtime": "coreml", "
 # A hundredth of real ones, since every report hashes all of them.
 WEIGHTS = {"teacher": 909_000, "student": 481_000}
 ARTEFACT_BYTES = 123_000
+CHECKS = (
+    Check(title="padding", status=Status.PASS, reason="random ids in the padding move answers by 1e-07"),
+    Check(title="second opinion", status=Status.NOT_MEASURED, reason="not installed: openvino"),
+)
 NO_MAC = "Core ML executes only on macOS; found Linux"
 
 
@@ -54,7 +58,9 @@ def make_workspace(root, targets=None, texts=None, labels=None, names=NAMES, see
         if target["runtime"] == "coreml":
             records.write(blank(Score, name, target, card), workspace.scored(name))
             records.write(blank(make_measurement, name, target, card, size_bytes=1), workspace.measured(name))
+            records.write(examination(name, target, card, not_measured=NO_MAC), workspace.examined(name))
         else:
+            records.write(examination(name, target, card, checks=CHECKS), workspace.examined(name))
             found = perturb(student, len(names), 0.02, seed + 2 + number, labels)
             records.write(score(name, target, card.digest, labels, teacher, student, found), workspace.scored(name))
             measured = make_measurement(
@@ -209,6 +215,10 @@ def blank(make, name, target, card, **values):
     """A record that says why nothing was measured."""
     values |= {"target": name, "runtime": target["runtime"], "device": "local", "artefact_digest": card.digest}
     return make(**values, not_measured=NO_MAC)
+
+
+def examination(name, target, card, **found):
+    return Examination(target=name, runtime=target["runtime"], artefact_digest=card.digest, **found)
 
 
 def score(name, target, digest, labels, teacher, student, found):

@@ -9,11 +9,11 @@ from fakes import ROOT, make_measurement
 
 from eval import budgets as module
 from eval.accuracy import score as make_score
-from eval.budgets import exit_status, first_line, judge, judge_timing, overall
+from eval.budgets import exit_status, first_line, judge, judge_checks, judge_timing, overall
 from eval.statistics import share_interval
 from pipeline.errors import IntegrityError
 from pipeline.params import Budgets, Target
-from pipeline.records import BudgetVerdict, Floor, Floors, Score, Status
+from pipeline.records import BudgetVerdict, Check, Examination, Floor, Floors, Score, Status
 
 N = 400
 LABELS = [i % 4 for i in range(N)]
@@ -338,3 +338,35 @@ def test_latency_that_passes_by_cpu_time_alone_does_not_pass():
     assert verdict("p50_ms", 3 * p50, measurement=measurement).status is Status.PASS
     found = verdict("p50_ms", 1.5 * p50, measurement=measurement)
     assert found.status is Status.INCONCLUSIVE and "on the wall clock" in found.reason
+
+
+# --- checks ------------------------------------------------------------------------------------------------------
+
+
+def examined(*statuses, **values):
+    checks = tuple(Check(title=f"check {i}", status=status, reason="found so") for i, status in enumerate(statuses))
+    return Examination(target="cpu", runtime="onnxruntime", artefact_digest=DIGEST, checks=checks, **values)
+
+
+@pytest.mark.parametrize(
+    ("statuses", "status", "count"),
+    [
+        ((Status.PASS, Status.PASS), Status.PASS, 0),
+        ((Status.PASS, Status.NOT_MEASURED), Status.PASS, 0),
+        ((Status.PASS, Status.INCONCLUSIVE), Status.INCONCLUSIVE, 0),
+        ((Status.INCONCLUSIVE, Status.FAIL, Status.FAIL), Status.FAIL, 2),
+        ((Status.NOT_MEASURED,), Status.NOT_MEASURED, 0),
+        ((), Status.NOT_MEASURED, 0),
+    ],
+)
+def test_checks_stand_together_as_their_worst(statuses, status, count):
+    found = judge_checks("cpu", target(size_mb=1), examined(*statuses))
+    assert (found.status, found.figure.value, found.required) == (status, count, True)
+    assert found.reason.count("found so") == (statuses.count(status) if status is not Status.PASS else 0)
+
+
+def test_examination_that_was_not_made_is_not_measured():
+    assert judge_checks("cpu", target(size_mb=1), None).status is Status.NOT_MEASURED
+    found = judge_checks("cpu", target(size_mb=1), examined(not_measured="not installed: openvino"))
+    assert (found.status, found.figure) == (Status.NOT_MEASURED, None)
+    assert found.reason == "cpu: failed_checks, limit 0: not measured (not installed: openvino)"

@@ -19,6 +19,15 @@ BY_NAME = {
     "reference": {"export/to_onnx.py"},
     "convert": {"export/to_${item.format}.py", "eval/runtimes/${item.runtime}.py"},
     "evaluate": {"eval/runtimes/${item.runtime}.py", "eval/devices/${item.device}.py"},
+    "examine": {
+        "export/to_${item.format}.py",
+        "eval/runtimes/${item.runtime}.py",
+        "eval/devices/${item.device}.py",
+        "eval/runtimes/openvino.py",
+        "eval/runtimes/onnx_reference.py",
+        "eval/worker.py",
+        *(f"eval/checks/{file.name}" for file in (ROOT / "eval" / "checks").glob("[a-z]*.py")),
+    },
     "benchmark": {"eval/runtimes/${item.runtime}.py", "eval/devices/${item.device}.py", "eval/worker.py"},
 }
 # What a stage reads of params.yaml without depending on it, and why.

@@ -12,12 +12,13 @@ from html.parser import HTMLParser
 
 import pytest
 from fakes import ROOT, make_measurement
-from report_workspace import NAMES, TARGET, make_workspace, perturb, score, write_floors
+from report_workspace import NAMES, TARGET, examination, make_workspace, perturb, score, write_floors
 
+from eval.budgets import CHECKS
 from eval.ledger import Ledger
 from pipeline import records
 from pipeline.params import Budgets
-from pipeline.records import Measurement, Status, Verdict
+from pipeline.records import Check, Measurement, Status, Verdict
 from pipeline.workspace import Workspace
 from stages import report
 from stages.reporting.evidence import gather
@@ -137,7 +138,7 @@ def test_every_budget_has_its_row(finished):
     wanted = [
         (name, budget)
         for name, target in params.targets.items()
-        for budget, limit in target.budgets
+        for budget, limit in (*target.budgets, (CHECKS, 0))
         if limit is not None
     ]
     assert sorted((one.target, one.budget) for one in verdict.budgets) == sorted(wanted)
@@ -181,13 +182,21 @@ def test_a_stage_that_could_not_run_gives_its_reason(finished):
     assert page_of(workspace).count("Core ML executes only on macOS") >= 3
 
 
+EVERYTHING = {"accuracy", "p90_ms", "speedup_vs_teacher", "size_mb", "failed_checks"}
+
+
 @pytest.mark.parametrize(
     ("damage", "unmeasured", "reason"),
     [
         ("scored/cpu.json", {"accuracy"}, "scored/cpu.json: missing"),
         ("measured/cpu.json", {"p90_ms", "speedup_vs_teacher"}, "measured/cpu.json: missing"),
-        ("exported/cpu/card.json", {"accuracy", "p90_ms", "speedup_vs_teacher", "size_mb"}, "never finished"),
-        ("exported/cpu/model.onnx", {"accuracy", "p90_ms", "speedup_vs_teacher", "size_mb"}, "missing"),
+        ("examined/cpu.json", {"failed_checks"}, "examined/cpu.json: missing"),
+        ("exported/cpu/card.json", {"accuracy", "p90_ms", "speedup_vs_teacher", "size_mb", "failed_checks"}, "never"),
+        (
+            "exported/cpu/model.onnx",
+            {"accuracy", "p90_ms", "speedup_vs_teacher", "size_mb", "failed_checks"},
+            "missing",
+        ),
         ("floors.json", set(), "floors.json: missing"),
         ("data/labels.json", set(), "labels.json: missing"),
         ("teacher/predictions.json", set(), "predictions.json: missing"),
@@ -218,7 +227,7 @@ def test_the_page_is_made_without_them(fresh, missing):
         path = workspace.artifacts / name
         path.unlink() if path.is_file() else (path / "card.json").unlink(missing_ok=True)
     verdict = report.run(params, workspace)
-    assert len(verdict.budgets) == 4
+    assert len(verdict.budgets) == 5
     page = page_of(workspace)
     assert all(name in page[page.index("Could not be read") :] for name in missing)
 
@@ -356,9 +365,23 @@ def test_shipped_target_is_the_least_accurate_required_one(tmp_path):
     assert "'bad'" in report.run(params, workspace).first_line
 
 
+def test_a_failed_check_of_a_required_target_fails_the_run(fresh):
+    """Planted fault: an examination that found a leak from the padding; of another artefact, it is not believed."""
+    params, workspace = fresh
+    card = records.open_folder(workspace.exported("cpu"), "artefact")
+    leak = Check(title="padding", status=Status.FAIL, reason="random ids in the padding move answers by 0.3")
+    records.write(examination("cpu", TARGET, card, checks=(leak,)), workspace.examined("cpu"))
+    assert report.run(params, workspace).status is Status.FAIL
+    assert page_of(workspace).count("random ids in the padding move answers by 0.3") == 2
+    other = examination("cpu", TARGET, card, checks=(leak,)).model_copy(update={"artefact_digest": "f" * 64})
+    records.write(other, workspace.examined("cpu"))
+    verdict = report.run(params, workspace)
+    assert status_of(verdict, CHECKS, "cpu").status is Status.NOT_MEASURED
+
+
 def test_every_budget_has_words():
     """A new budget needs a label, a unit and a direction."""
-    assert set(BUDGETS) == set(Budgets.model_fields)
+    assert set(BUDGETS) == {*Budgets.model_fields, CHECKS}
 
 
 @pytest.mark.parametrize(

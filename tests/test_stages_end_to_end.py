@@ -14,6 +14,7 @@ from safetensors.numpy import load_file
 from tiny_project import CLASSES, flip_bit, make_teacher, make_tokenizer, write_project, write_settings
 from tokenizers import Tokenizer
 
+from eval.checks import int8
 from export import to_onnx
 from pipeline import distillation, records
 from pipeline.data import read_prepared
@@ -21,14 +22,15 @@ from pipeline.errors import IntegrityError, ModelError, SettingsError, TrainingE
 from pipeline.files import sha256_of
 from pipeline.models import load_classifier
 from pipeline.params import load
-from pipeline.records import Floors, Measurement, Parity, Score, open_folder
+from pipeline.records import Examination, Floors, Measurement, Parity, Score, Status, open_folder
 from pipeline.vocabulary import load_tokenizer
 from pipeline.workspace import Workspace
-from stages import benchmark, convert, distill, evaluate, floors, machine, prepare, quantize, reference, teach
+from stages import benchmark, convert, distill, evaluate, examine, floors, machine, prepare, quantize, reference, teach
 from stages.commands.predict import predict
 
 LABELS = tuple(sorted(CLASSES))
 TARGETS = ("cpu_fp32", "cpu")
+FOR_EACH_TARGET = (convert, evaluate, examine, benchmark)
 
 
 def make(folder, *stages, **changes):
@@ -44,7 +46,9 @@ def run(params, workspace, *stages):
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(workspace.root)
         for stage in stages:
-            for names in [(name,) for name in params.targets] if stage in (convert, evaluate, benchmark) else [()]:
+            for names in (
+                [(name,) for name in params.targets] if stage in (convert, evaluate, examine, benchmark) else [()]
+            ):
                 stage.run(params, workspace, *names)
     torch.set_num_threads(before)
 
@@ -52,7 +56,7 @@ def run(params, workspace, *stages):
 @pytest.fixture(scope="module")
 def built(tmp_path_factory):
     """(settings, workspace) after every stage; tests that spoil something take a `copy`."""
-    stages = (machine, prepare, floors, teach, reference, distill, quantize, convert, evaluate, benchmark)
+    stages = (machine, prepare, floors, teach, reference, distill, quantize, convert, evaluate, examine, benchmark)
     return make(tmp_path_factory.mktemp("built"), *stages)
 
 
@@ -118,6 +122,16 @@ def test_cards_tell_what_each_folder_was_made_from(built):
     assert exported.sources == {"student": student.digest, "plan": plan.digest}
     assert open_folder(workspace.reference / "onnx", "reference").sources == {"teacher": teacher.digest}
     assert records.read(Score, workspace.scored("cpu")).artefact_digest == exported.digest
+
+
+def test_every_check_was_made(built):
+    """A toy's int8 need not be faster than float; everything else holds."""
+    _, workspace = built
+    for target in TARGETS:
+        found = {check.title: check for check in records.read(Examination, workspace.examined(target)).checks}
+        speed = found.pop(int8.TITLE, None)
+        assert {check.status for check in found.values()} == {Status.PASS}, found
+        assert (speed is not None) == (target == "cpu")
 
 
 @pytest.mark.parametrize("target", TARGETS)

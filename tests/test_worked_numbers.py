@@ -15,6 +15,7 @@ from pipeline.losses.hidden_mse import hidden_mse
 from pipeline.losses.logit_kl import logit_kl
 from pipeline.losses.logit_mse import logit_mse
 from pipeline.losses.minilm_v2 import relation_kl, split_heads
+from pipeline.quantization import activation_scale, quantize_weight
 
 TEACHER_LOGITS, STUDENT_LOGITS = torch.tensor([[2.0, 1.0, 0.0]]), torch.tensor([[0.0, 1.0, 2.0]])
 ALL_VALID = torch.tensor([[True, True]])
@@ -230,3 +231,11 @@ def test_the_wrong_reduction_would_be_noticed():
     faulty = (teacher * (teacher.log() - log_student)).mean().item()
     assert faulty != pytest.approx(1.150421, abs=1e-6)
     assert faulty == pytest.approx(1.150421 / 3, abs=1e-6)
+
+
+def test_quantisers_of_section_14():
+    """Symmetric for each output channel, and asymmetric over a range."""
+    quantized, scale = quantize_weight(torch.tensor([[0.5, -1.27, 0.003, 1.0]]), per_channel=True)
+    assert (scale.item(), quantized.tolist()) == (pytest.approx(0.01, abs=1e-6), [[50, -127, 0, 100]])
+    step, zero = activation_scale(torch.tensor(-1.0), torch.tensor(3.0))
+    assert (step.item(), zero.item()) == (pytest.approx(0.015686, abs=1e-6), 64)

@@ -9,6 +9,7 @@ A runtime file has:
 - `open_session(folder, artefact, threads)`: a `Session`.
 - `prepare(folder, artefact)` and `open_prepared(folder, artefact, threads)` (optional, both): `open_session` in two
   steps, so that importing the library and checking the file are no part of the load time.
+- `count_kernels(folder, artefact)` (optional): `Kernels`, what the runtime makes of the artefact.
 """
 
 from types import TracebackType
@@ -16,6 +17,21 @@ from typing import Protocol, Self, runtime_checkable
 
 import numpy as np
 from jaxtyping import Float, Int
+
+from pipeline.records import Record
+
+
+class Kernels(Record):
+    """What a runtime executes, from its own optimised graph or profile."""
+
+    # matrix products with weights that run on integers
+    integer: int
+    # those that run in float, by the name of their module, or of their node where that is not known
+    float_weights: tuple[str, ...]
+    quantize: int
+    dequantize: int
+    cast: int
+    nodes: int
 
 
 @runtime_checkable

@@ -11,13 +11,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
-from eval.budgets import first_line, judge
+from eval.budgets import first_line, judge, judge_checks
 from eval.ledger import Ledger, follow
 from pipeline import records
 from pipeline.errors import IntegrityError, PipelineError
 from pipeline.errors import first_line as first_line_of
 from pipeline.params import Params, Target
-from pipeline.records import Artefact, BudgetVerdict, Card, Floors, Measurement, Parity, Score
+from pipeline.records import Artefact, BudgetVerdict, Card, Examination, Floors, Measurement, Parity, Score
 from pipeline.workspace import Workspace
 from stages.targets import artefact_bytes, artefact_of, no_measurement
 
@@ -67,6 +67,7 @@ class TargetEvidence:
     artefact: Artefact | None = None
     parity: Parity | None = None
     parity_not_measured: str | None = None
+    examination: Examination | None = None
     verdicts: tuple[BudgetVerdict, ...] = ()
 
 
@@ -240,11 +241,17 @@ def _read_target(
         found = _read_exported(name, target, card, student)
     except UNREADABLE as error:
         reason = describe(error)
-        nothing = TargetEvidence(name, target, _no_score(name, target, reason), no_measurement(name, target, reason))
+        nothing = TargetEvidence(
+            name,
+            target,
+            _no_score(name, target, reason),
+            no_measurement(name, target, reason),
+            examination=_no_examination(name, target, reason),
+        )
         # judge knows only that there is no artefact; here it is known why
         verdicts = (
             verdict.model_copy(update={"reason": verdict.reason.replace("there is no artefact", reason)})
-            for verdict in judge(name, target, **_records_of(nothing, floors))
+            for verdict in _judge_all(nothing, floors)
         )
         return replace(nothing, verdicts=tuple(verdicts))
     digests = {"artefact_digest": card.digest, "reference_digest": reference_digest}
@@ -261,12 +268,24 @@ def _read_target(
         judge(name, target, score=None, measurement=measurement, floors=floors, size_bytes=None, **digests)
         return measurement
 
+    def read_examination() -> Examination:
+        examination = records.read(Examination, workspace.examined(name))
+        if examination.artefact_digest != card.digest:
+            raise IntegrityError(f"{name}: found the examination of another artefact; run `dvc repro` to make it again")
+        return examination
+
     found = replace(
         found,
+        examination=_or_reason(read_examination, lambda reason: _no_examination(name, target, reason)),
         score=_or_reason(read_score, lambda reason: _no_score(name, target, reason)),
         measurement=_or_reason(read_measurement, lambda reason: no_measurement(name, target, reason)),
     )
-    return replace(found, verdicts=tuple(judge(name, target, **_records_of(found, floors))))
+    return replace(found, verdicts=tuple(_judge_all(found, floors)))
+
+
+def _judge_all(found: TargetEvidence, floors: Floors | None) -> list[BudgetVerdict]:
+    verdicts = judge(found.name, found.target, **_records_of(found, floors))
+    return [*verdicts, judge_checks(found.name, found.target, found.examination)]
 
 
 def _read_exported(name: str, target: Target, card: Card, student: Trained | None) -> TargetEvidence:
@@ -306,6 +325,10 @@ def _records_of(found: TargetEvidence, floors: Floors | None) -> dict[str, Any]:
 
 def _no_score(name: str, target: Target, reason: str) -> Score:
     return Score(target=name, runtime=target.runtime, device=target.device, artefact_digest="", not_measured=reason)
+
+
+def _no_examination(name: str, target: Target, reason: str) -> Examination:
+    return Examination(target=name, runtime=target.runtime, artefact_digest="", not_measured=reason)
 
 
 # --- across targets ----------------------------------------------------------------------------------------------

@@ -24,7 +24,7 @@ class BudgetWords:
     decimals: int | None = None  # None: three significant digits
 
 
-# Every field of pipeline.params.Budgets, in the same words everywhere.
+# Every field of pipeline.params.Budgets, and the checks; in the same words everywhere.
 BUDGETS = {
     "accuracy": BudgetWords("accuracy", "at least", "%", 100, 1),
     "accuracy_drop_points": BudgetWords("accuracy lost to the teacher", "at most", "points", 1, 2),
@@ -37,6 +37,7 @@ BUDGETS = {
     "load_ms": BudgetWords("load time", "at most", "ms"),
     "memory_mb": BudgetWords("memory added", "at most", "MB"),
     "size_mb": BudgetWords("size on disk", "at most", "MB"),
+    "failed_checks": BudgetWords("checks that failed", "at most", "", 1, 0),
 }
 
 
@@ -68,7 +69,7 @@ def show_with_unit(value: Any, unit: str, decimals: int | None = None) -> str:
     text = show(value, decimals)
     if text == NOTHING:
         return text
-    return f"{text}{unit}" if unit == "×" else f"{text}{NBSP}{unit}"
+    return f"{text}{unit}" if unit in ("×", "") else f"{text}{NBSP}{unit}"
 
 
 def show_interval(figure: Interval | None, decimals: int | None = None, scale: float = 1.0) -> str:
@@ -94,7 +95,7 @@ def show_limit(verdict: BudgetVerdict) -> str:
     """'at most 20.0 MB'."""
     words = BUDGETS[verdict.budget]
     limit = f"{verdict.limit * words.scale:g}"
-    return f"{words.limit} {limit}{'' if words.unit == '×' else NBSP}{words.unit}"
+    return f"{words.limit} {limit}{'' if words.unit in ('×', '') else NBSP}{words.unit}"
 
 
 def show_figure(verdict: BudgetVerdict) -> str:

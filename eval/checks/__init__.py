@@ -1,0 +1,104 @@
+"""One check a file: something that every artefact must pass before it ships, whatever its budgets are.
+
+A check file has:
+
+- `TITLE`: what it asks, in a few words.
+- `applies(subject)`: whether it means anything for this artefact.
+- `check(subject)`: a `pipeline.records.Check`. Raises UnusableRuntimeError with the reason when it cannot be made on
+  this machine; a WorkerError (the artefact's process crashed or hung) is a failure of the check.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Float, Int
+
+from eval.isolated import IsolatedSession, open_session
+from eval.latency import Exported
+from eval.padding import pad
+from eval.runtimes import Session, pytorch
+from pipeline import plugins
+from pipeline.errors import UnusableRuntimeError
+from pipeline.records import Artefact, Check, Status
+
+
+@dataclass(frozen=True)
+class Subject:
+    """An artefact under examination, and what it is compared with."""
+
+    target: str
+    runtime: str
+    device: str
+    exported: Exported
+    # the same model in float, in the same format; only for int8
+    float_twin: Exported | None
+    student: Path
+    # the tokenizer that training text was encoded with
+    tokenizer: Path
+    pad_id: int
+    # token ids of dev rows, special tokens included, and their texts
+    sequences: Sequence[Sequence[int]]
+    texts: Sequence[str]
+    # largest parity difference of this format and precision, as a share of the reference's spread
+    tolerance: float
+    # modules that the quantization plan keeps in float
+    exclude: tuple[str, ...] = ()
+    threads: int = 1
+    seed: int = 0
+
+    @property
+    def folder(self) -> Path:
+        return self.exported.folder
+
+    @property
+    def artefact(self) -> Artefact:
+        return self.exported.artefact
+
+    def open(self, runtime: str | None = None, *, count_kernels: bool = False) -> IsolatedSession:
+        """The artefact in its runtime, or in another one, in a child process.
+
+        Raises:
+            UnusableRuntimeError: that runtime does not run here.
+        """
+        name = runtime or self.runtime
+        reason = plugins.load("runtime", name).why_unusable()
+        if reason is not None:
+            raise UnusableRuntimeError(reason)
+        return open_session(name, self.folder, self.artefact, self.threads, count_kernels=count_kernels)
+
+    def open_student(self) -> Session:
+        """The model it was made from, in PyTorch."""
+        return pytorch.open_session(self.student, None, self.threads)
+
+    def padded(self, sequences: Sequence[Sequence[int]]) -> tuple[Int[np.ndarray, "B L"], Int[np.ndarray, "B L"]]:
+        """(ids, mask) as the artefact wants them."""
+        return pad(sequences, self.pad_id, self.artefact)
+
+    def of_length(self, length: int) -> list[int]:
+        """A row of exactly this many tokens: real ones, repeated or cut, the last one (a separator) at the end."""
+        row = max(self.sequences, key=len)
+        if length == 1:
+            return [row[0]]
+        return [*(list(row[:-1]) * (length // max(1, len(row) - 1) + 1))[: length - 1], row[-1]]
+
+
+def difference(
+    found: Float[np.ndarray, "B C"], expected: Float[np.ndarray, "B C"], spread: float | None = None
+) -> float:
+    """The largest difference as a share of the expected logits' spread; infinity when anything is not finite."""
+    if found.shape != expected.shape or not np.isfinite(found).all():
+        return float("inf")
+    width = spread if spread is not None else float(expected.max() - expected.min())
+    return float(np.abs(found.astype(np.float64) - expected).max()) / max(width, 1e-12)
+
+
+def passed(title: str, reason: str, **facts: object) -> Check:
+    """A check that found nothing wrong."""
+    return Check(title=title, status=Status.PASS, reason=reason, facts=facts)
+
+
+def failed(title: str, reason: str, **facts: object) -> Check:
+    """A check that found something wrong: what was found, what was expected, what to do."""
+    return Check(title=title, status=Status.FAIL, reason=reason, facts=facts)

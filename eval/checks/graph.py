@@ -1,0 +1,47 @@
+"""The graph is lean: no shape arithmetic, no casts and no mask plumbing that two inputs of known layout do not need."""
+
+from collections import Counter
+
+from eval.checks import Subject, failed, passed
+from pipeline.onnx_files import check_onnx_file
+from pipeline.records import Check
+
+TITLE = "lean graph"
+# Operators that only compute shapes, or that spread a mask over heads and positions that broadcasting covers.
+PLUMBING = (
+    "ConstantOfShape",
+    "Expand",
+    "Range",
+    "Tile",
+    "Where",
+    "Equal",
+    "Trilu",
+    "NonZero",
+    "ScatterND",
+    "If",
+    "Loop",
+)
+# A length that is free must be read once, to cut the position table.
+FREE_LENGTH = {"Shape": 2}
+
+
+def applies(subject: Subject) -> bool:
+    """ONNX files; other formats compile shapes away before they ship."""
+    return subject.artefact.format == "onnx"
+
+
+def check(subject: Subject) -> Check:
+    """Counts operators in the file as shipped."""
+    counts = Counter(node.op_type for node in check_onnx_file(subject.folder / subject.artefact.file).graph.node)
+    spare = {name: counts[name] for name in PLUMBING if counts[name]}
+    spare |= {name: counts[name] for name, most in FREE_LENGTH.items() if counts[name] > most}
+    facts = {"nodes": counts.total(), "operators": dict(sorted(counts.items()))}
+    if spare:
+        named = ", ".join(f"{count} {name}" for name, count in spare.items())
+        return failed(
+            TITLE,
+            f"{counts.total()} nodes, among them {named}: arithmetic on shapes and masks that the two inputs do not "
+            "need; export it again with this version",
+            **facts,
+        )
+    return passed(TITLE, f"{counts.total()} nodes, none of them arithmetic on shapes", **facts)

@@ -1,0 +1,50 @@
+"""What stands in the padding must not move an answer: an app may leave anything there."""
+
+import numpy as np
+
+from eval.checks import Subject, difference, failed, passed
+from pipeline.records import Check
+
+TITLE = "padding"
+ROWS = 8
+EXTRA = 20  # positions of padding: a leak grows with their number
+# Mean over rows, as a share of the spread. Ranges taken at run time are taken over the padding too, which moves int8
+# answers a little: 0.004 on a 2-layer student, where a graph without its mask moves them by 0.33.
+LIMITS = {"fp32": 1.0e-5, "fp16": 1.0e-2, "int8": 0.04}
+
+
+def applies(subject: Subject) -> bool:
+    """Where a row can be padded: a fixed length longer than the row, or a batch of several rows."""
+    return True
+
+
+def check(subject: Subject) -> Check:
+    """Answers to the same rows with padding ids and with random ids in the masked positions."""
+    rows = sorted((list(row) for row in subject.sequences), key=len)
+    middle = rows[len(rows) // 4 : len(rows) // 4 + ROWS]
+    limit = LIMITS[subject.artefact.precision]
+    rng = np.random.default_rng(subject.seed)
+    known = sorted({token for row in rows for token in row})
+    clean, garbled = [], []
+    with subject.open() as candidate:
+        for row in middle:
+            L = min(len(row) + EXTRA, subject.artefact.max_length)
+            ids, mask = subject.padded([row + [subject.pad_id] * (L - len(row))])
+            mask[0, len(row) :] = 0
+            clean.append(candidate.run(ids, mask))
+            ids = ids.copy()
+            ids[mask == 0] = rng.choice(known, size=int((mask == 0).sum()))
+            garbled.append(candidate.run(ids, mask))
+    before, after = np.concatenate(clean), np.concatenate(garbled)
+    spread = float(before.max() - before.min())
+    moved = float(np.mean([difference(one, other, spread) for one, other in zip(after, before, strict=True)]))
+    if not moved <= limit:
+        return failed(
+            TITLE,
+            f"random ids in the padding move answers by {moved:.2g} of the spread on average, expected at most {limit:g}: the "
+            "mask does not reach every layer; look at how the export writes it",
+            moved=moved,
+        )
+    return passed(
+        TITLE, f"random ids in the padding move answers by {moved:.1g} of the spread on average", moved=moved
+    )

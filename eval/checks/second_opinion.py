@@ -1,0 +1,38 @@
+"""An ONNX file must mean the same to another engine: OpenVINO, or the reference evaluator of onnx itself."""
+
+import numpy as np
+
+from eval.checks import Subject, difference, failed, passed
+from pipeline import plugins
+from pipeline.records import Check
+
+TITLE = "second opinion"
+ROWS = 16
+OTHERS = ("openvino", "onnx_reference")
+
+
+def applies(subject: Subject) -> bool:
+    """ONNX files: other formats have one engine."""
+    return subject.artefact.format == "onnx"
+
+
+def check(subject: Subject) -> Check:
+    """Compares answers to dev rows, one at a time."""
+    other = next(name for name in OTHERS if plugins.load("runtime", name).why_unusable() is None)
+    rows = list(subject.sequences[:: max(1, len(subject.sequences) // ROWS)][:ROWS])
+    with subject.open() as candidate, subject.open(other) as second:
+        found = np.concatenate([candidate.run(*subject.padded([row])) for row in rows])
+        expected = np.concatenate([second.run(*subject.padded([row])) for row in rows])
+        version = getattr(second, "runtime_version", "")
+    off = difference(found, expected)
+    engine = f"{other} {version}".strip()
+    if not off <= subject.tolerance:
+        return failed(
+            TITLE,
+            f"{engine} answers {off:.2g} of the spread away on {len(rows)} dev rows, expected at most "
+            f"{subject.tolerance:g}: the file means different things to two engines; look for an operator on which "
+            "they disagree",
+            engine=engine,
+            difference=off,
+        )
+    return passed(TITLE, f"{engine} agrees to {off:.1g} of the spread", engine=engine, difference=off)

@@ -1,0 +1,83 @@
+"""The tokenizer that ships must give the ids that the model was trained on, on text that nobody would think of."""
+
+import random
+import unicodedata
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from tokenizers import Tokenizer
+
+from eval.checks import Subject, failed, passed
+from pipeline.data import encode
+from pipeline.records import Check
+from pipeline.vocabulary import load_tokenizer
+
+TITLE = "tokenizer"
+RANDOM_TEXTS = 300
+SHOWN = 3
+# One kind of trouble a line.
+HARD = (
+    "",
+    " \t\n ",
+    "naïve café, Übergröße, ångström, Ça va?",
+    "e\u0301 against \u00e9: combining and composed",
+    "今天天气怎么样", "東京タワー 행복하세요",
+    "مرحبا بالعالم", "שלום עולם", "नमस्ते दुनिया",
+    "👍🏽 👨‍👩‍👧‍👦 🏳️‍🌈 ok",
+    "zero\u200bwidth\u200cjoin\u200der\ufeff",
+    "right\u202eto\u202cleft",
+    "control\x00\x01\x1f\x7fcharacters",
+    "non\u00a0breaking\u2003spaces\u3000here",
+    "ﬁne ﬀ Ⅷ ² ½ ™",
+    "İstanbul ıspanak ß ẞ",
+    "a" * 300,
+    "supercalifragilisticexpialidocious" * 4,
+    "don't -- can't... #hashtag @user http://x.y/z?q=1&r=2 50% $9.99",
+    "[CLS] [SEP] [MASK] [PAD] [UNK] <s> </s>",
+    "\U0001f9ff\U00020000\ue000\ufffd",
+    "ℌ𝔢𝔩𝔩𝔬 ｆｕｌｌ ｗｉｄｔｈ",
+    "A\u0300\u0301\u0302\u0303\u0304 z̷̡a̵l̶g̸o̷",
+)  # fmt: skip
+
+
+def applies(subject: Subject) -> bool:
+    """Where a tokenizer ships with the artefact: always."""
+    return True
+
+
+def check(subject: Subject) -> Check:
+    """Compares the shipped tokenizer with the one that training text was encoded with."""
+    texts = [*HARD, *random_texts(subject.seed, RANDOM_TEXTS), *subject.texts]
+    longest = subject.artefact.max_length
+    ours = encode(load_tokenizer(subject.tokenizer), texts, longest)
+    shipped = {"tokenizer.json": _shipped_ids(subject.folder / "tokenizer.json", texts, longest)}
+    for file, theirs in shipped.items():
+        wrong = [i for i, (one, other) in enumerate(zip(theirs, ours, strict=True)) if one != other]
+        if wrong:
+            shown = "; ".join(f"{texts[i][:40]!r}: {theirs[i][:8]} for {ours[i][:8]}" for i in wrong[:SHOWN])
+            return failed(
+                TITLE,
+                f"{file} differs from the tokenizer that the student was trained with on {len(wrong)} of {len(texts)} "
+                f"texts: {shown}; export it again from the student's own folder",
+                different=len(wrong),
+                texts=len(texts),
+            )
+    return passed(TITLE, f"the same ids on {len(texts)} texts, {len(HARD)} of them hard, {RANDOM_TEXTS} random Unicode")
+
+
+def random_texts(seed: int, count: int) -> Iterator[str]:
+    """Words of characters from all of Unicode that is assigned, surrogates left out."""
+    rng = random.Random(seed)
+    blocks = ((0x20, 0x7F), (0xA0, 0x250), (0x370, 0x600), (0x900, 0xE00), (0x2000, 0x2C00), (0x3040, 0xA000))
+    blocks += ((0xAC00, 0xD7A4), (0xF900, 0x10000), (0x1F300, 0x1FB00), (0x0, 0x20))
+    for _ in range(count):
+        length = rng.randint(1, 40)
+        picked = (chr(rng.randrange(*rng.choice(blocks))) for _ in range(length))
+        yield "".join(rng.choice((c, c, c, " ")) for c in picked if unicodedata.category(c) not in ("Cs", "Cn"))
+
+
+def _shipped_ids(file: Path, texts: Sequence[str], longest: int) -> list[list[int]]:
+    """What an app gets that reads the file with the tokenizers library, as `decant predict` does."""
+    tokenizer = Tokenizer.from_file(str(file))
+    tokenizer.enable_truncation(longest)
+    return [tokenizer.encode(text).ids for text in texts]

@@ -1,0 +1,112 @@
+"""Puts one target's artefact through every check of eval/checks: what must hold whatever the budgets are.
+
+A failed check fails the gate where the target is required.
+Run as `python -m stages.examine --target cpu`.
+"""
+
+import json
+import logging
+import tempfile
+from pathlib import Path
+from types import ModuleType
+
+from eval.checks import Subject
+from eval.latency import Exported
+from eval.worker import WorkerError
+from pipeline import guard, plugins, records
+from pipeline.errors import UnusableRuntimeError
+from pipeline.files import sha256_of
+from pipeline.params import Params, load
+from pipeline.prepared import read_encoded
+from pipeline.quantization import Plan
+from pipeline.records import Card, Check, Examination, Status, open_folder
+from pipeline.workspace import Workspace
+from stages.targets import artefact_bytes, artefact_of, parse_target
+
+log = logging.getLogger(__name__)
+
+
+def run(params: Params, workspace: Workspace, name: str) -> None:
+    """Writes `artifacts/examined/<target>.json`; "not measured" with the reason when the runtime does not run here."""
+    target = params.targets[name]
+    card = open_folder(workspace.exported(name), "artefact")
+    reason = (
+        plugins.load("device", target.device).why_unusable() or plugins.load("runtime", target.runtime).why_unusable()
+    )
+    found: dict[str, object] = {"not_measured": reason}
+    try:
+        artefact_of(card)
+        if reason is None:
+            found = {"checks": _examine(params, workspace, name, card)}
+    except UnusableRuntimeError as error:
+        found = {"not_measured": str(error)}
+    examination = Examination(target=name, runtime=target.runtime, artefact_digest=card.digest, **found)
+    records.write(examination, workspace.examined(name))
+    for check in examination.checks:
+        level = logging.WARNING if check.status is Status.FAIL else logging.INFO
+        log.log(level, "%s: %s: %s: %s", name, check.title, check.status, check.reason)
+    if examination.not_measured is not None:
+        log.info("%s: not examined: %s", name, examination.not_measured)
+
+
+def _examine(params: Params, workspace: Workspace, name: str, card: Card) -> tuple[Check, ...]:
+    target, artefact = params.targets[name], artefact_of(card)
+    exporter = plugins.load("format", target.format)
+    examples, dev = read_encoded(workspace, "dev", params.data.max_length)
+    exclude: tuple[str, ...] = ()
+    if target.precision == "int8":
+        open_folder(workspace.quantized, "quantized")
+        exclude = Plan.model_validate_json((workspace.quantized / "plan.json").read_text("utf-8")).exclude
+    folder = workspace.exported(name)
+    with tempfile.TemporaryDirectory() as scratch:
+        subject = Subject(
+            target=name,
+            runtime=target.runtime,
+            device=target.device,
+            exported=Exported(folder, artefact, card.digest, artefact_bytes(card, artefact)),
+            float_twin=_export_twin(params, workspace, name, Path(scratch)) if target.precision == "int8" else None,
+            student=workspace.student,
+            tokenizer=workspace.data / "tokenizer",
+            pad_id=dev.pad_id,
+            sequences=dev.ids,
+            texts=examples.texts,
+            tolerance=exporter.TOLERANCES[target.precision],
+            exclude=exclude,
+            threads=params.measure.threads,
+            seed=params.seed,
+        )
+        checks = (plugins.load("check", check) for check in plugins.names("check"))
+        return tuple(make(check, subject) for check in checks if check.applies(subject))
+
+
+def _export_twin(params: Params, workspace: Workspace, name: str, out: Path) -> Exported:
+    """The same model in the same format and float, to tell what 8 bits gained."""
+    target = params.targets[name]
+    exporter = plugins.load("format", target.format)
+    options = exporter.Params.model_validate_json(json.dumps(target.options))
+    artefact = exporter.convert(workspace.student, out, "fp32", options, params.data.max_length, None)
+    file = out / artefact.file
+    parts = sorted(part for part in file.rglob("*") if part.is_file()) if file.is_dir() else [file]
+    return Exported(out, artefact, sha256_of(parts[0]), sum(part.stat().st_size for part in parts))
+
+
+def make(check: ModuleType, subject: Subject) -> Check:
+    """One check, or why it could not be made."""
+    try:
+        return check.check(subject)
+    except UnusableRuntimeError as error:
+        return Check(title=check.TITLE, status=Status.NOT_MEASURED, reason=str(error))
+    except WorkerError as error:
+        return Check(title=check.TITLE, status=Status.FAIL, reason=f"the process with the artefact {error}")
+
+
+def main() -> None:
+    workspace = Workspace()
+    params = load(workspace.params)
+    name = parse_target(params, __doc__)
+    with guard.lock(workspace.examined(name)):
+        run(params, workspace, name)
+
+
+if __name__ == "__main__":
+    guard.run(main)

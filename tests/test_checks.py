@@ -1,0 +1,354 @@
+"""Checks that every artefact must pass: each passes a sound file and catches the fault planted for it."""
+
+import dataclasses
+import json
+import shutil
+
+import numpy as np
+import onnx
+import pytest
+from fakes import install_runtime
+from onnx import helper, numpy_helper
+from test_quantization import toy_examples
+from tiny_project import make_rows, make_teacher, make_tokenizer
+
+from eval.checks import Subject, difference, graph, int8, lengths, padding, second_opinion, tokenizer
+from eval.latency import Exported
+from eval.runtimes import Kernels
+from export import to_onnx
+from pipeline.errors import UnusableRuntimeError
+from pipeline.files import sha256_of
+from pipeline.models import save_classifier
+from pipeline.params import QuantizeSettings
+from pipeline.quantization import make_plan
+from pipeline.records import Status
+from pipeline.vocabulary import save_tokenizer
+from stages import examine
+
+MAX_LENGTH = 20
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """A model with its tokenizer, and its fp32 and int8 files."""
+    root = tmp_path_factory.mktemp("made")
+    words = make_tokenizer()
+    model = make_teacher(words, hidden_size=64, intermediate_size=256).eval()
+    for folder in ("student", "fp32", "int8"):
+        (root / folder).mkdir()
+        save_tokenizer(words, root / folder)
+    save_classifier(model, root / "student")
+    plan = make_plan(
+        model,
+        toy_examples(12, "dev"),
+        toy_examples(30, "train", seed=1),
+        QuantizeSettings(allowed_drop_points=100),
+        sensitivity_rows=2,
+    )
+    artefacts = {
+        precision: to_onnx.convert(
+            root / "student",
+            root / precision,
+            precision,
+            to_onnx.Params(),
+            MAX_LENGTH,
+            plan if precision == "int8" else None,
+        )
+        for precision in ("fp32", "int8")
+    }
+    return root, artefacts, words
+
+
+def exported(folder, artefact):
+    file = folder / artefact.file
+    return Exported(folder, artefact, sha256_of(file), file.stat().st_size)
+
+
+@pytest.fixture
+def subject_of(made, tmp_path):
+    """Copies a file into a folder of its own and gives the subject; `change` edits the graph."""
+    root, artefacts, words = made
+
+    def build(precision="fp32", change=None, **changes):
+        folder = tmp_path / precision
+        shutil.copytree(root / precision, folder)
+        artefact = artefacts[precision].model_copy(update=changes)
+        if change is not None:
+            model = onnx.load(folder / artefact.file)
+            change(model.graph)
+            onnx.save(model, folder / artefact.file)
+        texts = [text for text, _ in make_rows(40, seed=3)]
+        return Subject(
+            target="cpu",
+            runtime="onnxruntime",
+            device="local",
+            exported=exported(folder, artefact),
+            float_twin=exported(root / "fp32", artefacts["fp32"]) if precision == "int8" else None,
+            student=root / "student",
+            tokenizer=root / "student",
+            pad_id=words.pad_token_id,
+            sequences=[words(text)["input_ids"] for text in texts],
+            texts=texts,
+            tolerance=to_onnx.TOLERANCES[precision],
+        )
+
+    return build
+
+
+def found(check, subject):
+    result = check.check(subject)
+    assert result.title == check.TITLE
+    return result.status, result.reason
+
+
+# --- planted faults in a graph -----------------------------------------------------------------------------------
+
+
+def ignore_the_mask(graph):
+    """Every position counts, padding too: mask x 0 + 1."""
+    for name, value in (("nought", 0), ("one", 1)):
+        graph.initializer.append(numpy_helper.from_array(np.array(value, dtype=np.int64), name))
+    for node in graph.node:
+        node.input[:] = ["all_ones" if name == "attention_mask" else name for name in node.input]
+    nodes = [
+        helper.make_node("Mul", ["attention_mask", "nought"], ["no_mask"], name="no_mask"),
+        helper.make_node("Add", ["no_mask", "one"], ["all_ones"], name="all_ones"),
+        *graph.node,
+    ]
+    del graph.node[:]
+    graph.node.extend(nodes)
+
+
+def swap_the_inputs(graph):
+    other = {"input_ids": "attention_mask", "attention_mask": "input_ids"}
+    for node in graph.node:
+        node.input[:] = [other.get(name, name) for name in node.input]
+
+
+def fatten(graph):
+    """Shape arithmetic that an exporter leaves: the mask expanded to its own shape."""
+    for node in graph.node:
+        node.input[:] = ["spread_mask" if name == "attention_mask" else name for name in node.input]
+    nodes = [
+        helper.make_node("Shape", ["attention_mask"], ["mask_shape"], name="mask_shape"),
+        helper.make_node("Expand", ["attention_mask", "mask_shape"], ["spread_mask"], name="spread_mask"),
+        *graph.node,
+    ]
+    del graph.node[:]
+    graph.node.extend(nodes)
+
+
+# --- lengths -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("precision", ["fp32", "int8"])
+def test_sound_file_keeps_its_lengths(subject_of, precision):
+    status, reason = found(lengths, subject_of(precision))
+    assert (status, "1, 2, 15, 16, 17, 20 tokens and refused beyond" in reason) == (Status.PASS, True), reason
+
+
+def test_length_that_the_file_does_not_take_is_found(subject_of):
+    """Planted fault: the position table of the file ends at 16, its card says 20."""
+
+    def cut_positions(graph):
+        table = next(one for one in graph.initializer if list(one.dims[-2:]) in ([32, 64], [MAX_LENGTH, 64]))
+        table.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(table)[..., :16, :], table.name))
+
+    status, reason = found_or_crash(lengths, subject_of(change=cut_positions))
+    assert status is Status.FAIL, reason
+
+
+def test_bucket_off_by_one_is_found(subject_of):
+    """Planted fault: the card says 16 tokens, the file is made for 15."""
+
+    def fix_at_15(graph):
+        for value in graph.input:
+            value.type.tensor_type.shape.dim[1].dim_value = 15
+
+    status, reason = found_or_crash(lengths, subject_of(change=fix_at_15, lengths=(16,), max_length=16))
+    assert status is Status.FAIL, reason
+
+
+def test_swapped_inputs_are_found(subject_of):
+    status, reason = found(lengths, subject_of(change=swap_the_inputs))
+    assert (status, "of the spread away from the student" in reason) == (Status.FAIL, True), reason
+
+
+def test_padding_to_a_bucket_is_counted(subject_of):
+    subject = subject_of(lengths=(16, MAX_LENGTH))
+    result = lengths.check(subject)
+    shares = [(16 if len(row) <= 16 else MAX_LENGTH) / len(row) for row in subject.sequences]
+    assert result.status is Status.PASS
+    assert result.facts["padding"] == pytest.approx(np.mean(shares) - 1)
+    assert f"adds {np.mean(shares) - 1:.0%} to the tokens" in result.reason
+
+
+def found_or_crash(check, subject):
+    """A file that the runtime stumbles over takes its process down, which the stage reports as a failed check."""
+    result = examine.make(check, subject)
+    return result.status, result.reason
+
+
+# --- padding -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("precision", ["fp32", "int8"])
+def test_sound_file_looks_away_from_the_padding(subject_of, precision):
+    status, reason = found(padding, subject_of(precision))
+    assert status is Status.PASS, reason
+
+
+@pytest.mark.parametrize("precision", ["fp32", "int8"])
+def test_leak_from_the_padding_is_found(subject_of, precision):
+    status, reason = found(padding, subject_of(precision, change=ignore_the_mask))
+    assert (status, "random ids in the padding move answers by" in reason) == (Status.FAIL, True), reason
+
+
+# --- tokenizer ---------------------------------------------------------------------------------------------------
+
+
+def test_shipped_tokenizer_gives_the_trained_ids(subject_of):
+    status, reason = found(tokenizer, subject_of())
+    assert status is Status.PASS, reason
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda state: state["normalizer"].update(lowercase=False),
+        lambda state: state["normalizer"].update(strip_accents=False),
+        lambda state: state["normalizer"].update(handle_chinese_chars=False),
+        lambda state: state["post_processor"]["single"].pop(),
+        lambda state: state["model"].update(max_input_chars_per_word=5),
+    ],
+    ids=["case", "accents", "chinese", "separator", "long words"],
+)
+def test_wrong_normaliser_is_found(subject_of, change):
+    """Planted faults: one setting of the shipped tokenizer is another."""
+    subject = subject_of()
+    file = subject.folder / "tokenizer.json"
+    state = json.loads(file.read_text("utf-8"))
+    change(state)
+    file.write_text(json.dumps(state), "utf-8")
+    status, reason = found(tokenizer, subject)
+    assert (status, "differs from the tokenizer that the student was trained with" in reason) == (Status.FAIL, True)
+
+
+def test_random_texts_are_the_same_for_a_seed_and_hold_odd_characters():
+    texts = list(tokenizer.random_texts(0, 200))
+    assert texts == list(tokenizer.random_texts(0, 200)) != list(tokenizer.random_texts(1, 200))
+    assert len({ord(c) >> 8 for text in texts for c in text}) > 50
+
+
+# --- int8 --------------------------------------------------------------------------------------------------------
+
+
+def test_float_file_under_the_name_of_int8_is_found(subject_of, made):
+    """Planted fault: the weights are float."""
+    root, artefacts, _ = made
+    subject = subject_of("int8")
+    shutil.copy(root / "fp32" / "model.onnx", subject.folder / "model.onnx")
+    fake = dataclasses.replace(subject, exported=exported(subject.folder, artefacts["int8"]))
+    twin = root / "twin"
+    twin.mkdir(exist_ok=True)
+    (twin / "model.onnx").write_bytes((root / "fp32" / "model.onnx").read_bytes() + b"")
+    status, reason = judged(fake, timed=1.5)
+    assert (status, "its weights are mostly float" in reason) == (Status.FAIL, True), reason
+
+
+def judged(subject, timed, kernels=None, monkeypatch=None):
+    """The check with a timing made by hand: a small model's int8 is not faster than its float twin."""
+    patch = monkeypatch or pytest.MonkeyPatch()
+    with patch.context() as context:
+        context.setattr(int8, "measure", lambda **_: FakeTiming())
+        context.setattr(int8, "speedup", lambda _: FakeInterval(timed))
+        context.setattr(int8, "why_unfit", lambda _: None)
+        if kernels is not None:
+            context.setattr(Subject, "open", lambda self, **_: FakeSession(kernels))
+        return found(int8, subject)
+
+
+class FakeTiming:
+    not_measured = None
+
+
+class FakeInterval:
+    def __init__(self, value):
+        self.value, self.low, self.high = value, value * 0.95, value * 1.05
+
+    def model_dump(self, mode):
+        return {"value": self.value}
+
+
+class FakeSession:
+    def __init__(self, kernels):
+        self.kernels = kernels
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        pass
+
+
+def kernels_with(*stray):
+    return Kernels(integer=12, float_weights=stray, quantize=4, dequantize=0, cast=1, nodes=60)
+
+
+@pytest.mark.parametrize(("times", "status"), [(1.5, Status.PASS), (1.0, Status.INCONCLUSIVE), (0.8, Status.FAIL)])
+def test_int8_must_be_faster_than_float(subject_of, times, status):
+    found_status, reason = judged(subject_of("int8"), times)
+    assert found_status is status, reason
+    assert ("ship the float file instead" in reason) == (status is Status.FAIL)
+
+
+def test_module_left_in_float_without_the_plan_is_named(subject_of):
+    subject = dataclasses.replace(subject_of("int8"), exclude=("classifier",))
+    assert judged(subject, 1.5, kernels_with("classifier"))[0] is Status.PASS
+    status, reason = judged(subject, 1.5, kernels_with("classifier", "bert.pooler.dense"))
+    assert (status, "1 of 13 matrix products with weights run in float: bert.pooler.dense" in reason) == (
+        Status.FAIL,
+        True,
+    )
+
+
+# --- second opinion and graph ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("precision", ["fp32", "int8"])
+def test_reference_evaluator_agrees(subject_of, monkeypatch, precision):
+    monkeypatch.setattr(second_opinion, "OTHERS", ("onnx_reference",))
+    status, reason = found(second_opinion, subject_of(precision))
+    assert (status, reason.startswith("onnx_reference ")) == (Status.PASS, True), reason
+
+
+def test_engine_that_disagrees_is_found(subject_of, monkeypatch, tmp_path):
+    """Planted fault: a second engine that answers zeros."""
+    install_runtime(monkeypatch, tmp_path)
+    monkeypatch.setattr(second_opinion, "OTHERS", ("fake",))
+    status, reason = found(second_opinion, subject_of())
+    assert (status, "fake 1.2 answers" in reason) == (Status.FAIL, True), reason
+
+
+def test_spare_nodes_are_found(subject_of):
+    assert found(graph, subject_of())[0] is Status.PASS
+    status, reason = found(graph, subject_of("int8", change=fatten))
+    assert (status, "1 Expand" in reason) == (Status.FAIL, True), reason
+
+
+# --- the stage ---------------------------------------------------------------------------------------------------
+
+
+def test_check_that_cannot_be_made_is_not_measured(subject_of, monkeypatch):
+    def cannot(_):
+        raise UnusableRuntimeError("no such engine here")
+
+    monkeypatch.setattr(second_opinion, "check", cannot)
+    result = examine.make(second_opinion, subject_of())
+    assert (result.status, result.reason) == (Status.NOT_MEASURED, "no such engine here")
+
+
+def test_differences_that_are_not_numbers_are_infinite():
+    rows = np.array([[0.0, 1.0]])
+    assert difference(np.array([[np.nan, 1.0]]), rows) == float("inf") == difference(rows[:, :1], rows)
+    assert difference(rows + 0.5, rows) == 0.5
