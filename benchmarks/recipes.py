@@ -97,7 +97,9 @@ def _int8_accuracy(params: Params, workspace: Workspace, target: str, name: str)
 
 @app.command()
 def table() -> None:
-    """Writes the tables between the markers of README.md."""
+    """Writes the tables between the markers of README.md, and the plots beside their records."""
+    for file in _compared(RESULTS):
+        write_atomically(file.with_suffix(".svg"), results.plot(results.read(file)))
     write_atomically(README, with_tables(README.read_text("utf-8"), RESULTS))
     print(f"wrote the results into {README}")
 
@@ -121,9 +123,16 @@ def _recipes(folder: Path) -> str:
     return "".join(render(file.stem, json.loads(file.read_text("utf-8"))) for file in sorted(folder.glob("*.json")))
 
 
+def _compared(folder: Path) -> list[Path]:
+    return sorted((folder / "methods").glob("*.json"))
+
+
 def _methods(folder: Path) -> str:
-    records_of_methods = sorted((folder / "methods").glob("*.json"))
-    return "".join(f"\n{results.table(results.read(file))}\n" for file in records_of_methods)
+    return "".join(
+        f"\n{results.table(results.read(file))}\n"
+        f"![Every method and seed on {file.stem}](docs/results/methods/{file.stem}.svg)\n"
+        for file in _compared(folder)
+    )
 
 
 def _speed(folder: Path) -> str:

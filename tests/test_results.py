@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 from benchmarks import recipes
+from stages.comparing import results
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -13,6 +14,11 @@ def test_the_readme_shows_what_the_records_say():
     text = (ROOT / "README.md").read_text("utf-8")
     assert recipes.with_tables(text, ROOT / "docs" / "results") == text
     assert "**banking77**, 3,080 test rows" in text
+
+
+def test_the_plots_show_what_the_records_say():
+    for file in (ROOT / "docs" / "results" / "methods").glob("*.json"):
+        assert file.with_suffix(".svg").read_text("utf-8") == results.plot(results.read(file))
 
 
 def test_a_changed_figure_is_noticed(tmp_path):

@@ -31,7 +31,11 @@ def findings() -> list[tuple[str, str, str | None, str]]:
     """(kind, name, why it does not work here or None, note) for everything a target can name, and for the machine."""
     rows: list[tuple[str, str, str | None, str]] = []
     for name in plugins.names("format"):
-        rows.append(("format", name, *_import("format", name)))
+        reason, note = _import("format", name)
+        if reason is None:
+            exporter = plugins.load("format", name)
+            reason = exporter.why_unusable() if hasattr(exporter, "why_unusable") else None
+        rows.append(("format", name, reason, note))
     for name in plugins.names("runtime"):
         reason, note = _import("runtime", name)
         if reason is None:
