@@ -10,6 +10,7 @@ Hugging Face's own forward is not exported, for three reasons:
 """
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -102,15 +103,24 @@ def check_answers(graph: EncoderGraph, length: int) -> None:
         )
 
 
-def export_graph(graph: EncoderGraph, longest: int, any_length: bool) -> ExportedProgram:
-    """The graph as a program of aten operations, for one length, or for every length from 2 to `longest`."""
+def export_graph(
+    graph: nn.Module, longest: int, any_length: bool, attend: Callable[..., Tensor] | None = None
+) -> ExportedProgram:
+    """The graph as a program of aten operations, for one length, or for every length from 2 to `longest`.
+
+    Args:
+        graph: an EncoderGraph, or a module with the same inputs.
+        longest: in tokens.
+        any_length: false for a program of the longest length only.
+        attend: what becomes of fused attention; None for `_attend`.
+    """
     example = (torch.ones(1, longest, dtype=torch.int32), torch.ones(1, longest, dtype=torch.int32))
     free = {1: Dim("length", min=2, max=longest)} if any_length else None
     with torch.no_grad():
         program = torch.export.export(
             graph, example, dynamic_shapes={"input_ids": free, "attention_mask": free}, strict=False
         )
-    return program.run_decompositions({torch.ops.aten.scaled_dot_product_attention.default: _attend})
+    return program.run_decompositions({torch.ops.aten.scaled_dot_product_attention.default: attend or _attend})
 
 
 def _attend(

@@ -19,6 +19,9 @@ from pipeline.errors import ExportError
 from pipeline.plugins import nearest
 from pipeline.quantization import Plan, activation_scale, quantize_weight
 
+# Positions that are counted from 0 are a Slice of their table, others a Gather.
+TABLE_READERS = ("Gather", "Slice")
+
 
 def module_of(node: NodeProto) -> str:
     """The PyTorch module that a node was exported from: '/bert/pooler/dense/Gemm' gives 'bert.pooler.dense'."""
@@ -26,9 +29,9 @@ def module_of(node: NodeProto) -> str:
 
 
 def weight_nodes(model: ModelProto) -> dict[str, NodeProto]:
-    """Module name -> the node that reads its weight from the file: MatMul, Gemm, or Gather from a table."""
+    """Module name -> the node that reads its weight from the file: MatMul, Gemm, or Gather or Slice from a table."""
     held = {tensor.name for tensor in model.graph.initializer if tensor.data_type == TensorProto.FLOAT}
-    place = {"MatMul": 1, "Gemm": 1, "Gather": 0}
+    place = {"MatMul": 1, "Gemm": 1, **dict.fromkeys(TABLE_READERS, 0)}
     return {
         module_of(node): node
         for node in model.graph.node
@@ -44,6 +47,8 @@ def quantize_graph(model: ModelProto, plan: Plan, modules: Sequence[str]) -> Non
     Linear, static:    x -> QuantizeLinear -> DequantizeLinear -> MatMul(DequantizeLinear(W8)) -> y
     Embedding table:   Gather(W, ids) -> y
         becomes        Gather(W8, ids) -> Cast -> Mul(Gather(W_scale, ids)) -> y
+    Position table:    Slice(W, end=length) -> y
+        becomes        Slice(Mul(Cast(W8), W_scale), end=length) -> y, all but the Slice computed once, at load
     A Gemm becomes a MatMul and an Add first. One input that several modules share is quantized once.
 
     Args:
@@ -67,7 +72,7 @@ def quantize_graph(model: ModelProto, plan: Plan, modules: Sequence[str]) -> Non
                 f"module '{name}' has no node with its weight in the graph{nearest(name, nodes)}; add it to the plan's "
                 "exclude, or report it with the model's configuration"
             )
-        if plan.mode == "static" and nodes[name].op_type != "Gather" and name not in plan.ranges:
+        if plan.mode == "static" and nodes[name].op_type not in TABLE_READERS and name not in plan.ranges:
             raise ExportError(f"the static plan has no range for module '{name}'; make the plan again from this model")
     _Rewriter(model, plan, {nodes[name].name: name for name in chosen}).run()
 
@@ -90,8 +95,8 @@ class _Rewriter:
             module = self.module_of_node.get(node.name)
             if module is None:
                 self.nodes.append(node)
-            elif node.op_type == "Gather":
-                self._gather(node, module)
+            elif node.op_type in TABLE_READERS:
+                self._table(node, module)
             else:
                 self._linear(node, module)
         self.graph.initializer.extend(self.added)
@@ -107,25 +112,41 @@ class _Rewriter:
         self.added.append(numpy_helper.from_array(np.asarray(array, order="C"), name))
         return name
 
-    def _weight(self, module: str, weight: Float[np.ndarray, "rows columns"], *, transposed: bool) -> tuple[str, str]:
-        """Names of the 8-bit weight, (columns, rows) if transposed, and of its scale: (rows,), or () for one scale."""
+    def _weight(self, module: str, weight: Float[np.ndarray, "rows columns"]) -> tuple[str, str]:
+        """Names of the 8-bit weight, (columns, rows), and of its scale: (rows,), or () for one scale."""
         quantized, scale = quantize_weight(torch.from_numpy(weight.copy()), self.plan.per_channel)
-        values = quantized.numpy()
         return (
-            self._constant(f"{module}.weight_int8", values.T if transposed else values),
+            self._constant(f"{module}.weight_int8", quantized.numpy().T),
             self._constant(f"{module}.weight_scale", (scale if self.plan.per_channel else scale[0]).numpy()),
         )
 
-    def _gather(self, node: NodeProto, module: str) -> None:
-        table, ids = node.input
-        weight, scale = self._weight(module, numpy_helper.to_array(self.weights[table]), transposed=False)
-        rows = self._emit("Gather", [weight, ids], f"{module}/rows_int8", axis=0)
-        rows = self._emit("Cast", [rows], f"{module}/rows", to=TensorProto.FLOAT)
+    def _table(self, node: NodeProto, module: str) -> None:
+        table, *where = node.input
+        quantized, scale = quantize_weight(
+            torch.from_numpy(numpy_helper.to_array(self.weights[table]).copy()), self.plan.per_channel
+        )
+        weight = self._constant(f"{module}.weight_int8", quantized.numpy())
+        # one column, so that a row's scale stands beside its row, whatever axes the ids have
+        scales = self._constant(
+            f"{module}.weight_scale", (scale[:, None] if self.plan.per_channel else scale[0]).numpy()
+        )
+        if node.op_type == "Slice":
+            floats = self._emit("Cast", [weight], f"{module}/floats", to=TensorProto.FLOAT)
+            rows = self._emit("Mul", [floats, scales], f"{module}/rows")
+            self._copy(node, [rows, *where], node.output[0])
+            return
         if self.plan.per_channel:
-            axes = self._constant(f"{module}.last_axis", np.array([-1], dtype=np.int64))
-            scale = self._emit("Gather", [scale, ids], f"{module}/row_scale", axis=0)
-            scale = self._emit("Unsqueeze", [scale, axes], f"{module}/row_scale_column")
-        self._emit("Mul", [rows, scale], node.output[0])
+            scales = self._copy(node, [scales, *where], f"{module}/row_scale")
+        rows = self._copy(node, [weight, *where], f"{module}/rows_int8")
+        rows = self._emit("Cast", [rows], f"{module}/rows", to=TensorProto.FLOAT)
+        self._emit("Mul", [rows, scales], node.output[0])
+
+    def _copy(self, node: NodeProto, inputs: Sequence[str], output: str) -> str:
+        """The same operator on other inputs."""
+        copied = helper.make_node(node.op_type, inputs, [output], name=output)
+        copied.attribute.extend(node.attribute)
+        self.nodes.append(copied)
+        return output
 
     def _linear(self, node: NodeProto, module: str) -> None:
         stored = numpy_helper.to_array(self.weights[node.input[1]])
@@ -137,7 +158,7 @@ class _Rewriter:
             raise ExportError(
                 f"node '{node.name}' is a Gemm with factors or a transposed input; add '{module}' to exclude"
             )
-        weight, scale = self._weight(module, stored if attributes.get("transB", 0) else stored.T, transposed=True)
+        weight, scale = self._weight(module, stored if attributes.get("transB", 0) else stored.T)
         bias = node.input[2] if is_gemm and len(node.input) > 2 else None
         product = f"{module}/product" if bias else node.output[0]
         multiply = self._dynamic if self.plan.mode == "dynamic" else self._static

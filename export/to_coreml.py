@@ -24,6 +24,7 @@ from torch import nn
 from torch.export import ExportedProgram
 
 from export.encoder_graph import EncoderGraph, check_answers, export_graph
+from export.lengths import check_ascending, choose_lengths
 from export.mlpackage import (
     LEFTOVER,
     SPEC,
@@ -33,7 +34,7 @@ from export.mlpackage import (
     quiet_conversion,
     rewrite_manifest,
 )
-from pipeline.errors import ExportError, SettingsError
+from pipeline.errors import ExportError
 from pipeline.files import sha256_of
 from pipeline.machine import version_of
 from pipeline.models import load_classifier
@@ -84,8 +85,7 @@ class Params(Settings):
     @model_validator(mode="after")
     def _lengths_fit(self) -> Self:
         listed = self.lengths if isinstance(self.lengths, tuple) else (2,)
-        if not listed or list(listed) != sorted(set(listed)) or listed[0] < 2:
-            raise ValueError(f"lengths {list(listed)} must be ascending, each once, none below 2")
+        check_ascending(listed)
         several = self.lengths is None or len(listed) > 1
         if several and self.deployment_target != "iOS18":
             raise ValueError(
@@ -146,21 +146,9 @@ def convert(source: Path, out: Path, precision: str, params: Params, max_length:
 def _lengths(params: Params, max_length: int) -> tuple[int, ...]:
     """Every length that the package accepts, ascending."""
     wanted = params.lengths
-    if wanted is None:
-        powers = (2**power for power in range(4, 13))
-        return (*(length for length in powers if length < max_length), max_length)
-    lengths = tuple(range(wanted.min, wanted.max + 1)) if isinstance(wanted, LengthRange) else wanted
-    if lengths[-1] > max_length:
-        raise SettingsError(
-            f"options.lengths goes up to {lengths[-1]}, but data.max_length is {max_length}: such inputs are never "
-            "made; lower the length or raise data.max_length"
-        )
-    if lengths[-1] < max_length:
-        raise SettingsError(
-            f"options.lengths ends at {lengths[-1]}, but data.max_length is {max_length}: longer texts could not be "
-            f"answered; add {max_length} or lower data.max_length"
-        )
-    return lengths
+    if isinstance(wanted, LengthRange):
+        wanted = tuple(range(wanted.min, wanted.max + 1))
+    return choose_lengths(wanted, max_length)
 
 
 # --- conversion --------------------------------------------------------------------------------------------------

@@ -17,6 +17,7 @@ from optimum.exporters.tasks import TasksManager
 from pydantic import Field
 from transformers import PreTrainedModel
 
+from export.lean_graph import make_lean, merge_parts
 from export.onnx_int8 import drop_unused_weights, quantize_graph
 from pipeline.errors import ExportError, ModelError
 from pipeline.machine import version_of
@@ -35,6 +36,7 @@ TOLERANCES = {
 OPSET = 17
 FILE = "model.onnx"
 INPUTS = ("input_ids", "attention_mask")
+EITHER_INTEGER = {"Gather", "Shape", "Unsqueeze", "Cast"}  # operators whose answer is the same for int32 and int64
 
 
 class Params(Settings):
@@ -73,8 +75,10 @@ def convert(source: Path, out: Path, precision: str, params: Params, max_length:
     classes = model.config.num_labels
     graph = _export(model, out / FILE)
     _clean(graph)
+    counts = make_lean(graph, max_length)
     if plan is not None:
         quantize_graph(graph, plan, modules)
+    counts |= merge_parts(graph)
     if params.inputs == "int32":
         _cast_inputs(graph)
     _name_shapes(graph, classes)
@@ -88,11 +92,11 @@ def convert(source: Path, out: Path, precision: str, params: Params, max_length:
         outputs=(TensorFact(name="logits", dtype="float32", shape=("batch", classes)),),
         max_length=max_length,
         tools={name: version_of(name) for name in ("torch", "transformers", "optimum", "optimum-onnx", "onnx")},
-        notes=_notes(plan),
+        notes=(f"graph: {counts['exported']} nodes became {len(graph.graph.node)}", *_quantization_notes(plan)),
     )
 
 
-def _notes(plan: Plan | None) -> tuple[str, ...]:
+def _quantization_notes(plan: Plan | None) -> tuple[str, ...]:
     if plan is None:
         return ()
     notes = [
@@ -178,14 +182,19 @@ def _clean(model: ModelProto) -> None:
 
 
 def _cast_inputs(model: ModelProto) -> None:
-    """input (int64) -> node  becomes  input (int32) -> Cast to int64 -> node, in place."""
+    """input (int64) -> node  becomes  input (int32) -> Cast to int64 -> node, in place.
+
+    What takes either type reads the input itself: Gather, Shape, and the Unsqueeze and Cast of the mask.
+    """
     casts = []
     for value in model.graph.input:
         value.type.tensor_type.elem_type = TensorProto.INT32
         wide = f"{value.name}_int64"
-        for node in model.graph.node:
+        narrow = [node for node in model.graph.node if value.name in node.input and node.op_type not in EITHER_INTEGER]
+        for node in narrow:
             node.input[:] = [wide if name == value.name else name for name in node.input]
-        casts.append(helper.make_node("Cast", [value.name], [wide], name=wide, to=TensorProto.INT64))
+        if narrow:
+            casts.append(helper.make_node("Cast", [value.name], [wide], name=wide, to=TensorProto.INT64))
     nodes = [*casts, *model.graph.node]
     del model.graph.node[:]
     model.graph.node.extend(nodes)

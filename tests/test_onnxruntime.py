@@ -6,6 +6,7 @@ import pytest
 from toy_models import toy_batch, toy_model
 
 from eval.runtimes import onnxruntime
+from export import to_ort
 from export.to_onnx import Params, convert
 from pipeline.errors import ModelError
 from pipeline.models import save_classifier
@@ -152,3 +153,40 @@ def test_it_says_why_it_cannot_run(monkeypatch):
     assert onnxruntime.version().count(".") == 2
     monkeypatch.setattr(onnxruntime.util, "find_spec", lambda name: None)
     assert onnxruntime.why_unusable() == "the package 'onnxruntime' is not installed"
+
+
+@pytest.fixture
+def ort_file(exported, tmp_path_factory, tmp_path):
+    """The toy model as an .ort file in a folder of its own, to be damaged."""
+    source = tmp_path_factory.mktemp("model")
+    save_classifier(exported[0], source)
+    return tmp_path, to_ort.convert(source, tmp_path, "fp32", to_ort.Params(), 20, None)
+
+
+def test_an_ort_file_is_loaded_or_refused(ort_file, exported):
+    """It answers as the .onnx file; missing, cut anywhere, or of another format it is a message."""
+    folder, artefact = ort_file
+    batch = toy_batch()
+    ids, mask = batch["input_ids"].numpy(), batch["attention_mask"].numpy()
+    with (
+        onnxruntime.open_session(folder, artefact, threads=1) as ort,
+        onnxruntime.open_session(exported[1], exported[2], threads=1) as onnx_session,
+    ):
+        assert ort.input_names == onnx_session.input_names and ort.output_names == ("logits",)
+        np.testing.assert_allclose(ort.run(ids, mask), onnx_session.run(ids, mask), atol=1e-6)
+    path = folder / artefact.file
+    data = path.read_bytes()
+    for count, message in ((0, "truncated"), (7, "truncated"), (len(data) - 1, "truncated")):
+        path.write_bytes(data[:count])
+        with pytest.raises(ModelError, match=message):
+            onnxruntime.open_session(folder, artefact, threads=1)
+    for count in (16, len(data) // 32 * 16, len(data) - 16):
+        path.write_bytes(data[:count])
+        with pytest.raises(ModelError, match="onnxruntime cannot load it"):
+            onnxruntime.open_session(folder, artefact, threads=1)
+    path.write_bytes((exported[1] / exported[2].file).read_bytes())
+    with pytest.raises(ModelError, match=r"not an \.ort file: found .* at byte 4, expected b'ORTM'"):
+        onnxruntime.open_session(folder, artefact, threads=1)
+    path.unlink()
+    with pytest.raises(ModelError, match="no such file"):
+        onnxruntime.open_session(folder, artefact, threads=1)

@@ -11,7 +11,13 @@ from pipeline import plugins
 from pipeline.errors import SettingsError
 
 ROOT = Path(__file__).resolve().parents[1]
-FOLDERS = {"loss": "pipeline/losses", "format": "export", "runtime": "eval/runtimes", "device": "eval/devices"}
+FOLDERS = {
+    "loss": "pipeline/losses",
+    "format": "export",
+    "runtime": "eval/runtimes",
+    "device": "eval/devices",
+    "check": "eval/checks",
+}
 
 
 @pytest.mark.parametrize("kind", plugins.KINDS)

@@ -41,10 +41,8 @@ def check(subject: Subject) -> Check:
     if not moved <= limit:
         return failed(
             TITLE,
-            f"random ids in the padding move answers by {moved:.2g} of the spread on average, expected at most {limit:g}: the "
-            "mask does not reach every layer; look at how the export writes it",
+            f"random ids in the padding move answers by {moved:.2g} of the spread on average, expected at most "
+            f"{limit:g}: the mask does not reach every layer; look at how the export writes it",
             moved=moved,
         )
-    return passed(
-        TITLE, f"random ids in the padding move answers by {moved:.1g} of the spread on average", moved=moved
-    )
+    return passed(TITLE, f"random ids in the padding move answers by {moved:.1g} of the spread on average", moved=moved)

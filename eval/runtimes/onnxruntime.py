@@ -1,19 +1,34 @@
-"""onnxruntime on the CPU: what runs .onnx files on phones, in servers and (as WebAssembly) in browsers."""
+"""onnxruntime on the CPU: what runs .onnx and .ort files on phones, in servers and (as WebAssembly) in browsers."""
 
+import tempfile
+from collections import Counter
 from importlib import metadata, util
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
 import numpy as np
+import onnx
 from jaxtyping import Float, Int
 
+from eval.runtimes import Kernels
 from pipeline.errors import ModelError, first_line
 from pipeline.onnx_files import check_onnx_file
 from pipeline.records import Artefact
 
-FORMATS = ("onnx",)
+FORMATS = ("onnx", "ort")
 STAND_IN = None
+ORT_ALIGNMENT = 16  # `export.to_ort` pads its files to it; other lengths have been cut
+# onnxruntime's operators that multiply by weights.
+INTEGER_PRODUCTS = (
+    "MatMulInteger",
+    "MatMulIntegerToFloat",
+    "DynamicQuantizeMatMul",
+    "QLinearMatMul",
+    "QGemm",
+    "QAttention",
+)
+FLOAT_PRODUCTS = ("MatMul", "Gemm", "FusedMatMul", "FusedGemm", "Attention")
 DTYPES = {"tensor(int64)": np.int64, "tensor(int32)": np.int32}
 
 
@@ -41,12 +56,59 @@ def prepare(folder: Path, artefact: Artefact) -> None:
     """Imports the library and checks the file: what an app has done before, so that it is no part of the load time."""
     import onnxruntime  # noqa: F401
 
-    check_onnx_file(folder / artefact.file)
+    if artefact.format == "ort":
+        check_ort_file(folder / artefact.file)
+    else:
+        check_onnx_file(folder / artefact.file)
+
+
+def check_ort_file(path: Path) -> None:
+    """Nothing speaks against handing the file to onnxruntime, which checks its structure before it reads it.
+
+    Raises:
+        ModelError: missing, cut off within its head, or of another format.
+    """
+    if not path.is_file():
+        raise ModelError(f"{path}: no such file; export it again")
+    with path.open("rb") as file:
+        head = file.read(8)
+    size = path.stat().st_size
+    if len(head) == 8 and head[4:] != b"ORTM":
+        raise ModelError(f"{path}: not an .ort file: found {head[4:]!r} at byte 4, expected b'ORTM'; export it again")
+    if len(head) < 8 or size % ORT_ALIGNMENT:
+        raise ModelError(
+            f"{path}: truncated: {size:,} bytes, expected a multiple of {ORT_ALIGNMENT}; copy or export it again"
+        )
 
 
 def open_prepared(folder: Path, artefact: Artefact, threads: int) -> "OnnxSession":
     """A session on a file that `prepare` has checked."""
     return OnnxSession(folder / artefact.file, artefact, threads)
+
+
+def count_kernels(folder: Path, artefact: Artefact) -> Kernels:
+    """What onnxruntime makes of the file on this machine: its graph after all of its own passes."""
+    with tempfile.TemporaryDirectory() as scratch:
+        optimised = Path(scratch) / "optimised.onnx"
+        _load(folder / artefact.file, 1, optimised)
+        graph = onnx.load(optimised).graph
+    held = {tensor.name for tensor in graph.initializer}
+    kinds = Counter(node.op_type for node in graph.node)
+    return Kernels(
+        integer=sum(kinds[kind] for kind in INTEGER_PRODUCTS),
+        float_weights=tuple(
+            _module_of(node.name) for node in graph.node if node.op_type in FLOAT_PRODUCTS and node.input[1] in held
+        ),
+        quantize=kinds["QuantizeLinear"] + kinds["DynamicQuantizeLinear"],
+        dequantize=kinds["DequantizeLinear"],
+        cast=kinds["Cast"],
+        nodes=kinds.total(),
+    )
+
+
+def _module_of(name: str) -> str:
+    """'/bert/pooler/dense/Gemm' gives 'bert.pooler.dense'."""
+    return name.strip("/").rpartition("/")[0].replace("/", ".") or name
 
 
 class OnnxSession:
@@ -92,7 +154,7 @@ class OnnxSession:
         self.close()
 
 
-def _load(path: Path, threads: int) -> Any:
+def _load(path: Path, threads: int, optimised: Path | None = None) -> Any:
     import onnxruntime
     from onnxruntime.capi import onnxruntime_pybind11_state as errors
 
@@ -104,6 +166,10 @@ def _load(path: Path, threads: int) -> Any:
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     options.add_session_config_entry("session.inter_op.allow_spinning", "0")
     options.log_severity_level = 3  # errors; they are raised as well
+    if optimised is not None:
+        options.optimized_model_filepath = str(optimised)
+    if path.suffix == ".ort":
+        options.add_session_config_entry("session.load_model_format", "ORT")
     try:
         return onnxruntime.InferenceSession(
             str(path),

@@ -1,0 +1,332 @@
+"""ExecuTorch: a `.pte` program for the XNNPACK kernels of phone CPUs, in fp32 or 8-bit.
+
+One text a call, of any length up to the longest: int32 `input_ids` and `attention_mask` of shape (1, L) go in by
+position, since the format has no names; logits come out. A list of lengths would gain little: a program of 16 tokens
+alone takes 0.56 ms for 2 layers of 192, one of any length 0.59 ms.
+
+What was lowered is checked rather than what was meant: an 8-bit layer that XNNPACK does not take would run in kernels
+that an app may not have (`_check_parts`).
+"""
+
+import math
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from jaxtyping import Float, Int32
+from torch import Tensor, nn
+from torch.export import ExportedProgram
+from torch.fx import GraphModule, Node
+from transformers import PreTrainedModel
+
+from export.encoder_graph import COUNTED, EncoderGraph, check_answers, export_graph
+from pipeline import extras
+from pipeline.errors import ExportError, first_line
+from pipeline.machine import version_of
+from pipeline.models import load_classifier, positions_of
+from pipeline.params import Settings
+from pipeline.quantization import TINY, quantizable_modules, quantize_weight
+from pipeline.records import Artefact, TensorFact
+
+if TYPE_CHECKING:
+    from pipeline.quantization import Plan
+
+PRECISIONS = ("fp32", "int8")
+# Share of the spread of the reference logits. Measured: 63 made-up texts of 1 to 64 tokens, a trained 2-layer student.
+TOLERANCES = {
+    "fp32": 1.0e-4,  # the same sums in another order; measured 6e-7
+    "int8": 0.15,  # weights to 1/254 of their channel's largest, activations to 1/255 of their token's range; 0.029
+}
+FILE, BUNDLE = "model.pte", "model.bpte"
+INPUTS = ("input_ids", "attention_mask")  # in the program's order
+
+
+class Params(Settings):
+    """`targets.<name>.options` of the format executorch: there are none."""
+
+
+def why_unusable() -> str | None:
+    """Why it cannot write here, or None."""
+    return extras.why_missing("executorch", "executorch", "torchao")
+
+
+def convert(source: Path, out: Path, precision: str, params: Params, max_length: int, plan: "Plan | None") -> Artefact:
+    """Writes `model.pte`, and `model.bpte` with inputs and answers to test it by, into the existing empty folder `out`.
+
+    Args:
+        source: a model folder, as `pipeline.models.load_classifier` reads it.
+        out: where to write.
+        precision: one of PRECISIONS. int8 is 8-bit weights and activations whose range is taken token by token as they
+            come; attention between tokens, normalizations and the position table stay in fp32.
+        params: the exporter's options.
+        max_length: longest input in tokens that will be used; above 2.
+        plan: the quantization plan; needed for int8, None for fp32. Its activation ranges are not used.
+
+    Raises:
+        ExportError: the precision and the plan do not belong together, the plan is of another model, max_length is
+            beyond the model's positions, or what was lowered is not what was meant.
+    """
+    _check_request(precision, max_length, plan)
+    model = load_classifier(source)
+    if max_length > positions_of(model.config):
+        raise ExportError(
+            f"max_length is {max_length}, but the model has positions for {positions_of(model.config)} tokens; lower it"
+        )
+    layers = _quantized_layers(model, plan) if plan else []
+    graph = EncoderGraph(model).eval()
+    _drop_unused_positions(graph, max_length)
+    check_answers(graph, max_length)
+    cases = _cases(graph, max_length)
+    with _quiet():
+        table = plan is not None and _quantize_table(graph, plan)
+        try:
+            program = export_graph(_LogitsOnly(graph), max_length, any_length=True, attend=_attend)
+            if plan is not None:
+                program = _quantize(program, layers, model.base_model_prefix, max_length)
+            parts = _divide(program)
+            lowered = parts.to_executorch()
+        except Exception as error:  # torch, torchao and ExecuTorch raise nearly every built-in class
+            raise ExportError(
+                f"ExecuTorch {version_of('executorch')} could not convert this '{model.config.model_type}' to "
+                f"{precision}: {type(error).__name__}: {first_line(error)}; use the versions in requirements.lock"
+            ) from error
+        _check_parts(parts.exported_program().graph_module, len(layers))
+        (out / FILE).write_bytes(lowered.buffer)
+        (out / BUNDLE).write_bytes(_bundle(lowered, cases))
+    shape: tuple[int | str, ...] = (1, "length")
+    return Artefact(
+        format="executorch",
+        precision=precision,
+        file=FILE,
+        inputs=tuple(TensorFact(name=name, dtype="int32", shape=shape) for name in INPUTS),
+        outputs=(TensorFact(name="logits", dtype="float32", shape=(1, model.config.num_labels)),),
+        max_length=max_length,
+        tools={name: version_of(name) for name in ("executorch", "torch", "torchao", "transformers")},
+        notes=_notes(plan, table),
+    )
+
+
+def _check_request(precision: str, max_length: int, plan: "Plan | None") -> None:
+    if precision not in PRECISIONS:
+        raise ExportError(f"executorch cannot be written as '{precision}', expected one of {', '.join(PRECISIONS)}")
+    if (precision == "int8") != (plan is not None):
+        raise ExportError(f"precision {precision} {'needs a' if precision == 'int8' else 'takes no'} quantization plan")
+    if max_length < 3:
+        raise ExportError(f"max_length is {max_length}, expected at least 3: two special tokens and a word; raise it")
+
+
+def _notes(plan: "Plan | None", table: bool) -> tuple[str, ...]:
+    notes = [
+        "one text a call, inputs by position: input_ids, attention_mask",
+        f"{BUNDLE} is the same program with inputs and the student's answers, for ExecuTorch's own test runners",
+    ]
+    if plan is None:
+        return tuple(notes)
+    notes.append("8-bit layers take one range of activations a token, so padding does not change them")
+    if table:
+        notes.append("the 8-bit word table needs ExecuTorch's quantized kernels in the app (kernels_quantized)")
+    if plan.embeddings:
+        notes.append("the position table stays in fp32: it is cut to max_length rows")
+    if plan.mode == "static":
+        notes.append("activation ranges are taken as they come; the plan's calibrated ones are not used")
+    if not plan.per_channel:
+        notes.append("one scale a channel, though the plan has one a tensor: XNNPACK has no such 8-bit layer")
+    if plan.exclude:
+        notes.append(f"kept in fp32: {', '.join(plan.exclude)}")
+    return (*notes, *plan.warnings)
+
+
+# --- what is exported --------------------------------------------------------------------------------------------
+
+
+class _LogitsOnly(nn.Module):
+    """The graph without its probabilities: an app that wants them has the logits."""
+
+    def __init__(self, graph: EncoderGraph) -> None:
+        super().__init__()
+        self.classifier = graph  # not `graph`: torch.export makes attributes of module names, and has one of that name
+
+    def forward(
+        self, input_ids: Int32[Tensor, "1 length"], attention_mask: Int32[Tensor, "1 length"]
+    ) -> Float[Tensor, "1 classes"]:
+        logits, _ = self.classifier(input_ids, attention_mask)
+        return logits
+
+
+def _drop_unused_positions(graph: EncoderGraph, max_length: int) -> None:
+    """Cuts the position table to the rows that are used: 344 KB of 512 rows of 192 at 64 tokens."""
+    config = graph.model.config
+    skipped = config.pad_token_id + 1 if graph.family in COUNTED else 0  # RoBERTa counts from behind its padding id
+    graph.positions = graph.positions[: skipped + max_length].clone()
+
+
+def _attend(
+    query: Float[Tensor, "1 heads length size"],
+    key: Float[Tensor, "1 heads length size"],
+    value: Float[Tensor, "1 heads length size"],
+    attn_mask: Float[Tensor, "1 1 1 length"],
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    *,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+) -> Float[Tensor, "1 heads length size"]:
+    """Attention as products of three axes, all of which XNNPACK takes.
+
+    The batch is 1. A product of four axes is lowered to three copies around one of three, which XNNPACK does not take:
+    16 pieces instead of 8 for two layers, and 8 to 15 % of the time.
+    """
+    assert dropout_p == 0.0 and not is_causal and not enable_gqa
+    H, d = query.shape[1], query.shape[3]
+    factor = 1 / math.sqrt(d) if scale is None else scale
+    # -1 and not the length: XNNPACK takes a reshape with an inferred size, and none with a symbolic one
+    q, k, v = (one.view(H, -1, d) for one in (query * factor, key, value))
+    scores = torch.bmm(q, k.transpose(1, 2)) + attn_mask.view(1, 1, -1)  # (H, Q, K)
+    context = torch.bmm(scores.softmax(-1), v).view(1, H, -1, d)  # (B, H, Q, d)
+    # laid out in memory as by the fused operation, which DistilBERT's view of it needs
+    return context.transpose(1, 2).contiguous().transpose(1, 2)
+
+
+# --- int8 --------------------------------------------------------------------------------------------------------
+
+
+def _quantized_layers(model: PreTrainedModel, plan: "Plan") -> list[str]:
+    """Names of the linear layers that the plan makes 8-bit."""
+    modules = dict(model.named_modules())
+    unknown = [name for name in plan.exclude if name not in modules]
+    if unknown:
+        raise ExportError(
+            f"the plan leaves out '{unknown[0]}', which the model does not have; run `dvc repro quantize`"
+        )
+    return [name for name in quantizable_modules(model, embeddings=False) if name not in plan.exclude]
+
+
+class _EightBitTable(nn.Module):
+    """An embedding table of 8-bit codes, one scale a row."""
+
+    codes: Tensor
+    scales: Tensor
+
+    def __init__(self, weight: Float[Tensor, "rows columns"], per_channel: bool) -> None:
+        super().__init__()
+        codes, scales = quantize_weight(weight, per_channel)
+        self.register_buffer("codes", codes)
+        self.register_buffer("scales", scales)
+
+    def forward(self, ids: Int32[Tensor, "1 length"]) -> Float[Tensor, "1 length columns"]:
+        lookup = torch.ops.quantized_decomposed.embedding_byte.dtype
+        # the kernel ends the process on ids of 32 bits
+        return lookup(self.codes, self.scales, None, -127, 127, ids.long(), dtype=torch.float32)
+
+
+def _quantize_table(graph: EncoderGraph, plan: "Plan") -> bool:
+    """Whether the word table was replaced by one of 8 bits, as the plan wants."""
+    table = graph.encoder.embeddings.word_embeddings
+    name = next(name for name, module in graph.model.named_modules() if module is table)
+    if not plan.embeddings or name in plan.exclude:
+        return False
+    import executorch.exir.passes._quant_patterns_and_replacements  # declares the operator
+    import executorch.kernels.quantized  # noqa: F401 - declares how it writes into given memory
+
+    graph.encoder.embeddings.word_embeddings = _EightBitTable(table.weight.detach(), plan.per_channel)
+    return True
+
+
+def _quantize(program: ExportedProgram, layers: Sequence[str], prefix: str, max_length: int) -> ExportedProgram:
+    """The program with 8-bit weights, and activations rounded to 8 bits in front of them."""
+    from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
+
+    wanted = set(layers)
+    quantizer = _quantizer().set_filter_function(lambda node: _layer_of(node, prefix) in wanted)
+    # the guards would be exported as a module of their own
+    prepared = prepare_pt2e(program.module(check_guards=False), quantizer)
+    with torch.no_grad():
+        prepared(*(torch.ones(1, max_length, dtype=torch.int32) for _ in INPUTS))  # weights are looked at on a call
+    return export_graph(convert_pt2e(prepared), max_length, any_length=True)
+
+
+def _quantizer() -> Any:
+    """XNNPACK's quantizer with scales as small as the weights want.
+
+    Its own are at least 2^-12: a channel whose largest weight is below 127 x 2^-12 = 0.031 would lose bits.
+    """
+    from executorch.backends.xnnpack.quantizer.xnnpack_quantizer import (
+        XNNPACKQuantizer,
+        get_symmetric_quantization_config,
+    )
+    from torchao.quantization.pt2e import PerChannelMinMaxObserver
+
+    config = get_symmetric_quantization_config(is_per_channel=True, is_dynamic=True)
+    exact = replace(config.weight, observer_or_fake_quant_ctr=PerChannelMinMaxObserver.with_args(eps=TINY))
+    return XNNPACKQuantizer().set_global(replace(config, weight=exact))
+
+
+def _layer_of(node: Node, prefix: str) -> str:
+    """The classifier's name of the module that a node comes from, such as 'bert.pooler.dense'."""
+    path, _ = list(node.meta["nn_module_stack"].values())[-1]
+    head, _, rest = path.removeprefix("classifier.").partition(".")
+    return f"{prefix}.{rest}" if head == "encoder" else rest
+
+
+def _check_parts(graph: GraphModule, layers: int) -> None:
+    """Raises ExportError unless XNNPACK takes all of the 8-bit layers, and exactly as many as the plan has."""
+    from executorch.exir.lowered_backend_module import LoweredBackendModule
+
+    taken = [part.original_module.graph for part in graph.children() if isinstance(part, LoweredBackendModule)]
+    inside = sum("dequantize_per_channel" in str(node.target) for part in taken for node in part.nodes)
+    outside = [node.name for node in graph.graph.nodes if "quantize_per" in str(node.target)]
+    if outside or inside != layers:
+        raise ExportError(
+            f"XNNPACK takes {inside} 8-bit layers and leaves {outside or 'nothing'} to other kernels, expected "
+            f"{layers} layers and nothing left; use the versions in requirements.lock"
+        )
+
+
+# --- lowering and what is written --------------------------------------------------------------------------------
+
+
+def _divide(program: ExportedProgram) -> Any:
+    """The program divided into what XNNPACK takes and the rest, such as table look-ups and normalizations.
+
+    One partitioner for float and 8-bit. ExecuTorch's documents put one for 8-bit layers in front of it; that gives
+    the same answers from 20 parts instead of 10 for 2 layers, 1 to 3 % slower.
+    """
+    from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
+    from executorch.exir import to_edge_transform_and_lower
+
+    return to_edge_transform_and_lower(program, partitioner=[XnnpackPartitioner()])
+
+
+def _cases(graph: EncoderGraph, max_length: int) -> list[tuple[tuple[Tensor, Tensor], Tensor]]:
+    """(inputs, the model's own answer) for made-up ids of the shortest, a middle and the longest length."""
+    generator = torch.Generator().manual_seed(0)
+    cases = []
+    for length in sorted({2, max_length // 2, max_length} - {1}):
+        ids = torch.randint(0, graph.model.config.vocab_size, (1, length), generator=generator, dtype=torch.int32)
+        mask = torch.ones_like(ids)
+        with torch.no_grad():
+            cases.append(((ids, mask), graph(ids, mask)[0]))
+    return cases
+
+
+def _bundle(lowered: Any, cases: Sequence[tuple[tuple[Tensor, Tensor], Tensor]]) -> bytes:
+    from executorch.devtools import BundledProgram
+    from executorch.devtools.bundled_program.config import MethodTestCase, MethodTestSuite
+    from executorch.devtools.bundled_program.serialize import serialize_from_bundled_program_to_flatbuffer
+
+    suite = MethodTestSuite("forward", [MethodTestCase(inputs, [answer]) for inputs, answer in cases])
+    return serialize_from_bundled_program_to_flatbuffer(BundledProgram(lowered, [suite]))
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Drops the warnings of torch and ExecuTorch that are about themselves."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", r"`isinstance\(treespec, LeafSpec\)` is deprecated", FutureWarning)
+        warnings.filterwarnings("ignore", r"(read_text|open_text|read_binary) is deprecated", DeprecationWarning)
+        warnings.filterwarnings("ignore", r"`torch\.jit\.script", DeprecationWarning)
+        yield
