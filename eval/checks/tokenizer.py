@@ -15,6 +15,19 @@ from pipeline.vocabulary import load_tokenizer
 TITLE = "tokenizer"
 RANDOM_TEXTS = 300
 SHOWN = 3
+# Code points: Latin, Greek to Arabic, Indic, symbols, CJK, Hangul, presentation forms, emoji, control characters.
+BLOCKS = (
+    (0x20, 0x7F),
+    (0xA0, 0x250),
+    (0x370, 0x600),
+    (0x900, 0xE00),
+    (0x2000, 0x2C00),
+    (0x3040, 0xA000),
+    (0xAC00, 0xD7A4),
+    (0xF900, 0x10000),
+    (0x1F300, 0x1FB00),
+    (0x0, 0x20),
+)
 # One kind of trouble a line.
 HARD = (
     "",
@@ -68,11 +81,9 @@ def check(subject: Subject) -> Check:
 def random_texts(seed: int, count: int) -> Iterator[str]:
     """Words of characters from all of Unicode that is assigned, surrogates left out."""
     rng = random.Random(seed)
-    blocks = ((0x20, 0x7F), (0xA0, 0x250), (0x370, 0x600), (0x900, 0xE00), (0x2000, 0x2C00), (0x3040, 0xA000))
-    blocks += ((0xAC00, 0xD7A4), (0xF900, 0x10000), (0x1F300, 0x1FB00), (0x0, 0x20))
     for _ in range(count):
         length = rng.randint(1, 40)
-        picked = (chr(rng.randrange(*rng.choice(blocks))) for _ in range(length))
+        picked = (chr(rng.randrange(*rng.choice(BLOCKS))) for _ in range(length))
         yield "".join(rng.choice((c, c, c, " ")) for c in picked if unicodedata.category(c) not in ("Cs", "Cn"))
 
 

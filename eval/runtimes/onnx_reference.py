@@ -52,7 +52,8 @@ class ReferenceSession:
         """Logits of a padded batch, float32."""
         given = {"input_ids": ids, "attention_mask": mask}
         feeds = {name: given[name].astype(self._dtypes[name], copy=False) for name in self.input_names}
-        return self._evaluator.run(["logits"], feeds)[0]
+        (logits,) = self._evaluator.run(["logits"], feeds)
+        return np.asarray(logits)
 
     def close(self) -> None:
         """Nothing to free."""
