@@ -44,7 +44,10 @@ def import_coremltools() -> ModuleType:
     logger = logging.getLogger("coremltools")
     if not any(isinstance(known, _KnownNotes) for known in logger.filters):
         logger.addFilter(_KnownNotes())
-    import coremltools
+    with warnings.catch_warnings():
+        # It imports executorch wherever that is installed, and what that still uses of Python and torch is its business.
+        warnings.simplefilter("ignore", DeprecationWarning)
+        import coremltools
 
     return coremltools
 

@@ -1,6 +1,6 @@
-"""Puts one target's artefact through every check of eval/checks: what must hold whatever the budgets are.
+"""Puts one target's artefact through every check, whatever its budgets are.
 
-A failed check fails the gate where the target is required.
+The checks are the files of eval/checks. A failed check fails the gate where the target is required.
 Run as `python -m stages.examine --target cpu`.
 """
 

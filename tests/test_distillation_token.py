@@ -279,7 +279,8 @@ def test_the_configuration_says_so(family, tmp_path):
     assert shape_of(again.config).distillation_token and not shape_of(config).distillation_token
     ids = torch.tensor([[CLASS, 60, 7, 8]])
     with torch.no_grad():
-        torch.testing.assert_close(again(ids).logits, made(ids).logits, rtol=0, atol=0)
+        # On some CPUs weights that lie otherwise in memory are summed in another order.
+        torch.testing.assert_close(again(ids).logits, made(ids).logits, rtol=0, atol=1e-6)
 
 
 def test_a_token_without_probe_text_is_refused():

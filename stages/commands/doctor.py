@@ -1,6 +1,7 @@
 """Says which formats, runtimes and devices work here, and why the others do not."""
 
 import shutil
+import sys
 from pathlib import Path
 
 from rich.console import Console
@@ -13,7 +14,8 @@ WANTED_GB = 8
 
 def command() -> None:
     facts = machine.facts()
-    console = Console(soft_wrap=True)
+    # A file or a pipe has no width, and rich would take 80 columns, in which reasons wrap.
+    console = Console(soft_wrap=True, width=None if sys.stdout.isatty() else 120)
     console.print(
         f"{facts['cpu']}, {facts['cores']} cores, {facts['memory_gib']} GiB, {facts['os']}, Python {facts['python']}",
         highlight=False,
