@@ -45,7 +45,7 @@ def import_coremltools() -> ModuleType:
     if not any(isinstance(known, _KnownNotes) for known in logger.filters):
         logger.addFilter(_KnownNotes())
     with warnings.catch_warnings():
-        # It imports executorch wherever that is installed, and what that still uses of Python and torch is its business.
+        # It imports executorch wherever that is installed; what that still uses of Python and torch is its business.
         warnings.simplefilter("ignore", DeprecationWarning)
         import coremltools
 
