@@ -40,9 +40,6 @@ def run(main: Callable[[], int | None]) -> None:
         os.environ.setdefault("TQDM_DISABLE", "1")  # coremltools draws its bars into log files otherwise
     logging.getLogger("transformers.modeling_utils").setLevel(logging.ERROR)  # a fresh classifier is what is wanted
     logging.getLogger("transformers.integrations.tensor_parallel").setLevel(logging.ERROR)
-    # transformers imports torchao wherever it is installed, which tells of CUDA libraries that a CPU build has not.
-    for noisy in ("torchao", "torch.utils._pytree"):
-        logging.getLogger(noisy).setLevel(logging.ERROR)
     for noisy in ("httpx", "datasets", "filelock", "onnxruntime", "optimum", "coremltools", "torch"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
     try:

@@ -14,7 +14,7 @@ LIMITS = {"fp32": 1.0e-5, "fp16": 1.0e-2, "int8": 0.04}
 
 
 def applies(subject: Subject) -> bool:
-    """Where a row can be padded: a fixed length longer than the row, or a batch of several rows."""
+    """Always."""
     return True
 
 

@@ -23,9 +23,9 @@ def check(subject: Subject) -> Check:
     with subject.open() as candidate, subject.open(other) as second:
         found = np.concatenate([candidate.run(*subject.padded([row])) for row in rows])
         expected = np.concatenate([second.run(*subject.padded([row])) for row in rows])
-        version = getattr(second, "runtime_version", "")
+        version = second.runtime_version
     off = difference(found, expected)
-    engine = f"{other} {version}".strip()
+    engine = f"{other} {version}"
     if not off <= subject.tolerance:
         return failed(
             TITLE,
