@@ -72,6 +72,8 @@ class Artefact(Record):
     # Lengths an input may have: a range or a list; calls must use one of them.
     lengths: tuple[int, ...] | None = None
     max_length: int
+    # How its runtime shall open it, in that runtime's own words; what is not named is left to the runtime.
+    settings: dict[str, str] = {}
     tools: dict[str, str | None]
     notes: tuple[str, ...] = ()
 
@@ -164,6 +166,8 @@ class Measurement(Record):
     first_call_ms: tuple[float, ...] = ()
     memory_bytes: tuple[int, ...] = ()
     tokenize_us: float | None = None
+    # what an app adds to run it: the runtime's libraries, as built for the machine that measured
+    library_bytes: int | None = None
     size_bytes: int
     reference_size_bytes: int | None = None
 
