@@ -62,6 +62,7 @@ def measure(
     budgets: Budgets | None = None,
     machine: dict[str, Any] | None = None,
     tokenize_us: float | None = None,
+    with_loads: bool = True,
 ) -> Measurement:
     """Everything timed for one target, every sample kept.
 
@@ -81,6 +82,7 @@ def measure(
         budgets: rounds are added while one that this measurement could decide is undecided; None: one round.
         machine: its facts, kept beside the figures.
         tokenize_us: from `time_tokenizer`; never part of a call.
+        with_loads: whether load time, first call and memory are measured too, in processes of their own.
 
     Returns:
         A record; `not_measured` says why when the device or runtime cannot be used, or a worker failed.
@@ -105,7 +107,7 @@ def measure(
     if reason is not None:
         return empty.model_copy(update={"not_measured": reason})
     theirs = sequences if reference_sequences is None else reference_sequences
-    run = _Run(runtime, device, candidate, reference, sequences, theirs, pad_id, settings, seed)
+    run = _Run(runtime, device, candidate, reference, sequences, theirs, pad_id, settings, seed, with_loads)
     try:
         measurement = empty
         for number in range(settings.max_rounds):
@@ -150,6 +152,7 @@ class _Run:
     pad_id: int
     settings: MeasureSettings
     seed: int
+    with_loads: bool = True
     series: list[Series] = field(default_factory=list)
     conditions: list[dict[str, Any]] = field(default_factory=list)
     loads: list[Result] = field(default_factory=list)
@@ -160,7 +163,8 @@ class _Run:
         processes = self.settings.processes
         jobs: list[Literal["load", "time", "canary"]] = ["time"] * processes
         jobs.insert((processes + 1) // 2, "canary")
-        jobs[:0] = ["load"] * max(processes, LOAD_PROCESSES - len(self.loads))
+        if self.with_loads:
+            jobs[:0] = ["load"] * max(processes, LOAD_PROCESSES - len(self.loads))
         for process, kind in enumerate(tqdm(jobs, desc=f"round {number + 1}", unit="process", disable=None)):
             if kind == "load":
                 self._load(number, process)
@@ -177,6 +181,7 @@ class _Run:
             "load_ms": tuple(load.load_ms for load in self.loads),
             "first_call_ms": tuple(load.first_call_ms for load in self.loads),
             "memory_bytes": tuple(load.memory_bytes for load in self.loads),
+            "library_bytes": self.last.library_bytes,
         }
 
     def _load(self, number: int, process: int) -> None:
@@ -259,7 +264,7 @@ class _Run:
 
 def _refuse_same(target: str, candidate: Exported, reference: Exported | None) -> None:
     """A speed-up of a model over itself says nothing; folders that differ may still hold the same model file."""
-    if reference is None:
+    if reference is None or reference.artefact.settings != candidate.artefact.settings:
         return
     digests = [_model_digest(one) for one in (candidate, reference)]
     if candidate.digest == reference.digest or digests[0] == digests[1]:

@@ -104,6 +104,7 @@ class Result(Record):
     unusable: str | None = None
     runtime_version: str | None = None
     stand_in: str | None = None
+    library_bytes: int | None = None
     load_ms: Milliseconds | None = None
     first_call_ms: Milliseconds | None = None
     memory_bytes: Nanoseconds | None = None
@@ -136,7 +137,20 @@ def execute(job: Job) -> Result:
     start = time.monotonic()
     found = _load(runtime, job) if job.kind == "load" else {"samples": _time(runtime, job)}
     after = {"when": "after", "elapsed_s": round(time.monotonic() - start, 2), **machine.conditions()}
-    return Result(runtime_version=runtime.version(), stand_in=runtime.STAND_IN, conditions=(before, after), **found)
+    return Result(
+        runtime_version=runtime.version(),
+        stand_in=runtime.STAND_IN,
+        library_bytes=_library_bytes(runtime),
+        conditions=(before, after),
+        **found,
+    )
+
+
+def _library_bytes(runtime: ModuleType) -> int | None:
+    """What an app adds to have the runtime; None where its file does not say."""
+    if not hasattr(runtime, "library_files"):
+        return None
+    return sum(file.stat().st_size for file in runtime.library_files()) or None
 
 
 def parse_result(text: str, job: Job) -> Result:
@@ -190,14 +204,14 @@ def _load(runtime: ModuleType, job: Job) -> dict[str, Any]:
         runtime.prepare(folder, artefact)
         open_session = runtime.open_prepared
     _return_freed_memory()
-    base_bytes = psutil.Process().memory_info().rss
+    base_bytes = _held_bytes(runtime)
     forget_peak()
     start = time.perf_counter_ns()
     with open_session(folder, artefact, job.threads) as session:
         loaded = time.perf_counter_ns()
         session.run(ids, mask)
         called = time.perf_counter_ns()
-        memory_bytes = peak_bytes() - base_bytes
+        memory_bytes = (_held_bytes(runtime) if hasattr(runtime, "resident_bytes") else peak_bytes()) - base_bytes
     return {
         "load_ms": (loaded - start) / 1e6,
         "first_call_ms": (called - loaded) / 1e6,
@@ -229,7 +243,10 @@ def _time(runtime: ModuleType, job: Job) -> tuple[Samples, ...]:
                     cpu_start, start = time.process_time_ns(), time.perf_counter_ns()
                     sessions[model].run(*inputs[model])
                     end, cpu_end = time.perf_counter_ns(), time.process_time_ns()
-                    taken[model].append((end - start, cpu_end - cpu_start, position))
+                    # A model that runs elsewhere has that side's clock alone, which stands for both.
+                    there_ns = getattr(sessions[model], "last_call_ns", None)
+                    call_ns = (end - start, cpu_end - cpu_start) if there_ns is None else (there_ns, there_ns)
+                    taken[model].append((*call_ns, position))
                     position += 1
             for model, calls in taken.items():
                 wall_ns, cpu_ns, order = zip(*calls, strict=True)
@@ -246,6 +263,11 @@ def _order(pair: int, job: Job) -> tuple[Model, ...]:
         return ("candidate",)
     first_is_candidate = job.candidate_first == (pair % 2 == 0)
     return ("candidate", "reference") if first_is_candidate else ("reference", "candidate")
+
+
+def _held_bytes(runtime: ModuleType) -> int:
+    """Memory of the process that holds models: this one, or those that the runtime names."""
+    return runtime.resident_bytes() if hasattr(runtime, "resident_bytes") else psutil.Process().memory_info().rss
 
 
 def _return_freed_memory() -> None:

@@ -69,6 +69,10 @@ class Params(Settings):
         description="Of int8: ranges of activations taken from each token as it comes, or fixed ones, calibrated on "
         "training rows.",
     )
+    settings: dict[str, str] = Field(
+        default={},
+        description='How the runtime opens it, such as {xnnpack: "0"}; the rest is as measured fastest.',
+    )
 
     @model_validator(mode="after")
     def _lengths_fit(self) -> Self:
@@ -129,7 +133,8 @@ def convert(source: Path, out: Path, precision: str, params: Params, max_length:
         ) from error
     (out / FILE).write_bytes(content)
     notes = _notes(precision, params, plan, [name for name in modules if name in constants])
-    return _artefact(precision, lengths, model.config.num_labels, notes)
+    artefact = _artefact(precision, lengths, model.config.num_labels, notes)
+    return artefact.model_copy(update={"settings": params.settings})
 
 
 def _check(precision: str, params: Params, plan: Plan | None) -> None:

@@ -45,6 +45,10 @@ class Params(Settings):
     inputs: Literal["int64", "int32"] = Field(
         default="int64", description="Type of both inputs; int32 where a phone's or browser's API has no int64."
     )
+    settings: dict[str, str] = Field(
+        default={},
+        description='How the runtime opens it, such as {spinning: "1"}; the rest is as measured fastest.',
+    )
 
 
 def convert(source: Path, out: Path, precision: str, params: Params, max_length: int, plan: Plan | None) -> Artefact:
@@ -91,6 +95,7 @@ def convert(source: Path, out: Path, precision: str, params: Params, max_length:
         inputs=tuple(TensorFact(name=name, dtype=params.inputs, shape=shape) for name in INPUTS),
         outputs=(TensorFact(name="logits", dtype="float32", shape=("batch", classes)),),
         max_length=max_length,
+        settings=params.settings,
         tools={name: version_of(name) for name in ("torch", "transformers", "optimum", "optimum-onnx", "onnx")},
         notes=(f"graph: {counts['exported']} nodes became {len(graph.graph.node)}", *_quantization_notes(plan)),
     )

@@ -56,6 +56,10 @@ class Params(Settings):
     inputs: Literal["int64", "int32"] = Field(
         default="int64", description="Type of both inputs; int32 where a program's own arrays are."
     )
+    settings: dict[str, str] = Field(
+        default={},
+        description="How the runtime opens it, such as {NUM_STREAMS: 2}; the rest is as measured fastest.",
+    )
 
 
 def why_unusable() -> str | None:
@@ -86,7 +90,12 @@ def convert(source: Path, out: Path, precision: str, params: Params, max_length:
 
     with TemporaryDirectory() as folder:
         artefact = to_onnx.convert(
-            source, Path(folder), "fp32", to_onnx.Params(inputs=params.inputs), max_length, plan=None
+            source,
+            Path(folder),
+            "fp32",
+            to_onnx.Params(inputs=params.inputs, settings=params.settings),
+            max_length,
+            plan=None,
         )
         # Within the block: the weights are read from the ONNX file when they are written.
         model = openvino.Core().read_model(Path(folder) / artefact.file)

@@ -1,4 +1,4 @@
-"""Reading an .onnx file that may be damaged or hostile: everything is refused that an exported classifier never has.
+"""Reading a file for onnxruntime that may be damaged or hostile: refused is what an exported classifier never has.
 
 What cannot be seen here, such as a flipped bit in a weight, is seen by the hash in the card (`pipeline.records`).
 """
@@ -14,6 +14,7 @@ from pipeline.errors import ModelError, first_line
 MAX_BYTES = 2**31 - 1  # protobuf's own limit
 MAX_FIELDS = 10_000  # top-level parts of a model file; ours have about ten
 MAX_NODES = 100_000
+ORT_ALIGNMENT = 16  # `export.to_ort` pads its files to it; other lengths have been cut
 # Operator sets of ONNX itself and onnxruntime's own operators, which its optimizer writes.
 DOMAINS = {"": onnx.defs.onnx_opset_version(), "ai.onnx": onnx.defs.onnx_opset_version(), "com.microsoft": 1}
 
@@ -40,6 +41,37 @@ def check_onnx_file(path: Path) -> ModelProto:
     except onnx.checker.ValidationError as error:
         raise ModelError(f"{path}: not a valid ONNX model: {first_line(error)}; export it again") from None
     return model
+
+
+def check_file(path: Path) -> None:
+    """Nothing speaks against handing an .onnx or .ort file to onnxruntime.
+
+    Raises:
+        ModelError: as `check_onnx_file` and `check_ort_file`.
+    """
+    if path.suffix == ".ort":
+        check_ort_file(path)
+    else:
+        check_onnx_file(path)
+
+
+def check_ort_file(path: Path) -> None:
+    """Nothing speaks against handing the file to onnxruntime, which checks its structure before it reads it.
+
+    Raises:
+        ModelError: missing, cut off within its head, or of another format.
+    """
+    if not path.is_file():
+        raise ModelError(f"{path}: no such file; export it again")
+    with path.open("rb") as file:
+        head = file.read(8)
+    size = path.stat().st_size
+    if len(head) == 8 and head[4:] != b"ORTM":
+        raise ModelError(f"{path}: not an .ort file: found {head[4:]!r} at byte 4, expected b'ORTM'; export it again")
+    if len(head) < 8 or size % ORT_ALIGNMENT:
+        raise ModelError(
+            f"{path}: truncated: {size:,} bytes, expected a multiple of {ORT_ALIGNMENT}; copy or export it again"
+        )
 
 
 class _RefusedError(Exception):

@@ -62,6 +62,8 @@ def run(params: Params, workspace: Workspace, name: str) -> None:
     examples, dev = read_encoded(workspace, "dev", params.data.max_length)
     with output_folder(workspace.exported(name)) as partial:
         artefact = exporter.convert(workspace.student, partial, target.precision, options, params.data.max_length, plan)
+        runtime = plugins.load("runtime", target.runtime)
+        artefact = artefact.model_copy(update={"settings": {**getattr(runtime, "SETTINGS", {}), **artefact.settings}})
         for file in TOKENIZER_FILES:
             if (workspace.student / file).is_file():
                 shutil.copy(workspace.student / file, partial / file)

@@ -66,7 +66,10 @@ class Subject:
         reason = plugins.load("runtime", name).why_unusable()
         if reason is not None:
             raise UnusableRuntimeError(reason)
-        return open_session(name, self.folder, self.artefact, self.threads, count_kernels=count_kernels)
+        artefact = self.artefact
+        if name != self.runtime:  # settings are in the words of the artefact's own runtime
+            artefact = artefact.model_copy(update={"settings": {}})
+        return open_session(name, self.folder, artefact, self.threads, count_kernels=count_kernels)
 
     def open_student(self) -> Session:
         """The model it was made from, in PyTorch."""

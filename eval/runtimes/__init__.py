@@ -10,15 +10,22 @@ A runtime file has:
 - `prepare(folder, artefact)` and `open_prepared(folder, artefact, threads)` (optional, both): `open_session` in two
   steps, so that importing the library and checking the file are no part of the load time.
 - `count_kernels(folder, artefact)` (optional): `Kernels`, what the runtime makes of the artefact.
+- `SETTINGS` (optional): how it opens an artefact, as text by name. A card repeats them and may change each.
+- `variants(artefact)` (optional): title -> changed settings, which the check of settings times beside those that ship.
+- `library_files()` (optional): the files that an app adds to have this runtime, as built for this machine.
+- `resident_bytes()` (optional): memory of the processes that hold models, where these are other processes.
 """
 
+from collections.abc import Mapping
 from types import TracebackType
 from typing import Protocol, Self, runtime_checkable
 
 import numpy as np
 from jaxtyping import Float, Int
 
-from pipeline.records import Record
+from pipeline.errors import ModelError
+from pipeline.plugins import nearest
+from pipeline.records import Artefact, Record
 
 
 class Kernels(Record):
@@ -26,7 +33,8 @@ class Kernels(Record):
 
     # matrix products with weights that run on integers
     integer: int
-    # those that run in float, by the name of their module, or of their node where that is not known
+    # those that run in float, by the name of their module, or of their node where that is not known, or '#' and a
+    # number where nodes have no names
     float_weights: tuple[str, ...]
     quantize: int
     dequantize: int
@@ -36,7 +44,11 @@ class Kernels(Record):
 
 @runtime_checkable
 class Session(Protocol):
-    """A loaded artefact. Inputs go in by name."""
+    """A loaded artefact. Inputs go in by name.
+
+    A session that is far from what executes the model has `last_call_ns` besides: what that side's own clock says of
+    the last call, without the way there and back.
+    """
 
     input_names: tuple[str, ...]
     output_names: tuple[str, ...]
@@ -54,3 +66,18 @@ class Session(Protocol):
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None: ...
+
+
+def settings_of(artefact: Artefact, known: Mapping[str, str]) -> dict[str, str]:
+    """A runtime's own settings with what the artefact's card says of them.
+
+    Raises:
+        ModelError: the card names a setting that this runtime does not have.
+    """
+    for name in artefact.settings:
+        if name not in known:
+            raise ModelError(
+                f"{artefact.file}: its card has the setting '{name}'{nearest(name, known)}; "
+                "mend options.settings of its target and export it again"
+            )
+    return {**known, **artefact.settings}

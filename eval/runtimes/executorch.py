@@ -5,8 +5,11 @@ order of the card. The number of threads belongs to the process and not to a mod
 """
 
 import ctypes
+import json
 import logging
+import tempfile
 import warnings
+from collections import Counter
 from functools import cache
 from importlib import metadata
 from pathlib import Path
@@ -17,6 +20,7 @@ from weakref import WeakSet
 import numpy as np
 from jaxtyping import Float, Int
 
+from eval.runtimes import Kernels
 from pipeline import extras
 from pipeline.errors import ModelError, UnusableRuntimeError, first_line
 from pipeline.records import Artefact, TensorFact
@@ -39,6 +43,15 @@ def why_unusable() -> str | None:
 def version() -> str:
     """Its version."""
     return metadata.version("executorch")
+
+
+def library_files() -> list[Path]:
+    """The core, XNNPACK, and kernels for what XNNPACK does not take."""
+    import executorch
+
+    (folder,) = executorch.__path__
+    names = ("", "_backend_xnnpack", "_kernels_optimized", "_kernels_quantized")
+    return sorted(file for name in names for file in Path(folder).glob(f"lib/libexecutorch{name}.*"))
 
 
 def open_session(folder: Path, artefact: Artefact, threads: int) -> "ExecutorchSession":
@@ -64,6 +77,55 @@ def prepare(folder: Path, artefact: Artefact) -> None:
 def open_prepared(folder: Path, artefact: Artefact, threads: int) -> "ExecutorchSession":
     """A session on a file that `prepare` has checked."""
     return ExecutorchSession(folder / artefact.file, artefact, threads)
+
+
+def count_kernels(folder: Path, artefact: Artefact) -> Kernels:
+    """What XNNPACK is given to execute. Its graphs carry no names, so a product in float is '#' and a number."""
+    from executorch.exir._serialize import _deserialize_pte_binary
+
+    program = _deserialize_pte_binary((folder / artefact.file).read_bytes()).program
+    kinds: Counter[str] = Counter()
+    integer = floats = 0
+    for delegate in program.execution_plan[0].delegates:
+        graph = _read_delegate(program.backend_delegate_data[delegate.processed.index].data)
+        types = dict(map(_number_and_type, graph["xvalues"]))
+        for node in graph["xnodes"]:
+            kind, operands = node["xnode_union_type"], node["xnode_union"]
+            if kind == "XNNConvert":
+                kind = "quantize" if "int8" in types[operands["output_id"]] else "dequantize"
+            kinds[kind] += 1
+            if kind == "XNNFullyConnected":
+                is_integer = all("int8" in types[operands[name]] for name in ("input1_id", "filter_id"))
+                integer, floats = integer + is_integer, floats + (not is_integer)
+    return Kernels(
+        integer=integer,
+        float_weights=tuple(f"#{i + 1}" for i in range(floats)),
+        quantize=kinds["quantize"],
+        dequantize=kinds["dequantize"],
+        cast=sum("_to_dim_order_copy" in one.name for one in program.execution_plan[0].operators),
+        nodes=kinds.total() + len(program.execution_plan[0].operators),
+    )
+
+
+def _read_delegate(blob: bytes) -> dict[str, Any]:
+    """XNNPACK's graph in a program: a header, then a FlatBuffer by the schema that ExecuTorch's package carries."""
+    from executorch.backends.xnnpack import serialization
+    from executorch.backends.xnnpack.serialization.xnnpack_graph_serialize import XNNHeader
+    from executorch.exir._serialize import _flatbuffer
+
+    header = XNNHeader.from_bytes(blob[: XNNHeader.EXPECTED_LENGTH])
+    (schemas,) = serialization.__path__
+    with tempfile.TemporaryDirectory() as scratch:
+        file = Path(scratch) / "graph.bin"
+        file.write_bytes(blob[header.flatbuffer_offset :][: header.flatbuffer_size])
+        _flatbuffer._flatc_decompile(scratch, str(Path(schemas) / "runtime_schema.fbs"), str(file), ["--raw-binary"])
+        return json.loads(file.with_suffix(".json").read_text("utf-8"))
+
+
+def _number_and_type(value: dict[str, Any]) -> tuple[int, str]:
+    """Of one of XNNPACK's values, such as (4, 'xnn_datatype_qdint8')."""
+    tensor = value["xvalue_union"].get("tensor_value", value["xvalue_union"])
+    return tensor["id_out"], tensor["datatype"]
 
 
 def check_program_file(path: Path) -> None:

@@ -6,6 +6,7 @@ file is loaded, since XNNPACK then packs the weights they share once, and no cal
 
 import math
 import struct
+from collections import Counter
 from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
@@ -16,6 +17,7 @@ import numpy as np
 from jaxtyping import Float, Int, Int32
 
 from eval.padding import padded_length
+from eval.runtimes import Kernels, settings_of
 from pipeline.errors import ModelError, first_line
 from pipeline.extras import why_missing
 from pipeline.records import Artefact
@@ -23,6 +25,10 @@ from pipeline.records import Artefact
 FORMATS = ("litert",)
 STAND_IN = None
 IDENTIFIER = b"TFL3"  # at byte 4 of every file
+SETTINGS = {
+    "threads": "",  # as many as the caller asks for
+    "xnnpack": "1",  # XNNPACK's kernels where it has one
+}
 # What the schema's code raises where an offset or a length leads out of the file, or a text is none.
 UNREADABLE = (struct.error, IndexError, ValueError, TypeError, AttributeError, OverflowError, MemoryError)
 # Bytes of one value; a constant of another type is not checked.
@@ -37,6 +43,19 @@ def why_unusable() -> str | None:
 def version() -> str:
     """Its version."""
     return metadata.version("ai-edge-litert")
+
+
+def variants(artefact: Artefact) -> dict[str, dict[str, str]]:
+    """Settings worth timing beside those that ship."""
+    return {"without XNNPACK": {"xnnpack": "0"}, "two threads": {"threads": "2"}}
+
+
+def library_files() -> list[Path]:
+    """The library that an Android app links."""
+    import ai_edge_litert
+
+    (folder,) = ai_edge_litert.__path__
+    return sorted(Path(folder).glob("libLiteRt.*"))
 
 
 def open_session(folder: Path, artefact: Artefact, threads: int) -> "LitertSession":
@@ -61,6 +80,30 @@ def open_prepared(folder: Path, artefact: Artefact, threads: int) -> "LitertSess
     return LitertSession(folder / artefact.file, artefact, threads)
 
 
+def count_kernels(folder: Path, artefact: Artefact) -> Kernels:
+    """What the interpreter holds once it is loaded, for the shortest length; products of two activations aside."""
+    interpreter = _load(folder / artefact.file, 1, settings_of(artefact, SETTINGS))
+    interpreter.allocate_tensors()
+    dtypes = {one["index"]: np.dtype(one["dtype"]) for one in interpreter.get_tensor_details()}
+    names = {one["index"]: one["name"] for one in interpreter.get_tensor_details()}
+    operations = [one for one in interpreter._get_ops_details() if one["op_name"] != "DELEGATE"]
+    kinds = Counter(one["op_name"] for one in operations)
+    weights = [int(one["inputs"][1]) for one in operations if one["op_name"] == "FULLY_CONNECTED"]
+    return Kernels(
+        integer=sum(dtypes[index].kind == "i" for index in weights),
+        float_weights=tuple(_module_of(names[index]) for index in weights if dtypes[index].kind != "i"),
+        quantize=kinds["QUANTIZE"],
+        dequantize=kinds["DEQUANTIZE"],
+        cast=kinds["CAST"],
+        nodes=kinds.total(),
+    )
+
+
+def _module_of(tensor: str) -> str:
+    """'length_16/bert.pooler.dense.weight' gives 'bert.pooler.dense'."""
+    return tensor.rpartition("/")[2].removesuffix(".weight")
+
+
 class _Bucket(NamedTuple):
     """Where one signature's values are, and the room that its inputs are padded in."""
 
@@ -76,7 +119,7 @@ class LitertSession:
     """A loaded file."""
 
     def __init__(self, path: Path, artefact: Artefact, threads: int) -> None:
-        self._interpreter = _load(path, threads)
+        self._interpreter = _load(path, threads, settings_of(artefact, SETTINGS))
         self.input_names = tuple(fact.name for fact in artefact.inputs)
         self.output_names = tuple(fact.name for fact in artefact.outputs)
         self._artefact = artefact
@@ -148,11 +191,14 @@ class LitertSession:
         self.close()
 
 
-def _load(path: Path, threads: int) -> Any:
-    from ai_edge_litert.interpreter import Interpreter
+def _load(path: Path, threads: int, settings: dict[str, str]) -> Any:
+    from ai_edge_litert.interpreter import Interpreter, OpResolverType
 
+    with_xnnpack = settings["xnnpack"] == "1"
+    resolver = OpResolverType.AUTO if with_xnnpack else OpResolverType.BUILTIN_WITHOUT_DEFAULT_DELEGATES
+    threads = int(settings["threads"] or threads)
     try:
-        return Interpreter(model_path=str(path), num_threads=threads)
+        return Interpreter(model_path=str(path), num_threads=threads, experimental_op_resolver_type=resolver)
     except (ValueError, RuntimeError) as error:
         raise ModelError(f"{path}: LiteRT cannot load it: {first_line(error)}; export it again") from error
 

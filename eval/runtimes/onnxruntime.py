@@ -11,14 +11,13 @@ import numpy as np
 import onnx
 from jaxtyping import Float, Int
 
-from eval.runtimes import Kernels
+from eval.runtimes import Kernels, settings_of
 from pipeline.errors import ModelError, first_line
-from pipeline.onnx_files import check_onnx_file
+from pipeline.onnx_files import check_file
 from pipeline.records import Artefact
 
 FORMATS = ("onnx", "ort")
 STAND_IN = None
-ORT_ALIGNMENT = 16  # `export.to_ort` pads its files to it; other lengths have been cut
 # onnxruntime's operators that multiply by weights.
 INTEGER_PRODUCTS = (
     "MatMulInteger",
@@ -30,6 +29,14 @@ INTEGER_PRODUCTS = (
 )
 FLOAT_PRODUCTS = ("MatMul", "Gemm", "FusedMatMul", "FusedGemm", "Attention")
 DTYPES = {"tensor(int64)": np.int64, "tensor(int32)": np.int32}
+SETTINGS = {
+    "threads": "",  # as many as the caller asks for
+    # A spinning thread takes a core from the other model in an interleaved measurement, and battery on a phone.
+    "spinning": "0",
+    # The fused kernel is slower: 7 to 14 % on int8 at every size tried. It is formed on files of opsets before 17,
+    # where LayerNormalization is not one operator; ours never have it.
+    "disabled_optimizers": "SkipLayerNormFusion",
+}
 
 
 def why_unusable() -> str | None:
@@ -40,6 +47,24 @@ def why_unusable() -> str | None:
 def version() -> str:
     """Its version."""
     return metadata.version("onnxruntime")
+
+
+def variants(artefact: Artefact) -> dict[str, dict[str, str]]:
+    """Settings worth timing beside those that ship."""
+    fused = {"SkipLayerNorm fused": {"disabled_optimizers": ""}} if artefact.format == "onnx" else {}
+    return {
+        **fused,
+        "two threads": {"threads": "2"},
+        "two threads that spin": {"threads": "2", "spinning": "1"},
+    }
+
+
+def library_files() -> list[Path]:
+    """The library with all operators; a build with those of the artefact's `.config` file alone is smaller."""
+    import onnxruntime.capi
+
+    (folder,) = onnxruntime.capi.__path__
+    return sorted(Path(folder).glob("libonnxruntime.*"))
 
 
 def open_session(folder: Path, artefact: Artefact, threads: int) -> "OnnxSession":
@@ -56,29 +81,7 @@ def prepare(folder: Path, artefact: Artefact) -> None:
     """Imports the library and checks the file: what an app has done before, so that it is no part of the load time."""
     import onnxruntime  # noqa: F401
 
-    if artefact.format == "ort":
-        check_ort_file(folder / artefact.file)
-    else:
-        check_onnx_file(folder / artefact.file)
-
-
-def check_ort_file(path: Path) -> None:
-    """Nothing speaks against handing the file to onnxruntime, which checks its structure before it reads it.
-
-    Raises:
-        ModelError: missing, cut off within its head, or of another format.
-    """
-    if not path.is_file():
-        raise ModelError(f"{path}: no such file; export it again")
-    with path.open("rb") as file:
-        head = file.read(8)
-    size = path.stat().st_size
-    if len(head) == 8 and head[4:] != b"ORTM":
-        raise ModelError(f"{path}: not an .ort file: found {head[4:]!r} at byte 4, expected b'ORTM'; export it again")
-    if len(head) < 8 or size % ORT_ALIGNMENT:
-        raise ModelError(
-            f"{path}: truncated: {size:,} bytes, expected a multiple of {ORT_ALIGNMENT}; copy or export it again"
-        )
+    check_file(folder / artefact.file)
 
 
 def open_prepared(folder: Path, artefact: Artefact, threads: int) -> "OnnxSession":
@@ -90,7 +93,7 @@ def count_kernels(folder: Path, artefact: Artefact) -> Kernels:
     """What onnxruntime makes of the file on this machine: its graph after all of its own passes."""
     with tempfile.TemporaryDirectory() as scratch:
         optimised = Path(scratch) / "optimised.onnx"
-        _load(folder / artefact.file, 1, optimised)
+        _load(folder / artefact.file, 1, settings_of(artefact, SETTINGS), optimised)
         graph = onnx.load(optimised).graph
     held = {tensor.name for tensor in graph.initializer}
     kinds = Counter(node.op_type for node in graph.node)
@@ -115,7 +118,7 @@ class OnnxSession:
     """A loaded file."""
 
     def __init__(self, path: Path, artefact: Artefact, threads: int) -> None:
-        self._session = _load(path, threads)
+        self._session = _load(path, threads, settings_of(artefact, SETTINGS))
         self.input_names = tuple(value.name for value in self._session.get_inputs())
         self.output_names = tuple(value.name for value in self._session.get_outputs())
         self._max_length = artefact.max_length
@@ -154,17 +157,16 @@ class OnnxSession:
         self.close()
 
 
-def _load(path: Path, threads: int, optimised: Path | None = None) -> Any:
+def _load(path: Path, threads: int, settings: dict[str, str], optimised: Path | None = None) -> Any:
     import onnxruntime
     from onnxruntime.capi import onnxruntime_pybind11_state as errors
 
     options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads
+    options.intra_op_num_threads = int(settings["threads"] or threads)
     options.inter_op_num_threads = 1
     options.execution_mode = onnxruntime.ExecutionMode.ORT_SEQUENTIAL
-    # A spinning thread takes a core from the other model in an interleaved measurement, and battery on a phone.
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    options.add_session_config_entry("session.inter_op.allow_spinning", "0")
+    options.add_session_config_entry("session.intra_op.allow_spinning", settings["spinning"])
+    options.add_session_config_entry("session.inter_op.allow_spinning", settings["spinning"])
     options.log_severity_level = 3  # errors; they are raised as well
     if optimised is not None:
         options.optimized_model_filepath = str(optimised)
@@ -175,9 +177,7 @@ def _load(path: Path, threads: int, optimised: Path | None = None) -> Any:
             str(path),
             options,
             providers=["CPUExecutionProvider"],
-            # The fused kernel is slower: 7 to 14 % on int8 at every size tried. It is formed on files of opsets before
-            # 17, where LayerNormalization is not one operator; ours never have it.
-            disabled_optimizers=["SkipLayerNormFusion"],
+            disabled_optimizers=settings["disabled_optimizers"].split(),
         )
     except (
         errors.Fail,

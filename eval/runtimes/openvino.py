@@ -11,7 +11,7 @@ from xml.parsers import expat
 import numpy as np
 from jaxtyping import Float, Int
 
-from eval.runtimes import Kernels
+from eval.runtimes import Kernels, settings_of
 from pipeline.errors import ModelError
 from pipeline.extras import why_missing
 from pipeline.onnx_files import check_onnx_file
@@ -26,6 +26,14 @@ sys.modules["openvino_telemetry"] = None  # type: ignore[assignment]
 
 FORMATS = ("openvino", "onnx")
 STAND_IN = None
+SETTINGS = {
+    "INFERENCE_NUM_THREADS": "",  # as many as the caller asks for
+    "PERFORMANCE_HINT": "LATENCY",
+    "NUM_STREAMS": "1",
+    # By default it computes in bfloat16 where the CPU can, and in fp16 on Arm: on a CPU with avx512_bf16 a quarter
+    # faster, and 0.4 % of the logits' spread away from the fp32 that the card states.
+    "INFERENCE_PRECISION_HINT": "f32",
+}
 _TOLD = ("layerType", "runtimePrecision", "originalLayersNames")
 _INTEGER = ("i8", "u8")
 # What OpenVINO and the ONNX exporter append to a module's name.
@@ -42,6 +50,26 @@ def why_unusable() -> str | None:
 def version() -> str:
     """Its version."""
     return metadata.version("openvino")
+
+
+def variants(artefact: Artefact) -> dict[str, dict[str, str]]:
+    """Settings worth timing beside those that ship."""
+    return {"hint for throughput": {"PERFORMANCE_HINT": "THROUGHPUT"}, "two threads": {"INFERENCE_NUM_THREADS": "2"}}
+
+
+def library_files() -> list[Path]:
+    """The core, the plugin of the CPU, what reads its own format, and its pool of threads."""
+    import openvino
+
+    (folder,) = openvino.__path__
+    names = (
+        "libopenvino",
+        "libopenvino_intel_cpu_plugin",
+        "libopenvino_arm_cpu_plugin",
+        "libopenvino_ir_frontend",
+        "libtbb",
+    )
+    return sorted(file for name in names for file in Path(folder).glob(f"libs/{name}.*"))
 
 
 def open_session(folder: Path, artefact: Artefact, threads: int) -> "OpenVinoSession":
@@ -73,7 +101,7 @@ def open_prepared(folder: Path, artefact: Artefact, threads: int) -> "OpenVinoSe
 def count_kernels(folder: Path, artefact: Artefact) -> Kernels:
     """What the CPU plugin executes: its own graph, after its own passes."""
     path = folder / artefact.file
-    compiled = _load(path if artefact.format == "onnx" else path / "model.xml", 1)
+    compiled = _load(path if artefact.format == "onnx" else path / "model.xml", 1, settings_of(artefact, SETTINGS))
     kinds: Counter[str] = Counter()
     integer, floats = 0, []
     for op in compiled.get_runtime_model().get_ops():
@@ -107,7 +135,7 @@ class OpenVinoSession:
     """A loaded file."""
 
     def __init__(self, path: Path, artefact: Artefact, threads: int) -> None:
-        self._compiled = _load(path, threads)
+        self._compiled = _load(path, threads, settings_of(artefact, SETTINGS))
         found = {_name(port): port.get_element_type().to_dtype() for port in self._compiled.inputs}
         self.input_names = tuple(found)
         self.output_names = tuple(_name(port) for port in self._compiled.outputs)
@@ -155,20 +183,13 @@ def _shown(dtypes: dict[str, np.dtype]) -> dict[str, str]:
     return {name: str(dtype) for name, dtype in dtypes.items()}
 
 
-def _load(path: Path, threads: int) -> "openvino.CompiledModel":
+def _load(path: Path, threads: int, settings: dict[str, str]) -> "openvino.CompiledModel":
     import openvino
 
-    settings = {
-        "INFERENCE_NUM_THREADS": threads,
-        "PERFORMANCE_HINT": "LATENCY",
-        "NUM_STREAMS": 1,
-        # By default it computes in bfloat16 where the CPU can, and in fp16 on Arm: on a CPU with avx512_bf16 a quarter
-        # faster, and 0.4 % of the logits' spread away from the fp32 that the card states.
-        "INFERENCE_PRECISION_HINT": "f32",
-    }
+    given = {**settings, "INFERENCE_NUM_THREADS": settings["INFERENCE_NUM_THREADS"] or str(threads)}
     try:
         core = openvino.Core()
-        return core.compile_model(core.read_model(path), "CPU", settings)
+        return core.compile_model(core.read_model(path), "CPU", given)
     except RuntimeError as error:
         raise ModelError(f"{path}: openvino cannot load it: {_reason(error)}; export it again") from error
 

@@ -1,0 +1,76 @@
+"""Runtime options are measured, not believed: the settings that ship are the fastest for one thread on this machine."""
+
+from dataclasses import replace
+from types import ModuleType
+
+from eval.checks import Subject, failed, passed
+from eval.figures import speedup
+from eval.latency import measure
+from pipeline import plugins
+from pipeline.params import MeasureSettings
+from pipeline.records import Check, Interval, Status
+
+TITLE = "runtime settings"
+# Another setting must be this many times as fast before it is worth a change.
+WORTH = 1.05
+TIMING = MeasureSettings(processes=3, pairs=40, max_rounds=1, warmup=5, threads=1, lengths=())
+
+
+def applies(subject: Subject) -> bool:
+    """Where the runtime has settings to choose from."""
+    return bool(_variants(plugins.load("runtime", subject.runtime), subject))
+
+
+def check(subject: Subject) -> Check:
+    """Times the artefact with each other setting beside itself, in the same processes."""
+    found: dict[str, Interval] = {}
+    problems: dict[str, str] = {}
+    variants = _variants(plugins.load("runtime", subject.runtime), subject)
+    for title, changed in variants.items():
+        settings = {**subject.artefact.settings, **changed}
+        other = replace(subject.exported, artefact=subject.artefact.model_copy(update={"settings": settings}))
+        timed = measure(
+            target=subject.target,
+            runtime=subject.runtime,
+            device=subject.device,
+            candidate=other,
+            reference=subject.exported,
+            sequences=subject.sequences,
+            pad_id=subject.pad_id,
+            settings=TIMING,
+            seed=subject.seed,
+            with_loads=False,
+        )
+        if timed.not_measured is None:
+            found[title] = speedup(timed)
+        else:
+            problems[title] = timed.not_measured
+    facts = {
+        "settings": subject.artefact.settings,
+        "variants": variants,
+        "times_as_fast": {title: ratio.model_dump(mode="json") for title, ratio in found.items()},
+        "problems": problems,
+    }
+    shown = ", ".join(
+        [
+            *(f"{title} {ratio.value:.2f} [{ratio.low:.2f}, {ratio.high:.2f}]" for title, ratio in found.items()),
+            *(f"{title} cannot run: {problem}" for title, problem in problems.items()),
+        ]
+    )
+    # Threads are the app's to give: more of them cost battery, whatever they gain.
+    better = [title for title in found if not _more_threads(variants[title]) and found[title].low > WORTH]
+    if better:
+        return failed(
+            TITLE, f"times as fast as shipped: {shown}; set options.settings to that of '{better[0]}'", **facts
+        )
+    if not found:
+        return Check(title=TITLE, status=Status.NOT_MEASURED, reason=shown, facts=facts)
+    return passed(TITLE, f"times as fast as shipped: {shown}", **facts)
+
+
+def _variants(runtime: ModuleType, subject: Subject) -> dict[str, dict[str, str]]:
+    return runtime.variants(subject.artefact) if hasattr(runtime, "variants") else {}
+
+
+def _more_threads(changed: dict[str, str]) -> bool:
+    return any("thread" in name.lower() for name in changed)

@@ -1,0 +1,250 @@
+"""The checks on every format besides ONNX, in the runtime that executes it: sound files pass, planted faults do not.
+
+Faults are planted in the graph before it is written, so that the whole way through exporter, file and runtime is there.
+"""
+
+import dataclasses
+import importlib
+import shutil
+
+import pytest
+import torch
+from test_checks import exported, found, ignore_the_mask, judged, swap_the_inputs
+from test_quantization import toy_examples
+from tiny_project import make_rows, make_teacher, make_tokenizer
+
+from eval.checks import Subject, int8, lengths, padding
+from eval.checks import settings as settings_check
+from export import encoder_graph, to_onnx
+from pipeline import plugins
+from pipeline.models import save_classifier
+from pipeline.params import QuantizeSettings
+from pipeline.quantization import make_plan
+from pipeline.records import Status
+from pipeline.vocabulary import save_tokenizer
+
+MAX_LENGTH = 20
+MODULES = 14  # products with weights of two layers, pooler and classifier
+# format -> (runtime, options); formats of fixed lengths take two here
+FORMATS = {
+    "ort": ("onnxruntime", {}),
+    "openvino": ("openvino", {}),
+    "litert": ("litert", {"lengths": (12, MAX_LENGTH)}),
+    "executorch": ("executorch", {}),
+}
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory):
+    """A model folder with its tokenizer, and a plan."""
+    folder = tmp_path_factory.mktemp("source")
+    words = make_tokenizer()
+    model = make_teacher(words, hidden_size=64, intermediate_size=256).eval()
+    save_tokenizer(words, folder)
+    save_classifier(model, folder)
+    plan = make_plan(
+        model,
+        toy_examples(12, "dev"),
+        toy_examples(30, "train", seed=1),
+        QuantizeSettings(allowed_drop_points=100),
+        sensitivity_rows=2,
+    )
+    return folder, plan, words
+
+
+def convert(source, out, name, precision):
+    folder, plan, _ = source
+    exporter = plugins.load("format", name)
+    params = exporter.Params(**FORMATS[name][1])
+    return exporter.convert(folder, out, precision, params, MAX_LENGTH, plan if precision == "int8" else None)
+
+
+@pytest.fixture(scope="module", params=sorted(FORMATS))
+def sound(request, source, tmp_path_factory):
+    """(format, precision -> folder, precision -> artefact)."""
+    name = request.param
+    reason = plugins.load("runtime", FORMATS[name][0]).why_unusable()
+    if reason is not None:
+        pytest.skip(reason)
+    folders = {precision: tmp_path_factory.mktemp(f"{name}-{precision}") for precision in ("fp32", "int8")}
+    return name, folders, {precision: convert(source, folders[precision], name, precision) for precision in folders}
+
+
+def subject_of(source, name, folder, artefact, twin=None):
+    texts = [text for text, _ in make_rows(40, seed=3)]
+    words = source[2]
+    return Subject(
+        target=name,
+        runtime=FORMATS[name][0],
+        device="local",
+        exported=weighed(folder, artefact),
+        float_twin=twin,
+        student=source[0],
+        tokenizer=source[0],
+        pad_id=words.pad_token_id,
+        sequences=[words(text)["input_ids"] for text in texts],
+        texts=texts,
+        tolerance=plugins.load("format", name).TOLERANCES[artefact.precision],
+    )
+
+
+def weighed(folder, artefact):
+    """An OpenVINO artefact is a folder."""
+    path = folder / artefact.file
+    if path.is_file():
+        return exported(folder, artefact)
+    one = exported(path, artefact.model_copy(update={"file": "model.bin"}))
+    return dataclasses.replace(one, folder=folder, artefact=artefact)
+
+
+def plant(monkeypatch, name, in_onnx, in_torch):
+    """Has the exporter write a graph with a fault, its own look at the graph switched off."""
+    if name in ("ort", "openvino"):
+        clean = to_onnx._clean
+
+        def clean_and_spoil(model):
+            clean(model)
+            in_onnx(model.graph)
+
+        monkeypatch.setattr(to_onnx, "_clean", clean_and_spoil)
+        return
+    forward = encoder_graph.EncoderGraph.forward
+    monkeypatch.setattr(encoder_graph.EncoderGraph, "forward", lambda self, *inputs: forward(self, *in_torch(*inputs)))
+    monkeypatch.setattr(importlib.import_module(f"export.to_{name}"), "check_answers", lambda *_: None)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "int8"])
+def test_sound_file_passes(sound, source, precision):
+    name, folders, artefacts = sound
+    subject = subject_of(source, name, folders[precision], artefacts[precision])
+    for check in (lengths, padding):
+        status, reason = found(check, subject)
+        assert status is Status.PASS, reason
+
+
+def test_swapped_inputs_are_found(sound, source, monkeypatch, tmp_path):
+    """Planted fault: ids are read as the mask, and the mask as ids."""
+    name, _, _ = sound
+    plant(monkeypatch, name, swap_the_inputs, lambda ids, mask: (mask, ids))
+    status, reason = found(lengths, subject_of(source, name, tmp_path, convert(source, tmp_path, name, "fp32")))
+    assert status is Status.FAIL, reason
+
+
+def test_leak_from_the_padding_is_found(sound, source, monkeypatch, tmp_path):
+    """Planted fault: the mask is read and counts for nothing."""
+    name, _, _ = sound
+    plant(monkeypatch, name, ignore_the_mask, lambda ids, mask: (ids, mask * 0 + torch.ones_like(mask)))
+    status, reason = found(padding, subject_of(source, name, tmp_path, convert(source, tmp_path, name, "fp32")))
+    assert (status, "the mask does not reach every layer" in reason) == (Status.FAIL, True), reason
+
+
+def test_kernels_are_counted(sound):
+    """Every product with weights runs on integers in the int8 file, none in the float file."""
+    name, folders, artefacts = sound
+    runtime = plugins.load("runtime", FORMATS[name][0])
+    kernels = {precision: runtime.count_kernels(folders[precision], artefacts[precision]) for precision in folders}
+    assert kernels["int8"].float_weights == () and kernels["int8"].integer > 0
+    assert kernels["fp32"].integer == 0 and len(kernels["fp32"].float_weights) >= kernels["int8"].integer
+    if name != "ort":  # onnxruntime's query, key and value are one product
+        assert kernels["int8"].integer == len(kernels["fp32"].float_weights) == MODULES
+
+
+def test_float_file_under_the_name_of_int8_is_found(sound, source, tmp_path, monkeypatch):
+    """Planted fault: the weights are float, in a file that is as small as it should be."""
+    name, folders, artefacts = sound
+    file = artefacts["fp32"].file
+    whole = folders["fp32"] / file
+    (shutil.copytree if whole.is_dir() else shutil.copy)(whole, tmp_path / file)
+    fake = artefacts["fp32"].model_copy(update={"precision": "int8"})
+    subject = subject_of(source, name, tmp_path, fake, weighed(folders["fp32"], artefacts["fp32"]))
+    assert judged(subject, timed=1.5)[0] is Status.FAIL
+    monkeypatch.setattr(int8, "LARGEST_SHARE", 2.0)
+    status, reason = judged(subject, timed=1.5)
+    assert (status, "matrix products with weights run in float" in reason) == (Status.FAIL, True), reason
+
+
+def test_nameless_products_may_be_as_many_as_the_plan_keeps(source, tmp_path):
+    """XNNPACK's graphs have no names: their number must do."""
+    subject = subject_of(source, "executorch", tmp_path, fake_artefact(tmp_path))
+    kept = dataclasses.replace(subject, exclude=("classifier",))
+    assert int8._stray(("#1",), kept) == []
+    assert int8._stray(("#1", "#2"), kept) == ["#2"]
+    assert int8._stray(("classifier", "bert.pooler.dense"), kept) == ["bert.pooler.dense"]
+
+
+def fake_artefact(folder):
+    from fakes import make_artefact
+
+    (folder / "student.fake").write_bytes(b"x")
+    return make_artefact(precision="int8").model_copy(update={"format": "executorch"})
+
+
+# --- settings ----------------------------------------------------------------------------------------------------
+
+
+class FakeRatio:
+    def __init__(self, value):
+        self.value, self.low, self.high = value, value - 0.02, value + 0.02
+
+    def model_dump(self, mode):
+        return {"value": self.value}
+
+
+def judged_settings(monkeypatch, subject, ratios):
+    """The check with ratios made by hand: title of a variant -> how many times as fast as shipped."""
+    changed = plugins.load("runtime", subject.runtime).variants(subject.artefact)
+    timed = []
+
+    def measure(*, candidate, reference, **_):
+        assert reference.artefact == subject.artefact
+        (title,) = (one for one, more in changed.items() if candidate.artefact.settings == more)
+        timed.append(title)
+        return title_of(title)
+
+    class title_of:  # noqa: N801
+        not_measured = None
+
+        def __init__(self, title):
+            self.title = title
+
+    monkeypatch.setattr(settings_check, "measure", measure)
+    monkeypatch.setattr(settings_check, "speedup", lambda one: FakeRatio(ratios.get(one.title, 1.0)))
+    result = found(settings_check, subject)
+    assert timed == list(changed)
+    return result
+
+
+def test_slower_setting_than_another_is_found(sound, source, monkeypatch):
+    """A setting that is faster on as many threads fails the check; more threads are told, and are the app's to give."""
+    name, folders, artefacts = sound
+    subject = subject_of(source, name, folders["fp32"], artefacts["fp32"])
+    if not settings_check.applies(subject):
+        assert name == "executorch"  # its threads belong to the process
+        return
+    status, reason = judged_settings(monkeypatch, subject, {"two threads": 1.9})
+    assert (status, "two threads 1.90" in reason) == (Status.PASS, True), reason
+    other = next(
+        (one for one in plugins.load("runtime", subject.runtime).variants(subject.artefact) if "thread" not in one),
+        None,
+    )
+    if other is not None:
+        status, reason = judged_settings(monkeypatch, subject, {other: 1.3})
+        assert (status, "set options.settings of the target to" in reason) == (Status.FAIL, True), reason
+
+
+def test_setting_of_the_card_reaches_the_runtime(sound):
+    """And one that the runtime does not know is refused by name."""
+    from pipeline.errors import ModelError
+
+    name, folders, artefacts = sound
+    runtime = plugins.load("runtime", FORMATS[name][0])
+    if not hasattr(runtime, "SETTINGS"):
+        pytest.skip(f"{name} has no settings")
+    wrong = artefacts["fp32"].model_copy(update={"settings": {"spining": "1"}})
+    with pytest.raises(ModelError, match=r"setting 'spining'.*known: .*mend options.settings"):
+        runtime.open_session(folders["fp32"], wrong, 1)
+    for changed in runtime.variants(artefacts["fp32"]).values():
+        artefact = artefacts["fp32"].model_copy(update={"settings": changed})
+        with runtime.open_session(folders["fp32"], artefact, 1) as session:
+            ids = torch.ones(1, 5, dtype=torch.int64).numpy()
+            assert session.run(ids, ids).shape[0] == 1
