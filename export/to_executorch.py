@@ -28,7 +28,7 @@ from export.encoder_graph import COUNTED, EncoderGraph, check_answers, export_gr
 from pipeline import extras
 from pipeline.errors import ExportError, first_line
 from pipeline.machine import version_of
-from pipeline.models import load_classifier, positions_of
+from pipeline.models import load_classifier, positions_of, token_table
 from pipeline.params import Settings
 from pipeline.quantization import TINY, quantizable_modules, quantize_weight
 from pipeline.records import Artefact, TensorFact
@@ -226,14 +226,14 @@ class _EightBitTable(nn.Module):
 
 def _quantize_table(graph: EncoderGraph, plan: "Plan") -> bool:
     """Whether the word table was replaced by one of 8 bits, as the plan wants."""
-    table = graph.encoder.embeddings.word_embeddings
+    table = token_table(graph.model)
     name = next(name for name, module in graph.model.named_modules() if module is table)
     if not plan.embeddings or name in plan.exclude:
         return False
     import executorch.exir.passes._quant_patterns_and_replacements  # declares the operator
     import executorch.kernels.quantized  # noqa: F401 - declares how it writes into given memory
 
-    graph.encoder.embeddings.word_embeddings = _EightBitTable(table.weight.detach(), plan.per_channel)
+    graph.model.set_submodule(name, _EightBitTable(table.weight.detach(), plan.per_channel))
     return True
 
 

@@ -234,6 +234,8 @@ def quiet_conversion() -> Iterator[None]:
 
 
 def _is_news(record: logging.LogRecord) -> bool:
+    if record.levelno < logging.WARNING:  # how far it is, one line an operator
+        return False
     # A bias that several signatures share is written once for each, with the same bytes: its range is shared as well.
     return not re.match(r"Quantized data for tensor .* is overriding other", record.getMessage())
 

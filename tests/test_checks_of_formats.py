@@ -145,7 +145,7 @@ def test_kernels_are_counted(sound):
     kernels = {precision: runtime.count_kernels(folders[precision], artefacts[precision]) for precision in folders}
     assert kernels["int8"].float_weights == () and kernels["int8"].integer > 0
     assert kernels["fp32"].integer == 0 and len(kernels["fp32"].float_weights) >= kernels["int8"].integer
-    if name != "ort":  # onnxruntime's query, key and value are one product
+    if name in ("litert", "executorch"):  # elsewhere query, key and value are one product
         assert kernels["int8"].integer == len(kernels["fp32"].float_weights) == MODULES
 
 
@@ -239,7 +239,8 @@ def test_setting_of_the_card_reaches_the_runtime(sound):
     name, folders, artefacts = sound
     runtime = plugins.load("runtime", FORMATS[name][0])
     if not hasattr(runtime, "SETTINGS"):
-        pytest.skip(f"{name} has no settings")
+        assert name == "executorch"  # its threads belong to the process
+        return
     wrong = artefacts["fp32"].model_copy(update={"settings": {"spining": "1"}})
     with pytest.raises(ModelError, match=r"setting 'spining'.*known: .*mend options.settings"):
         runtime.open_session(folders["fp32"], wrong, 1)

@@ -3,7 +3,10 @@
 import json
 from pathlib import Path
 
-from benchmarks import recipes
+import pytest
+
+from benchmarks import recipes, runtimes
+from pipeline.errors import SettingsError
 from stages.comparing import results
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -37,3 +40,41 @@ def test_text_around_the_tables_stays(tmp_path):
     assert found.startswith(text.partition("<!-- recipes")[0])
     assert found.endswith(text.rpartition("<!-- end of speed -->")[2])
     assert recipes.with_tables("no markers", tmp_path) == "no markers"
+
+
+# --- runtimes ----------------------------------------------------------------------------------------------------
+
+
+def test_the_page_of_targets_shows_what_the_records_say():
+    text = (ROOT / "docs" / "targets.md").read_text("utf-8")
+    assert runtimes.with_tables(text, ROOT / "docs" / "results" / "runtimes") == text
+    with pytest.raises(SettingsError, match="the table has no place"):
+        runtimes.with_tables("no markers", ROOT)
+
+
+def test_runtimes_are_compared_round_by_round(monkeypatch):
+    """The fastest of Decant's own files stands for it, and a slow round falls on both sides of a ratio."""
+    monkeypatch.setattr(runtimes, "LENGTHS", (8,))
+    slow = [1, 1, 50, 1, 1, 1, 1, 1, 1, 1]
+    ours = [1_000_000 * one for one in slow]
+    process = {
+        "8": {
+            "LiteRT int8": ours,
+            "onnxruntime int8": [2 * ns for ns in ours],
+            runtimes.OPTIMUM: [3 * ns for ns in ours],
+        }
+    }
+    found = runtimes._summarise([process, process])["8"]
+    assert found["fastest"] == "LiteRT int8"
+    assert found["LiteRT int8"]["ms"] == 1.0
+    ratio = found[runtimes.OPTIMUM]["fastest_is_times_as_fast"]
+    assert (ratio["value"], ratio["low"], ratio["high"]) == pytest.approx((3, 3, 3))
+
+
+def test_a_baseline_is_never_the_fastest(monkeypatch):
+    """What is claimed is claimed of Decant's files."""
+    monkeypatch.setattr(runtimes, "LENGTHS", (8,))
+    process = {"8": {"LiteRT int8": [2_000_000] * 10, runtimes.OPTIMUM: [1_000_000] * 10}}
+    found = runtimes._summarise([process])["8"]
+    assert found["fastest"] == "LiteRT int8"
+    assert found[runtimes.OPTIMUM]["fastest_is_times_as_fast"]["value"] == pytest.approx(0.5)

@@ -17,7 +17,9 @@ from export.encoder_graph import EncoderGraph
 from export.to_executorch import BUNDLE, FILE, TOLERANCES, Params, convert
 from pipeline.errors import ExportError
 from pipeline.models import save_classifier
+from pipeline.params import StudentSettings
 from pipeline.quantization import Plan, quantizable_modules, quantize_weight
+from pipeline.students import build_student
 
 pytest.importorskip("executorch", reason="the extra 'executorch' is not installed")
 
@@ -61,6 +63,19 @@ def int8(saved, tmp_path_factory):
     """The same in 8 bits, without one layer."""
     out = tmp_path_factory.mktemp("int8")
     return out, convert(saved[1], out, "int8", Params(), LONGEST, PLAN)
+
+
+def test_a_factorised_table_is_8_bit_too(tmp_path):
+    """The narrow table is the plan's, and its projection a layer like others."""
+    model = build_student(toy_model(), StudentSettings(layers=1, embedding=8), seed=0).eval()
+    source, out = tmp_path / "source", tmp_path / "out"
+    source.mkdir(), out.mkdir()
+    save_classifier(model, source)
+    artefact = convert(source, out, "int8", Params(), LONGEST, PLAN.model_copy(update={"exclude": ()}))
+    assert difference(source, (out, artefact), TOLERANCES["int8"]).same_label > 0.9
+    assert any("8-bit word table" in note for note in artefact.notes)
+    kernels = runtime.count_kernels(out, artefact)
+    assert (kernels.integer, kernels.float_weights) == (9, ())  # six of the layer, projection, pooler and classifier
 
 
 def texts():

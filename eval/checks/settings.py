@@ -60,9 +60,8 @@ def check(subject: Subject) -> Check:
     # Threads are the app's to give: more of them cost battery, whatever they gain.
     better = [title for title in found if not _more_threads(variants[title]) and found[title].low > WORTH]
     if better:
-        return failed(
-            TITLE, f"times as fast as shipped: {shown}; set options.settings to that of '{better[0]}'", **facts
-        )
+        advice = f"set options.settings of the target to {variants[better[0]]}"
+        return failed(TITLE, f"times as fast as shipped: {shown}; {advice}", **facts)
     if not found:
         return Check(title=TITLE, status=Status.NOT_MEASURED, reason=shown, facts=facts)
     return passed(TITLE, f"times as fast as shipped: {shown}", **facts)

@@ -37,6 +37,7 @@ class ModelRow:
     load_ms: Interval | None = None
     first_call_ms: Interval | None = None
     memory_mb: Interval | None = None
+    library_bytes: int | None = None
 
 
 def compare_models(evidence: Evidence) -> list[ModelRow]:
@@ -132,6 +133,7 @@ def _target_row(one: TargetEvidence, student: Trained | None) -> ModelRow:
         load_ms=figure_or_none(figures.load_ms, timed),
         first_call_ms=figure_or_none(figures.first_call_ms, timed),
         memory_mb=figure_or_none(figures.memory_mb, timed),
+        library_bytes=measurement.library_bytes,
     )
 
 
