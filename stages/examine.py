@@ -14,7 +14,7 @@ from eval.checks import Subject
 from eval.latency import Exported
 from eval.worker import WorkerError
 from pipeline import guard, plugins, records
-from pipeline.errors import UnusableRuntimeError
+from pipeline.errors import ModelError, UnusableRuntimeError
 from pipeline.files import sha256_of
 from pipeline.params import Params, load
 from pipeline.prepared import read_encoded
@@ -106,6 +106,8 @@ def make(check: ModuleType, subject: Subject) -> Check:
         return Check(title=check.TITLE, status=Status.NOT_MEASURED, reason=str(error))
     except WorkerError as error:
         return Check(title=check.TITLE, status=Status.FAIL, reason=f"the process with the artefact {error}")
+    except ModelError as error:  # the runtime finds another file than the card describes
+        return Check(title=check.TITLE, status=Status.FAIL, reason=str(error))
 
 
 def main() -> None:

@@ -7,8 +7,10 @@ import dataclasses
 import importlib
 import shutil
 
+import numpy as np
 import pytest
 import torch
+from onnx import helper, numpy_helper
 from test_checks import exported, found, ignore_the_mask, judged, swap_the_inputs
 from test_quantization import toy_examples
 from tiny_project import make_rows, make_teacher, make_tokenizer
@@ -17,11 +19,13 @@ from eval.checks import Subject, int8, lengths, padding
 from eval.checks import settings as settings_check
 from export import encoder_graph, to_onnx
 from pipeline import plugins
+from pipeline.errors import ExportError, ModelError
 from pipeline.models import save_classifier
 from pipeline.params import QuantizeSettings
 from pipeline.quantization import make_plan
 from pipeline.records import Status
 from pipeline.vocabulary import save_tokenizer
+from stages import examine
 
 MAX_LENGTH = 20
 MODULES = 14  # products with weights of two layers, pooler and classifier
@@ -97,7 +101,7 @@ def weighed(folder, artefact):
     return dataclasses.replace(one, folder=folder, artefact=artefact)
 
 
-def plant(monkeypatch, name, in_onnx, in_torch):
+def plant(monkeypatch, name, in_onnx, in_torch=None, after=None):
     """Has the exporter write a graph with a fault, its own look at the graph switched off."""
     if name in ("ort", "openvino"):
         clean = to_onnx._clean
@@ -109,7 +113,14 @@ def plant(monkeypatch, name, in_onnx, in_torch):
         monkeypatch.setattr(to_onnx, "_clean", clean_and_spoil)
         return
     forward = encoder_graph.EncoderGraph.forward
-    monkeypatch.setattr(encoder_graph.EncoderGraph, "forward", lambda self, *inputs: forward(self, *in_torch(*inputs)))
+
+    # named, since exporters give inputs by name
+    def spoiled(self, input_ids, attention_mask):
+        inputs = (input_ids, attention_mask) if in_torch is None else in_torch(input_ids, attention_mask)
+        found = forward(self, *inputs)
+        return found if after is None else after(*found)
+
+    monkeypatch.setattr(encoder_graph.EncoderGraph, "forward", spoiled)
     monkeypatch.setattr(importlib.import_module(f"export.to_{name}"), "check_answers", lambda *_: None)
 
 
@@ -136,6 +147,42 @@ def test_leak_from_the_padding_is_found(sound, source, monkeypatch, tmp_path):
     plant(monkeypatch, name, ignore_the_mask, lambda ids, mask: (ids, mask * 0 + torch.ones_like(mask)))
     status, reason = found(padding, subject_of(source, name, tmp_path, convert(source, tmp_path, name, "fp32")))
     assert (status, "the mask does not reach every layer" in reason) == (Status.FAIL, True), reason
+
+
+def test_dropped_output_is_found(sound, source, monkeypatch, tmp_path):
+    """Planted fault: the last class is missing from the answers, and from the card."""
+    name, _, _ = sound
+
+    def drop_in_onnx(graph):
+        last = next(node for node in graph.node if "logits" in node.output)
+        last.output[:] = ["all_logits"]
+        for part, value in (("from", 0), ("to", -1), ("axis", 1)):
+            graph.initializer.append(numpy_helper.from_array(np.array([value], dtype=np.int64), part))
+        graph.node.append(helper.make_node("Slice", ["all_logits", "from", "to", "axis"], ["logits"], name="cut"))
+
+    plant(monkeypatch, name, drop_in_onnx, None, lambda logits, shares: (logits[:, :-1], shares[:, :-1]))
+    if name in ("ort", "openvino"):  # the exporter of ONNX knows how many classes the model has
+        with pytest.raises(ExportError, match="not valid"):
+            convert(source, tmp_path, name, "fp32")
+        return
+    artefact = convert(source, tmp_path, name, "fp32")
+    (logits,) = artefact.outputs
+    fewer = logits.model_copy(update={"shape": (logits.shape[0], logits.shape[1] - 1)})
+    subject = subject_of(source, name, tmp_path, artefact.model_copy(update={"outputs": (fewer,)}))
+    result = examine.make(lengths, subject)
+    assert result.status is Status.FAIL, result.reason
+
+
+def test_length_bucket_off_by_one_is_found(sound, source):
+    """Planted fault: the card's first bucket, or its longest length, is one more than the file's."""
+    name, folders, artefacts = sound
+    artefact = artefacts["fp32"]
+    change = {"max_length": MAX_LENGTH + 1}
+    if artefact.lengths is not None:
+        change = {"lengths": (artefact.lengths[0] + 1, *artefact.lengths[1:])}
+    subject = subject_of(source, name, folders["fp32"], artefact.model_copy(update=change))
+    result = examine.make(lengths, subject)
+    assert result.status is Status.FAIL, result.reason
 
 
 def test_kernels_are_counted(sound):
@@ -234,8 +281,6 @@ def test_slower_setting_than_another_is_found(sound, source, monkeypatch):
 
 def test_setting_of_the_card_reaches_the_runtime(sound):
     """And one that the runtime does not know is refused by name."""
-    from pipeline.errors import ModelError
-
     name, folders, artefacts = sound
     runtime = plugins.load("runtime", FORMATS[name][0])
     if not hasattr(runtime, "SETTINGS"):

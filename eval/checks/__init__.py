@@ -5,7 +5,8 @@ A check file has:
 - `TITLE`: what it asks, in a few words.
 - `applies(subject)`: whether it means anything for this artefact.
 - `check(subject)`: a `pipeline.records.Check`. Raises UnusableRuntimeError with the reason when it cannot be made on
-  this machine; a WorkerError (the artefact's process crashed or hung) is a failure of the check.
+  this machine; a WorkerError (the artefact's process crashed or hung) or ModelError (it is not what its card
+  says) is a failure of the check.
 """
 
 from collections.abc import Sequence
