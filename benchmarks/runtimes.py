@@ -27,11 +27,12 @@ import numpy as np
 import typer
 
 from benchmarks import without_decant
+from eval import dying
 from eval.accuracy import answer
 from eval.padding import pad
 from eval.runtimes import Session
 from eval.statistics import median_ratio_interval, share_interval
-from eval.worker import thread_environment
+from eval.worker import WorkerError, thread_environment
 from pipeline import guard, plugins
 from pipeline.architectures import shape_of
 from pipeline.errors import SettingsError
@@ -194,11 +195,13 @@ def _in_child(root: Path, job: Job) -> dict[str, Any]:
     """A fresh process, since speed differs more from process to process than from call to call."""
     done = subprocess.run(
         [sys.executable, "-m", "benchmarks.runtimes", "child", str(root), json.dumps(job._asdict())],
-        stdout=subprocess.PIPE,
+        capture_output=True,  # runtimes say on stderr what CPU they found
         text=True,
-        check=True,
+        check=False,
         env={**os.environ, **thread_environment(job.threads)},
     )
+    if done.returncode != 0:
+        raise WorkerError(dying.reason(done.returncode, done.stderr))
     return json.loads(done.stdout.splitlines()[-1])
 
 

@@ -93,7 +93,8 @@ def test_threads_are_passed_on(exported, monkeypatch):
 
     monkeypatch.setattr(interpreter, "Interpreter", spy)
     litert.open_session(out, artefact, threads=2).close()
-    assert asked == {"model_path": str(out / FILE), "num_threads": 2}
+    assert asked["num_threads"] == 2
+    assert asked["experimental_op_resolver_type"] == interpreter.OpResolverType.AUTO
 
 
 def test_an_input_beyond_the_longest_signature_is_refused(exported):

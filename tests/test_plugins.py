@@ -68,7 +68,7 @@ def test_a_new_file_is_a_new_name(tmp_path, monkeypatch):
             "onxx",
             r"no format 'onxx' \(export/to_onxx.py does not exist\); did you mean 'onnx'\? known: coreml, ",
         ),
-        ("runtime", "zzzz", r"no runtime 'zzzz' \(eval/runtimes/zzzz.py does not exist\); known: coreml, "),
+        ("runtime", "zzzz", r"no runtime 'zzzz' \(eval/runtimes/zzzz.py does not exist\); known: browser, coreml, "),
         ("device", "../local", r"no device '../local'"),
         ("loss", "__init__", r"no loss '__init__'"),
         ("loss", "", r"no loss ''"),
