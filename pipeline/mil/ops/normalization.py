@@ -1,0 +1,41 @@
+"""Normalisation."""
+
+import torch
+from torch import Tensor
+
+from pipeline.mil.ops import ints, operation
+
+
+@operation("iOS17/normalization")
+def layer_norm(
+    x: Tensor,
+    axes: Tensor | None = None,
+    gamma: Tensor | None = None,
+    beta: Tensor | None = None,
+    epsilon: Tensor | float = 1e-5,
+) -> Tensor:
+    """gamma (x - mean) / sqrt(variance + epsilon) + beta, mean and variance (by n) over the axes."""
+    over = sorted(axis % x.dim() for axis in (ints(axes) or range(x.dim())))
+    variance, mean = torch.var_mean(x, dim=over, correction=0, keepdim=True)
+    normed = (x - mean) / (variance + epsilon).sqrt()
+    shape = [size if axis in over else 1 for axis, size in enumerate(x.shape)]
+    if gamma is not None:
+        normed = normed * gamma.reshape(shape)
+    return normed if beta is None else normed + beta.reshape(shape)
+
+
+@operation("iOS17/normalization")
+def batch_norm(
+    x: Tensor,
+    mean: Tensor,
+    variance: Tensor,
+    gamma: Tensor | None = None,
+    beta: Tensor | None = None,
+    epsilon: Tensor | float = 1e-5,
+) -> Tensor:
+    """gamma (x - mean) / sqrt(variance + epsilon) + beta, with statistics of each channel (dimension 1) that are given."""
+    shape = [1, -1, *([1] * (x.dim() - 2))]
+    normed = (x - mean.reshape(shape)) / (variance.reshape(shape) + epsilon).sqrt()
+    if gamma is not None:
+        normed = normed * gamma.reshape(shape)
+    return normed if beta is None else normed + beta.reshape(shape)

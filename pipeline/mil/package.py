@@ -1,0 +1,271 @@
+"""Reads a `.mlpackage` from disk: its specification as typed operations, its weights from the weight file.
+
+Read from the protocol buffers as they stand, not through coremltools' own builder, which would infer types anew and
+could mend on the way what a phone would find broken.
+"""
+
+import json
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pipeline.errors import ModelError
+from pipeline.mil.blobs import BITS, WeightFile, unpack
+
+SPECIFICATION, WEIGHTS = "Data/com.apple.CoreML/model.mlmodel", "Data/com.apple.CoreML/weights"
+# Version of the specification that each system introduced (coremltools 9.0, coremltools/__init__.py).
+SYSTEMS = {6: "iOS15", 7: "iOS16", 8: "iOS17", 9: "iOS18", 10: "iOS26"}
+MAX_SPECIFICATION_BYTES = 256 * 2**20
+MAX_WEIGHTS_BYTES = 4 * 2**30
+
+DTYPES: dict[str, Any] = {
+    "bool": np.bool_,
+    "fp16": np.float16,
+    "fp32": np.float32,
+    "fp64": np.float64,
+    "int8": np.int8,
+    "int16": np.int16,
+    "int32": np.int32,
+    "int64": np.int64,
+    "uint8": np.uint8,
+    "uint16": np.uint16,
+    "uint32": np.uint32,
+    "uint64": np.uint64,
+}
+
+
+@dataclass(frozen=True)
+class Type:
+    """The declared type of a value; a dimension that is not fixed is None."""
+
+    dtype: str
+    shape: tuple[int | None, ...] = ()
+
+    def __str__(self) -> str:
+        return f"{self.dtype}[{', '.join('?' if size is None else str(size) for size in self.shape)}]"
+
+
+@dataclass(frozen=True, eq=False)
+class Constant:
+    """A value that stands in the file: an array, a text, a list, or a dictionary."""
+
+    type: Type
+    value: Any
+
+
+Argument = str | Constant
+
+
+@dataclass(frozen=True, eq=False)
+class Operation:
+    """One operation: its arguments by parameter name, each a value's name or a constant."""
+
+    kind: str
+    name: str
+    inputs: Mapping[str, tuple[Argument, ...]]
+    outputs: tuple[tuple[str, Type], ...]
+    attributes: Mapping[str, Constant] = field(default_factory=dict)
+
+    @property
+    def place(self) -> str:
+        """For messages: kind and name."""
+        return f"{self.kind} '{self.name}'"
+
+
+@dataclass(frozen=True, eq=False)
+class Package:
+    """An ML Program and what its specification says around it."""
+
+    path: Path
+    version: int
+    inputs: Mapping[str, Type]
+    # names of the model's outputs, in the order of the description
+    outputs: tuple[str, ...]
+    operations: tuple[Operation, ...]
+    labels: tuple[str, ...] | None
+    metadata: Mapping[str, str]
+
+    @property
+    def system(self) -> str:
+        """The oldest system that runs it."""
+        return SYSTEMS.get(self.version, f"specification version {self.version}")
+
+    def constants(self) -> Iterator[tuple[str, Type, np.ndarray]]:
+        """Every numeric constant: its name or 'operation.parameter', declared type, value."""
+        for op in self.operations:
+            if op.kind == "const":
+                found = op.attributes["val"]
+                if isinstance(found.value, np.ndarray):
+                    yield op.outputs[0][0], found.type, found.value
+                continue
+            for parameter, arguments in {**{k: (v,) for k, v in op.attributes.items()}, **op.inputs}.items():
+                for argument in arguments:
+                    if isinstance(argument, Constant) and isinstance(argument.value, np.ndarray):
+                        yield f"{op.name}.{parameter}", argument.type, argument.value
+
+
+def read_package(path: Path) -> Package:
+    """The program of a saved package.
+
+    Raises:
+        ModelError: it is no ML Program in a package, a part of it is missing, or the weight file does not hold what
+            the specification says.
+    """
+    spec = _read_specification(path)
+    if spec.WhichOneof("Type") != "mlProgram":
+        raise ModelError(f"{path}: found a Core ML '{spec.WhichOneof('Type')}', expected an ML Program; export it again")
+    program = spec.mlProgram
+    if list(program.functions) != ["main"]:
+        raise ModelError(f"{path}: found functions {sorted(program.functions)}, expected the one function 'main'")
+    function = program.functions["main"]
+    if function.opset not in function.block_specializations:
+        raise ModelError(f"{path}: no block for its own opset '{function.opset}'; export it again")
+    block = function.block_specializations[function.opset]
+    reader = _Reader(path)
+    try:
+        operations = tuple(reader.operation(op) for op in block.operations)
+    finally:
+        reader.close()
+    described = spec.description
+    return Package(
+        path=path,
+        version=spec.specificationVersion,
+        inputs={value.name: reader.type(value.type) for value in function.inputs},
+        outputs=tuple(value.name for value in described.output),
+        operations=operations,
+        labels=_labels(operations),
+        metadata=dict(described.metadata.userDefined),
+    )
+
+
+def _read_specification(path: Path) -> Any:
+    from google.protobuf.message import DecodeError
+
+    from pipeline.mil.quiet import import_coremltools
+
+    file = path / SPECIFICATION
+    try:
+        manifest = json.loads((path / "Manifest.json").read_text("utf-8"))
+        if not isinstance(manifest, dict) or "rootModelIdentifier" not in manifest:
+            raise ModelError(f"{path}: its Manifest.json names no model; export it again")
+        if file.stat().st_size > MAX_SPECIFICATION_BYTES:
+            raise ModelError(f"{file}: {file.stat().st_size:,} bytes, expected at most {MAX_SPECIFICATION_BYTES:,}")
+        content = file.read_bytes()
+    except (OSError, ValueError) as error:
+        raise ModelError(f"{path}: no Core ML package: {error}; export it again") from error
+    spec = import_coremltools().proto.Model_pb2.Model()
+    try:
+        spec.ParseFromString(content)
+    except DecodeError as error:
+        raise ModelError(f"{file}: cannot be read as a Core ML specification: {error}; export it again") from error
+    return spec
+
+
+def _labels(operations: Sequence[Operation]) -> tuple[str, ...] | None:
+    """The class labels, in the order of the probabilities, when the program ends in a classifier."""
+    for op in operations:
+        if op.kind == "classify":
+            (classes,) = op.inputs["classes"]
+            if isinstance(classes, Constant):
+                return tuple(str(label) for label in classes.value)
+    return None
+
+
+class _Reader:
+    """Turns the messages of one program into operations."""
+
+    def __init__(self, path: Path) -> None:
+        from pipeline.mil.quiet import import_coremltools
+
+        self._path = path
+        self._enum = import_coremltools().proto.MIL_pb2.DataType
+        self._files: dict[str, WeightFile] = {}
+
+    def close(self) -> None:
+        """Lets go of the weight files; what was read stays."""
+        for file in self._files.values():
+            file.close()
+
+    def operation(self, message: Any) -> Operation:
+        """One operation with its constants read."""
+        if message.blocks:
+            raise ModelError(
+                f"{self._path}: operation {message.type} has blocks of its own (control flow), which is not executed "
+                "here; an encoder has none"
+            )
+        attributes = {name: self.constant(value, f"{message.type}.{name}") for name, value in message.attributes.items()}
+        named = attributes.pop("name", None)
+        outputs = tuple((value.name, self.type(value.type)) for value in message.outputs)
+        inputs = {
+            name: tuple(
+                binding.name
+                if binding.WhichOneof("binding") == "name"
+                else self.constant(binding.value, f"{message.type}.{name}")
+                for binding in argument.arguments
+            )
+            for name, argument in message.inputs.items()
+        }
+        name = named.value if named is not None else outputs[0][0] if outputs else "?"
+        return Operation(message.type, str(name), inputs, outputs, attributes)
+
+    def type(self, message: Any) -> Type:
+        """A declared type; a list or dictionary is its own dtype."""
+        kind = message.WhichOneof("type")
+        if kind != "tensorType":
+            return Type((kind or "unknown").removesuffix("Type"))
+        tensor = message.tensorType
+        name = self._enum.Name(tensor.dataType).lower()
+        sizes = tuple(d.constant.size if d.WhichOneof("dimension") == "constant" else None for d in tensor.dimensions)
+        return Type(name.replace("float", "fp"), sizes)
+
+    def constant(self, message: Any, place: str) -> Constant:
+        """A value that stands in the specification or in a weight file."""
+        declared = self.type(message.type)
+        if message.WhichOneof("value") == "blobFileValue":
+            stored = message.blobFileValue
+            return Constant(declared, self._from_file(stored.fileName, stored.offset, declared, place))
+        immediate = message.immediateValue
+        kind = immediate.WhichOneof("value")
+        if kind == "list":
+            return Constant(declared, [self.constant(value, place).value for value in immediate.list.values])
+        if kind == "dictionary":
+            pairs = [
+                (self.constant(item.key, place).value, self.constant(item.value, place).value)
+                for item in immediate.dictionary.values
+            ]
+            return Constant(declared, dict(pairs))
+        if kind != "tensor":
+            raise ModelError(f"{self._path}: {place} holds a value of kind '{kind}', which is not known; export it again")
+        return Constant(declared, self._immediate(immediate.tensor, declared, place))
+
+    def _immediate(self, tensor: Any, declared: Type, place: str) -> Any:
+        shape = tuple(size or 0 for size in declared.shape)
+        count = math.prod(shape)
+        kind = tensor.WhichOneof("value")
+        values = getattr(tensor, kind).values if kind is not None else ()
+        if declared.dtype == "string":
+            return str(values[0]) if not shape else [str(value) for value in values]
+        if kind == "bytes":
+            array = unpack(values, declared.dtype, count, f"{self._path}: {place}")
+        else:
+            array = np.asarray(values).astype(DTYPES[declared.dtype])
+        if array.size != count:
+            raise ModelError(f"{self._path}: {place} has {array.size} values, declared {declared}; export it again")
+        return array.reshape(shape)
+
+    def _from_file(self, name: str, offset: int, declared: Type, place: str) -> np.ndarray:
+        prefix = "@model_path/"
+        file = (self._path / SPECIFICATION).parent / name.removeprefix(prefix)
+        inside = file.resolve().is_relative_to(self._path.resolve())
+        if not name.startswith(prefix) or not inside:
+            raise ModelError(f"{self._path}: {place} lies in '{name}', expected a file inside the package")
+        if name not in self._files:
+            self._files[name] = WeightFile(file, MAX_WEIGHTS_BYTES)
+        if declared.dtype not in BITS:
+            raise ModelError(f"{self._path}: {place} is {declared}, which no weight file holds; export it again")
+        shape = tuple(size or 0 for size in declared.shape)
+        return self._files[name].read(offset, declared.dtype, math.prod(shape), place).reshape(shape)
