@@ -27,16 +27,16 @@ from export.encoder_graph import EncoderGraph, check_answers, export_graph
 from export.lengths import check_ascending, choose_lengths
 from export.mlpackage import (
     LEFTOVER,
-    SPEC,
     check_finite_constants,
     check_wide_ids,
-    import_coremltools,
     quiet_conversion,
     rewrite_manifest,
 )
 from pipeline.errors import ExportError
 from pipeline.files import sha256_of
 from pipeline.machine import version_of
+from pipeline.mil.package import SPECIFICATION
+from pipeline.mil.quiet import import_coremltools
 from pipeline.models import load_classifier
 from pipeline.params import Count, Settings
 from pipeline.records import Artefact, TensorFact
@@ -285,7 +285,7 @@ def _settle(path: Path, facts: dict[str, str], params: Params) -> None:
     }
     for feature in (*spec.description.input, *spec.description.output):
         feature.shortDescription = described[feature.name]
-    file = path / SPEC
+    file = path / SPECIFICATION
     file.unlink()  # a new file has the usual permissions; coremltools leaves one that only its owner can read
     file.write_bytes(spec.SerializeToString(deterministic=True))
     rewrite_manifest(path)

@@ -14,7 +14,7 @@ from tokenizers import Tokenizer
 from eval import figures
 from eval.latency import Exported, measure, time_tokenizer
 from eval.statistics import TooFewError
-from pipeline import guard, records
+from pipeline import guard, plugins, records
 from pipeline.data import read_prepared
 from pipeline.errors import UnusableRuntimeError
 from pipeline.params import Params, load
@@ -31,6 +31,9 @@ def run(params: Params, workspace: Workspace, name: str) -> None:
     target = params.targets[name]
     try:
         candidate = _exported(workspace.exported(name), "artefact")
+        not_timed = getattr(plugins.load("runtime", target.runtime), "NOT_TIMED", None)
+        if not_timed is not None:
+            raise UnusableRuntimeError(not_timed)
     except UnusableRuntimeError as error:
         records.write(no_measurement(name, target, str(error)), workspace.measured(name))
         log.info("%s: not measured: %s", name, error)

@@ -48,7 +48,7 @@ def _score(params: Params, workspace: Workspace, name: str, card: Card) -> Score
     open_folder(workspace.teacher, "teacher")
     folder, threads = workspace.exported(name), params.measure.threads
     with device.open_session(target.runtime, folder, artefact, threads) as session:
-        logits = answer(session, test.ids, artefact, test.pad_id)
+        logits = answer(session, test.ids, artefact, test.pad_id, getattr(runtime, "BATCH", None))
     plain = artefact.model_copy(update={"lengths": None, "inputs": (), "precision": "fp32", "file": "student"})
     with pytorch.open_session(workspace.student, None, params.threads) as student:
         student_logits = answer(student, test.ids, plain, test.pad_id)

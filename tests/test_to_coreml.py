@@ -1,4 +1,4 @@
-"""The Core ML exporter: what is in the saved package, read back, and executed by a NumPy reading of its program."""
+"""The Core ML exporter: what is in the saved package, read back, and executed by the reference interpreter."""
 
 import json
 import os
@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from scipy.special import erf
 from toy_models import FAMILIES, toy_model
 
 from export import mlpackage, to_coreml
@@ -27,6 +26,9 @@ from export.to_coreml import (
 )
 from pipeline.architectures import family_of
 from pipeline.errors import ExportError, SettingsError
+from pipeline.mil.interpreter import Interpreter, logits_of
+from pipeline.mil.package import SPECIFICATION, WEIGHTS, read_package
+from pipeline.mil.quiet import import_coremltools
 from pipeline.models import FACTORISED, load_classifier, new_model, save_classifier
 from pipeline.records import Artefact
 
@@ -81,78 +83,10 @@ def torch_logits(source: Path, ids: np.ndarray, mask: np.ndarray) -> np.ndarray:
         return model(input_ids=torch.tensor(ids).long(), attention_mask=torch.tensor(mask).long()).logits.numpy()
 
 
-# --- executing the saved program in NumPy ------------------------------------------------------------------------
-
-NUMPY_TYPES = {"fp32": np.float32, "fp16": np.float16, "int32": np.int32, "int16": np.int16, "uint16": np.uint16}
-
-
-def _softmax(x: np.ndarray, axis: int) -> np.ndarray:
-    e = np.exp(x - x.max(axis, keepdims=True))
-    return e / e.sum(axis, keepdims=True)
-
-
-def _layer_norm(x: np.ndarray, axes: Any, gamma: np.ndarray, beta: np.ndarray, epsilon: Any) -> np.ndarray:
-    wide = x.astype(np.float32)
-    centred = wide - wide.mean(-1, keepdims=True)
-    normed = centred / np.sqrt((centred**2).mean(-1, keepdims=True) + np.float32(epsilon))
-    return (normed * gamma + beta).astype(x.dtype)
-
-
-def _slice(
-    x: np.ndarray, begin: Any, end: Any, end_mask: Any = None, squeeze_mask: Any = None, **rest: Any
-) -> np.ndarray:
-    open_end = end_mask if end_mask is not None else [False] * x.ndim
-    out = x[tuple(slice(b, None if free else e) for b, e, free in zip(begin, end, open_end, strict=True))]
-    squeezed = [axis for axis, gone in enumerate(squeeze_mask if squeeze_mask is not None else []) if gone]
-    return out.squeeze(tuple(squeezed))
-
-
-NUMPY = {
-    "cast": lambda x, dtype: np.asarray(x).astype(NUMPY_TYPES[dtype]),
-    "add": lambda x, y: x + y,
-    "sub": lambda x, y: x - y,
-    "mul": lambda x, y: x * y,
-    "not_equal": lambda x, y: x != y,
-    "greater_equal": lambda x, y: x >= y,
-    "select": lambda cond, a, b: np.where(cond, a, b),
-    "cumsum": lambda x, axis, **rest: np.cumsum(x, axis, dtype=x.dtype),
-    "expand_dims": lambda x, axes: np.expand_dims(x, tuple(axes)),
-    "reshape": lambda x, shape: x.reshape(tuple(shape)),
-    "transpose": lambda x, perm: x.transpose(tuple(perm)),
-    "concat": lambda values, axis, **rest: np.concatenate([np.atleast_1d(value) for value in values], axis),
-    "shape": lambda x: np.array(x.shape, dtype=np.int32),
-    "gather": lambda x, indices, axis, **rest: np.take(x, indices, axis),
-    "matmul": lambda x, y, **rest: x @ y,
-    "linear": lambda x, weight, bias: x @ weight.T + bias,
-    "gelu": lambda x, mode: (0.5 * x * (1 + erf(x.astype(np.float32) / np.sqrt(2)))).astype(x.dtype),
-    "tanh": np.tanh,
-    "relu": lambda x: np.maximum(x, 0),
-    "softmax": _softmax,
-    "layer_norm": _layer_norm,
-    "slice_by_index": _slice,
-}
-
-
 def run(package: Path, ids: np.ndarray, mask: np.ndarray) -> np.ndarray:
-    """Logits of the saved package, by a plain reading of each operation in the types it declares."""
-    values: dict[str, Any] = {"input_ids": ids, "attention_mask": mask}
-
-    def value_of(var: Any) -> Any:
-        if isinstance(var, list | tuple):
-            return [value_of(each) for each in var]
-        return values.get(var.name, var.val)
-
-    for op in mlpackage.operations(package):
-        if op.op_type == "const" or op.op_type == "classify":
-            continue
-        if op.op_type.startswith("constexpr_"):
-            values[op.outputs[0].name] = op.materialized_val_inference()
-            continue
-        given = {name: value_of(var) for name, var in op.inputs.items()}
-        positional = given.pop("x", None)
-        compute = NUMPY[op.op_type]
-        values[op.outputs[0].name] = compute(**given) if positional is None else compute(positional, **given)
-    return values["logits"]
+    """Logits of the saved package, by the reference interpreter."""
+    given = {"input_ids": torch.tensor(ids)[:, None], "attention_mask": torch.tensor(mask)[:, None]}
+    return logits_of(Interpreter(read_package(package)).run(given), package)
 
 
 def difference(package: Path, source: Path, **sizes: int) -> float:
@@ -197,7 +131,7 @@ def test_a_factorised_embedding_converts(tmp_path: Path) -> None:
 def test_names_types_and_lengths_are_in_the_spec(packages: dict[str, Path]) -> None:
     """int32 in, float32 logits out whatever the precision, and exactly the listed lengths."""
     for package in packages.values():
-        spec = mlpackage.import_coremltools().models.MLModel(str(package), skip_model_load=True).get_spec()
+        spec = import_coremltools().models.MLModel(str(package), skip_model_load=True).get_spec()
         inputs = {value.name: value.type.multiArrayType for value in spec.description.input}
         assert list(inputs) == ["input_ids", "attention_mask"]
         for array in inputs.values():
@@ -212,15 +146,14 @@ def test_names_types_and_lengths_are_in_the_spec(packages: dict[str, Path]) -> N
 
 def test_labels_and_metadata_are_inside(packages: dict[str, Path]) -> None:
     """The package alone is enough: labels in the classifier and in the metadata, and where it came from."""
-    spec = mlpackage.import_coremltools().utils.load_spec(str(packages["fp16"]))
+    spec = import_coremltools().utils.load_spec(str(packages["fp16"]))
     facts = dict(spec.description.metadata.userDefined)
     assert json.loads(facts["decant.labels"]) == LABELS
     assert facts["decant.max_length"] == "16" and json.loads(facts["decant.lengths"]) == [8, 16]
     assert len(facts["decant.source_sha256"]) == 64
     assert "com.github.apple.coremltools.conversion_date" not in facts
     assert spec.description.metadata.license == "not stated"
-    classify = [op for op in mlpackage.operations(packages["fp16"]) if op.op_type == "classify"]
-    assert [str(label) for label in classify[0].classes.val] == LABELS
+    assert read_package(packages["fp16"]).labels == tuple(LABELS)
 
 
 def test_the_artefact_says_what_was_written(source: Path, tmp_path: Path) -> None:
@@ -230,7 +163,7 @@ def test_the_artefact_says_what_was_written(source: Path, tmp_path: Path) -> Non
     assert artefact.lengths == tuple(range(4, 17)) and artefact.max_length == 16
     assert [fact.name for fact in artefact.outputs] == ["logits", "classLabel", "classLabel_probs"]
     package = tmp_path / "out" / artefact.file
-    spec = mlpackage.import_coremltools().utils.load_spec(str(package))
+    spec = import_coremltools().utils.load_spec(str(package))
     sizes = spec.description.input[0].type.multiArrayType.shapeRange.sizeRanges
     assert [(size.lowerBound, size.upperBound) for size in sizes] == [(1, 1), (4, 16)]
     assert difference(package, source, length=7) < TOLERANCES["int8"]
@@ -240,7 +173,7 @@ def test_one_length_runs_on_older_systems(source: Path, tmp_path: Path) -> None:
     """A fixed shape has no flexible input, so iOS 16 takes it."""
     params = Params(lengths=(16,), deployment_target="iOS16")
     package = tmp_path / "out" / export(source, tmp_path / "out", "fp32", params).file
-    array = mlpackage.import_coremltools().utils.load_spec(str(package)).description.input[0].type.multiArrayType
+    array = import_coremltools().utils.load_spec(str(package)).description.input[0].type.multiArrayType
     assert list(array.shape) == [1, 16] and array.WhichOneof("ShapeFlexibility") is None
     assert difference(package, source) < 1e-5
 
@@ -252,18 +185,14 @@ def test_every_constant_is_finite(packages: dict[str, Path]) -> None:
     """Read back from the saved files; fp16 has at least its mask in fp16."""
     for package in packages.values():
         check_finite_constants(package)
-    halves = [
-        np.asarray(op.outputs[0].val)
-        for op in mlpackage.operations(packages["fp16"])
-        if op.op_type == "const" and np.asarray(op.outputs[0].val).dtype == np.float16
-    ]
+    halves = [value for _, kind, value in read_package(packages["fp16"]).constants() if kind.dtype == "fp16"]
     assert any((half == -1e4).any() for half in halves)
 
 
 @pytest.mark.filterwarnings("ignore:overflow encountered in cast:RuntimeWarning")  # the fault itself, as it happens
 def test_the_plain_conversion_is_caught(tmp_path: Path) -> None:
     """Planted fault: Hugging Face's own forward in fp16, whose mask becomes infinite and whose answer is NaN."""
-    ct = mlpackage.import_coremltools()
+    ct = import_coremltools()
     graph = EncoderGraph(toy_model("bert", num_hidden_layers=1))
     graph.forward = lambda input_ids, attention_mask: (
         (out := graph.model(input_ids=input_ids, attention_mask=attention_mask).logits),
@@ -276,8 +205,7 @@ def test_the_plain_conversion_is_caught(tmp_path: Path) -> None:
         to_coreml._to_package(ct, mil, LABELS, params, ct.PassPipeline.EMPTY).save(str(tmp_path / "plain.mlpackage"))
     with pytest.raises(ExportError, match=r"constants are not finite.*beyond 65,504"):
         check_finite_constants(tmp_path / "plain.mlpackage")
-    with np.errstate(invalid="ignore"):
-        assert np.isnan(run(tmp_path / "plain.mlpackage", *example())).all()
+    assert np.isnan(run(tmp_path / "plain.mlpackage", *example())).all()
 
 
 def test_a_graph_that_answers_otherwise_is_refused() -> None:
@@ -301,7 +229,7 @@ def test_large_vocabularies_keep_wide_ids(tmp_path: Path) -> None:
 
 def test_narrow_ids_are_caught(tmp_path: Path) -> None:
     """Planted fault: ids through int16 into a table of 40,000 rows."""
-    ct = mlpackage.import_coremltools()
+    ct = import_coremltools()
     from coremltools.converters.mil import Builder
     from coremltools.converters.mil.mil import types
 
@@ -329,21 +257,23 @@ def test_narrow_ids_are_caught(tmp_path: Path) -> None:
 
 def quantized(package: Path) -> list[str]:
     """Names of the 8-bit constants."""
-    return [op.name for op in mlpackage.operations(package) if op.op_type.startswith("constexpr_")]
+    return [op.outputs[0][0] for op in read_package(package).operations if op.kind.startswith("constexpr_")]
 
 
 def test_int8_has_8_bit_weights(packages: dict[str, Path]) -> None:
     """Every linear layer and table: 2 layers of 6, pooler, classifier, words and positions; about half the bytes."""
     names = quantized(packages["int8"])
     assert len(names) == 2 * 6 + 2 + 2
-    for op in mlpackage.operations(packages["int8"]):
-        if op.op_type.startswith("constexpr_"):
-            data, scale = op.inputs["data"].val, op.inputs["scale"].val
+    package = read_package(packages["int8"])
+    interpreter = Interpreter(package)
+    for op in package.operations:
+        if op.kind.startswith("constexpr_"):
+            data, scale = op.inputs["data"][0].value, op.inputs["scale"][0].value
             assert data.dtype == np.int8 and np.abs(data.astype(int)).max() == 127
             assert scale.shape == (len(data), 1) and scale.dtype == np.float16
-            if "word_embeddings" in op.name:  # the padding row is zero, and stays so
-                assert not op.materialized_val_inference()[0].any()
-    sizes = {name: (path / mlpackage.WEIGHTS / "weight.bin").stat().st_size for name, path in packages.items()}
+            if "word_embeddings" in op.outputs[0][0]:  # the padding row is zero, and stays so
+                assert not interpreter.constant(op.outputs[0][0])[0].any()
+    sizes = {name: (path / WEIGHTS / "weight.bin").stat().st_size for name, path in packages.items()}
     assert sizes["fp16"] < 0.6 * sizes["fp32"]
     assert sizes["int8"] < 0.75 * sizes["fp16"]  # toy rows are short, so their scales and alignment weigh much
 
@@ -356,8 +286,8 @@ def test_the_plan_decides_what_stays(source: Path, tmp_path: Path) -> None:
     names = quantized(package)
     assert len(names) == 6 + 1
     assert not any("layer_1_" in name or "embeddings" in name or "positions" in name for name in names)
-    scales = [op.inputs["scale"].val for op in mlpackage.operations(package) if op.op_type.startswith("constexpr_")]
-    assert all(np.size(scale) == 1 for scale in scales)
+    quantizers = [op for op in read_package(package).operations if op.kind.startswith("constexpr_")]
+    assert all(op.inputs["scale"][0].value.size == 1 for op in quantizers)
 
 
 def test_a_plan_for_another_model_is_refused(source: Path, tmp_path: Path) -> None:
@@ -436,7 +366,7 @@ def test_another_process_writes_the_same_bytes(packages: dict[str, Path], source
     )
     first, second = packages["fp16"], tmp_path / to_coreml.FILE_NAME
     files = sorted(file.relative_to(first) for file in first.rglob("*") if file.is_file())
-    assert [str(file) for file in files] == [f"{mlpackage.SPEC}", f"{mlpackage.WEIGHTS}/weight.bin", "Manifest.json"]
+    assert [str(file) for file in files] == [f"{SPECIFICATION}", f"{WEIGHTS}/weight.bin", "Manifest.json"]
     assert files == sorted(file.relative_to(second) for file in second.rglob("*") if file.is_file())
     for file in files:
         assert (first / file).read_bytes() == (second / file).read_bytes(), file

@@ -13,6 +13,8 @@ A runtime file has:
 - `SETTINGS` (optional): how it opens an artefact, as text by name. A card repeats them and may change each.
 - `variants(artefact)` (optional): title -> changed settings, which the check of settings times beside those that ship.
 - `library_files()` (optional): the files that an app adds to have this runtime, as built for this machine.
+- `NOT_TIMED` (optional): why a time taken with it would say nothing; then none is taken.
+- `BATCH` (optional): texts that it answers at once, each as if it were alone, whatever the artefact takes.
 - `resident_bytes()` (optional): memory of the processes that hold models, where these are other processes.
 """
 

@@ -67,7 +67,9 @@ class WeightFile:
             with path.open("rb") as file:
                 self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         except OSError as error:
-            raise ModelError(f"{path}: the package's weights cannot be read: {error.strerror}; export it again") from error
+            raise ModelError(
+                f"{path}: the package's weights cannot be read: {error.strerror}; export it again"
+            ) from error
         _, version = HEADER.unpack_from(self._map)
         if version != VERSION:
             raise ModelError(f"{path}: weight file of version {version}, expected {VERSION}; export it again")
@@ -98,8 +100,8 @@ class WeightFile:
         needed = (count * BITS[dtype] + 7) // 8
         if found != dtype or size != needed:
             raise ModelError(
-                f"{where}: found a blob of {found} in {size:,} bytes, declared {count:,} values of {dtype} in {needed:,}; "
-                "the weight file is another model's or damaged: export it again"
+                f"{where}: found a blob of {found} in {size:,} bytes, declared {count:,} values of {dtype} in "
+                f"{needed:,}; the weight file is another model's or damaged: export it again"
             )
         if start + size > len(self._map) or padding_bits != size * 8 - count * BITS[dtype]:
             raise ModelError(f"{where}: its {size:,} bytes do not lie in the file as they should; export it again")

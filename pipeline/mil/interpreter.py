@@ -118,7 +118,11 @@ class Interpreter:
         return {name: Range(least, greatest) for name, least, greatest in found}
 
     def overflows(self, inputs: Mapping[str, Shaped[Tensor, "batch ..."]]) -> list[Overflow]:
-        """Where something infinite or NaN comes from, first things first, over a batch."""
+        """Where something infinite or NaN comes from, in the order of the program, over a batch."""
+        finite = torch.func.vmap(self._is_finite)(dict(inputs)).all(1)
+        if finite.all():
+            return []
+        inputs = {name: value[~finite] for name, value in inputs.items()}
         counts = torch.func.vmap(self._count_bad)(dict(inputs))  # (B, operations)
         index = {op.outputs[0][0]: number for number, op in enumerate(self.watched)}
         found = []
@@ -138,6 +142,11 @@ class Interpreter:
     def _extremes(self, inputs: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
         _, seen = self._execute(inputs, lambda value: (value.amin(), value.amax()))
         return torch.stack([low for low, _ in seen]), torch.stack([high for _, high in seen])
+
+    def _is_finite(self, inputs: dict[str, Tensor]) -> Tensor:
+        # a sum is finite unless something in it is not (or 10^38 is reached), and half the work of looking at each
+        _, seen = self._execute(inputs, lambda value: value.sum().isfinite())
+        return torch.stack(seen)
 
     def _count_bad(self, inputs: dict[str, Tensor]) -> Tensor:
         _, seen = self._execute(inputs, lambda value: value.isfinite().logical_not().sum())
@@ -170,9 +179,7 @@ class Interpreter:
         results = found if isinstance(found, tuple) else (found,)
         if len(results) != len(op.outputs):
             raise ModelError(f"{self._package.path}: {op.place} has {len(op.outputs)} outputs, expected {len(results)}")
-        return {
-            name: self._settle(value, kind, op) for (name, kind), value in zip(op.outputs, results, strict=True)
-        }
+        return {name: self._settle(value, kind, op) for (name, kind), value in zip(op.outputs, results, strict=True)}
 
     def _definition(self, op: Operation) -> Any:
         known = OPERATIONS.get(op.kind)

@@ -117,7 +117,9 @@ def read_package(path: Path) -> Package:
     """
     spec = _read_specification(path)
     if spec.WhichOneof("Type") != "mlProgram":
-        raise ModelError(f"{path}: found a Core ML '{spec.WhichOneof('Type')}', expected an ML Program; export it again")
+        raise ModelError(
+            f"{path}: found a Core ML '{spec.WhichOneof('Type')}', expected an ML Program; export it again"
+        )
     program = spec.mlProgram
     if list(program.functions) != ["main"]:
         raise ModelError(f"{path}: found functions {sorted(program.functions)}, expected the one function 'main'")
@@ -197,7 +199,9 @@ class _Reader:
                 f"{self._path}: operation {message.type} has blocks of its own (control flow), which is not executed "
                 "here; an encoder has none"
             )
-        attributes = {name: self.constant(value, f"{message.type}.{name}") for name, value in message.attributes.items()}
+        attributes = {
+            name: self.constant(value, f"{message.type}.{name}") for name, value in message.attributes.items()
+        }
         named = attributes.pop("name", None)
         outputs = tuple((value.name, self.type(value.type)) for value in message.outputs)
         inputs = {
@@ -239,14 +243,16 @@ class _Reader:
             ]
             return Constant(declared, dict(pairs))
         if kind != "tensor":
-            raise ModelError(f"{self._path}: {place} holds a value of kind '{kind}', which is not known; export it again")
+            raise ModelError(
+                f"{self._path}: {place} holds a value of kind '{kind}', which is not known; export it again"
+            )
         return Constant(declared, self._immediate(immediate.tensor, declared, place))
 
     def _immediate(self, tensor: Any, declared: Type, place: str) -> Any:
         shape = tuple(size or 0 for size in declared.shape)
         count = math.prod(shape)
         kind = tensor.WhichOneof("value")
-        values = getattr(tensor, kind).values if kind is not None else ()
+        values: Any = getattr(tensor, kind).values if kind is not None else ()
         if declared.dtype == "string":
             return str(values[0]) if not shape else [str(value) for value in values]
         if kind == "bytes":

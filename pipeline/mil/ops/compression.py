@@ -118,7 +118,7 @@ def constexpr_sparse_blockwise_shift_scale(
 
 @operation(QUANTIZATION)
 def quantize(
-    input: Tensor,  # noqa: A002  the name in MIL
+    input: Tensor,
     scale: Tensor,
     zero_point: Tensor | None = None,
     output_dtype: str = "int8",
@@ -134,7 +134,7 @@ def quantize(
 
 @operation(QUANTIZATION)
 def dequantize(
-    input: Tensor,  # noqa: A002  the name in MIL
+    input: Tensor,
     scale: Tensor,
     zero_point: Tensor | None = None,
     axis: Tensor | int | None = None,

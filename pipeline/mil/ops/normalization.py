@@ -33,7 +33,7 @@ def batch_norm(
     beta: Tensor | None = None,
     epsilon: Tensor | float = 1e-5,
 ) -> Tensor:
-    """gamma (x - mean) / sqrt(variance + epsilon) + beta, with statistics of each channel (dimension 1) that are given."""
+    """gamma (x - mean) / sqrt(variance + epsilon) + beta, with given statistics of each channel (dimension 1)."""
     shape = [1, -1, *([1] * (x.dim() - 2))]
     normed = (x - mean.reshape(shape)) / (variance.reshape(shape) + epsilon).sqrt()
     if gamma is not None:
