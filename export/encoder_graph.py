@@ -54,13 +54,17 @@ class EncoderGraph(nn.Module):
         self, input_ids: Int32[Tensor, "1 length"], attention_mask: Int32[Tensor, "1 length"]
     ) -> tuple[Float[Tensor, "1 classes"], Float[Tensor, "1 classes"]]:
         """(logits, probabilities)."""
-        embeddings = self.encoder.embeddings
-        hidden = embeddings.LayerNorm(embeddings.word_embeddings(input_ids) + self._positions_of(input_ids))
-        if hasattr(self.encoder, "embeddings_project"):  # ELECTRA with a narrow embedding
-            hidden = self.encoder.embeddings_project(hidden)
+        hidden = self._embed(input_ids)
         mask = (1.0 - attention_mask.to(torch.float32))[:, None, None, :] * MASKED  # (B, 1, 1, K)
         logits = self._classify(self._encode(hidden, mask))
         return logits, logits.softmax(-1)
+
+    def _embed(self, ids: Tensor) -> Tensor:
+        embeddings = self.encoder.embeddings
+        hidden = embeddings.LayerNorm(embeddings.word_embeddings(ids) + self._positions_of(ids))
+        if hasattr(self.encoder, "embeddings_project"):  # ELECTRA with a narrow embedding
+            hidden = self.encoder.embeddings_project(hidden)
+        return hidden
 
     def _positions_of(self, ids: Tensor) -> Tensor:
         if self.family not in COUNTED:

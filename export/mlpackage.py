@@ -11,7 +11,7 @@ import numpy as np
 
 from pipeline.errors import ExportError
 from pipeline.files import sha256_of
-from pipeline.mil.package import Argument, Operation, read_package
+from pipeline.mil.package import SYSTEMS, Argument, Operation, read_package
 
 # Written by coremltools for another tool's debugger, and in no manifest.
 LEFTOVER = "executorch_debug_handle_mapping.json"
@@ -74,6 +74,16 @@ def check_wide_ids(package: Path) -> None:
                     f"{package}: ids for the {kind.shape[0]:,} rows of '{table}' pass through the 16-bit "
                     f"'{narrow}', which holds up to 32,767; drop the pass common::add_int16_cast or trim the vocabulary"
                 )
+
+
+def check_system(package: Path, declared: str) -> None:
+    """Raises ExportError when the package runs only on a later system than the one it was made for."""
+    found = read_package(package)
+    if found.version > next(version for version, system in SYSTEMS.items() if system == declared):
+        raise ExportError(
+            f"{package}: runs from {found.system} on, expected {declared} as in options.deployment_target; an "
+            f"operation or a compression needs the later one: set deployment_target to {found.system}, or leave that out"
+        )
 
 
 def _narrow_ancestor(arguments: tuple[Argument, ...], made_by: Mapping[str, Operation]) -> str | None:

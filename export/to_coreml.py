@@ -1,4 +1,13 @@
-"""Core ML: an ML program in a `.mlpackage`, in fp32, fp16, or fp16 with 8-bit weights.
+"""Core ML: an ML program in a `.mlpackage`, in fp32 or fp16, with weights as they are or compressed.
+
+| precision | computes in | weights | runs from |
+|---|---|---|---|
+| fp32, fp16 | as named | as it computes | iOS 16 |
+| auto | fp16, and fp32 where fp16 would overflow (`export/fp16_lint.py`) | as it computes | iOS 16 |
+| int8 | fp16 | 8 bits, one scale an output channel; the plan's exclusions stay | iOS 16 |
+| w8a8 | 8-bit inputs of matrix products, the rest fp16 | as int8 | iOS 17 |
+| palette8, 6, 4 | fp16 | a palette of 256, 64 or 16 values a tensor; with `group_channels` iOS 18 | iOS 16 |
+| mixed | fp16 | a palette for each tensor, of as many bits as `mixed` allows (`export/mixed_bits.py`) | iOS 16 |
 
 The package is complete in itself: int32 `input_ids` and `attention_mask` of shape (1, L) go in; `logits`, the predicted
 `classLabel` and the probability of every label come out; labels, lengths and the hash of its source are in its
@@ -13,44 +22,62 @@ Three traps, each checked on what was saved rather than on what was meant:
 
 import hashlib
 import json
-from collections.abc import Sequence
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING, Any, Literal, Self
+from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar
 
 import numpy as np
 from pydantic import Field, model_validator
 from torch import nn
 from torch.export import ExportedProgram
 
+from export.channels_first import SEPARATOR, ChannelsFirstGraph
+from export.coreml_compression import Palette, linear_weights, linear_weights_and_activations, palettes
 from export.encoder_graph import EncoderGraph, check_answers, export_graph
+from export.fp16_lint import Lint, calibrate, lint
 from export.lengths import check_ascending, choose_lengths
+from export.mixed_bits import choose_bits
 from export.mlpackage import (
     LEFTOVER,
     check_finite_constants,
+    check_system,
     check_wide_ids,
     quiet_conversion,
     rewrite_manifest,
 )
-from pipeline.errors import ExportError
+from pipeline.errors import ExportError, PipelineError, SettingsError
 from pipeline.files import sha256_of
 from pipeline.machine import version_of
-from pipeline.mil.package import SPECIFICATION
+from pipeline.mil.package import SPECIFICATION, read_package
 from pipeline.mil.quiet import import_coremltools
 from pipeline.models import load_classifier
 from pipeline.params import Count, Settings
+from pipeline.quantization import quantizable_modules
 from pipeline.records import Artefact, TensorFact
 
 if TYPE_CHECKING:
     from pipeline.quantization import Plan
 
-PRECISIONS = ("fp32", "fp16", "int8")
-# Share of the spread of the reference logits. Measured: a NumPy reading of the saved program against PyTorch, 26 texts,
-# on a 3-layer MiniLM student with a fresh classifier, whose logits lie close together.
+T = TypeVar("T")
+PRECISIONS = ("fp32", "fp16", "auto", "int8", "w8a8", "palette8", "palette6", "palette4", "mixed")
+# Those that look at the plan: what stays in float, or the rows that ranges are calibrated on.
+PLANNED = ("fp16", "auto", "int8", "w8a8", "mixed")
+# Share of the spread of the reference logits, by the reference interpreter against PyTorch; measured on 32 dev rows of
+# Banking77, SST-2 and the bundled data.
 TOLERANCES = {
     "fp32": 1.0e-4,  # the same sums in another order; measured 5e-7
     "fp16": 1.0e-2,  # 2^-11 at each of some ten roundings a layer; measured 7e-4
+    "auto": 1.0e-2,
     "int8": 1.0e-1,  # up to 1/254 of its row's largest weight at each weight; measured 0.018
+    "w8a8": 3.0e-1,
+    "palette8": 1.0e-1,
+    "palette6": 3.0e-1,
+    "palette4": 1.0,  # an aim for nobody: whether it is good enough, budgets say
+    "mixed": 1.0,
 }
 FILE_NAME = "model.mlpackage"
 
@@ -68,6 +95,17 @@ class LengthRange(Settings):
         return self
 
 
+class Mixed(Settings):
+    """What a choice of bits for each tensor may cost."""
+
+    size_mb: float = Field(gt=0, description="Of the weights in the package, at most.")
+    accuracy_drop_points: float = Field(
+        ge=0,
+        description="Share of calibration rows, in percent, that may be answered otherwise than by the student; "
+        "accuracy drops by no more on them.",
+    )
+
+
 class Params(Settings):
     """Options of a Core ML target."""
 
@@ -79,6 +117,25 @@ class Params(Settings):
     deployment_target: Literal["iOS16", "iOS17", "iOS18"] = Field(
         default="iOS18", description="Oldest system it runs on. Below iOS18: one length, or a range."
     )
+    layout: Literal["plain", "channels_first"] = Field(
+        default="plain",
+        description="channels_first: (B, C, 1, S) with 1x1 convolutions and heads apart, as Apple published for its "
+        "Neural Engine. The same weights and answers.",
+    )
+    group_channels: Count | None = Field(
+        default=None, description="For palettes: output channels that share one. Null: one a tensor. Needs iOS18."
+    )
+    embedding_bits: Literal[4, 6, 8] | None = Field(
+        default=None,
+        description="For palettes: bits of the word embedding, the largest tensor. Null: as the precision says.",
+    )
+    sparsity: float | None = Field(
+        default=None,
+        gt=0,
+        lt=1,
+        description="For palettes: share of each tensor's smallest weights that become 0 and are not stored. iOS18.",
+    )
+    mixed: Mixed | None = Field(default=None, description="For precision mixed: what it may cost.")
     author: str = Field(default="made with Decant", description="Author, shown by Xcode.")
     licence: str = Field(default="not stated", description="Licence, shown by Xcode.")
 
@@ -92,6 +149,11 @@ class Params(Settings):
                 f"deployment_target is {self.deployment_target}, which allows a list of lengths for one input only, "
                 "and there are two; set it to iOS18, or lengths to one length or to {min: ..., max: ...}"
             )
+        for name in ("group_channels", "sparsity"):
+            if getattr(self, name) is not None and self.deployment_target != "iOS18":
+                raise ValueError(
+                    f"{name} needs iOS18, deployment_target is {self.deployment_target}; raise it, or leave {name} out"
+                )
         return self
 
 
@@ -101,33 +163,34 @@ def convert(source: Path, out: Path, precision: str, params: Params, max_length:
     Args:
         source: model folder.
         out: existing empty folder.
-        precision: one of PRECISIONS. int8 is 8-bit weights, dequantized on load or on use; activations are fp16.
+        precision: one of PRECISIONS.
         params: options of the target.
         max_length: data.max_length; no length may be above it, and the longest must be it.
-        plan: for int8: what stays in fp16. Its activation ranges are not used.
+        plan: for those of PLANNED: what stays in fp16 and the rows to calibrate on. Its activation ranges are not used.
+            fp16 goes without, and is not looked through then.
 
     Raises:
         SettingsError: lengths that do not fit max_length.
         ExportError: it could not be converted, or what was saved would not answer.
     """
+    _check(precision, params, plan)
     lengths = _lengths(params, max_length)
     model = load_classifier(source)
     names = model.config.id2label or {}
     labels = [names[i] for i in range(model.config.num_labels)]
     if len(set(labels)) != len(labels):
         raise ExportError(f"{source}: label names repeat; Core ML gives probabilities by name: make them differ")
-    graph = EncoderGraph(model).eval()
+    graph = (ChannelsFirstGraph if params.layout == "channels_first" else EncoderGraph)(model).eval()
     check_answers(graph, max_length)
     ct = import_coremltools()
+    job = _Job(ct, graph, lengths, labels, params, plan)
     with quiet_conversion():
-        program = export_graph(graph, max_length, any_length=len(lengths) > 1)
-        passes = ct.PassPipeline.EMPTY  # all have run once the program is MIL; fp16 must not be applied twice
-        if precision == "int8":
-            assert plan is not None, "the caller makes a plan for int8"
-            passes = _quantization(ct, plan, _kept_constants(plan, graph, program))
         try:
-            mil = _to_mil(ct, program, lengths, precision, params)
-            package = _to_package(ct, mil, labels, params, passes)
+            keep = job.lint(out).keep if precision in {"fp16", "auto"} and plan is not None else ()
+            passes = job.compression(precision)
+            package = job.package(precision, passes, keep if precision == "auto" else ())
+        except PipelineError:
+            raise
         except Exception as error:  # torch and coremltools raise nearly every built-in class
             raise ExportError(
                 f"coremltools {ct.__version__} could not convert this '{model.config.model_type}' to {precision} for "
@@ -140,7 +203,27 @@ def convert(source: Path, out: Path, precision: str, params: Params, max_length:
     _settle(path, facts, params)
     check_finite_constants(path)
     check_wide_ids(path)
-    return _artefact(precision, lengths, labels, params)
+    check_system(path, params.deployment_target)
+    notes = (*job.notes, *([f"in fp32: {', '.join(keep)}"] if precision == "auto" and keep else []))
+    return _artefact(precision, lengths, labels, params, notes)
+
+
+def _check(precision: str, params: Params, plan: "Plan | None") -> None:
+    """Raises SettingsError for options that do not belong together, ExportError without a plan that is needed."""
+    system = int(params.deployment_target.removeprefix("iOS"))
+    if precision == "w8a8" and system < 17:
+        raise SettingsError(f"precision w8a8 needs iOS17, options.deployment_target is {params.deployment_target}")
+    if (precision == "mixed") != (params.mixed is not None):
+        raise SettingsError(
+            "precision mixed goes with options.mixed: {size_mb, accuracy_drop_points}; found "
+            f"precision {precision} and mixed {params.mixed}"
+        )
+    is_palette = precision.startswith("palette") or precision == "mixed"
+    given = [name for name in ("group_channels", "embedding_bits", "sparsity") if getattr(params, name) is not None]
+    if given and not is_palette:
+        raise SettingsError(f"options.{given[0]} is for palettes, precision is {precision}; leave it out")
+    if plan is None and precision in PLANNED and precision != "fp16":
+        raise ExportError(f"precision {precision} needs the quantization plan; run `dvc repro quantize`")
 
 
 def _lengths(params: Params, max_length: int) -> tuple[int, ...]:
@@ -154,7 +237,125 @@ def _lengths(params: Params, max_length: int) -> tuple[int, ...]:
 # --- conversion --------------------------------------------------------------------------------------------------
 
 
-def _to_mil(ct: ModuleType, program: ExportedProgram, lengths: Sequence[int], precision: str, params: Params) -> Any:
+@dataclass
+class _Job:
+    """One model on its way to a package."""
+
+    ct: ModuleType
+    graph: EncoderGraph
+    lengths: tuple[int, ...]
+    labels: Sequence[str]
+    params: Params
+    plan: "Plan | None"
+    notes: tuple[str, ...] = ()
+
+    def package(self, precision: str, passes: Any = None, keep: Sequence[str] = ()) -> Any:
+        """The Core ML model; `keep` names operations that stay in fp32, `passes` compress its weights."""
+        mil = _to_mil(self.ct, self._program(), self.lengths, precision, self.params, keep)
+        # all passes have run once the program is MIL; fp16 must not be applied twice
+        return _to_package(self.ct, mil, self.labels, self.params, passes or self.ct.PassPipeline.EMPTY)
+
+    def lint(self, out: Path) -> Lint:
+        """What fp16 would do, on the plan's calibration rows; written beside the artefact."""
+        found = self._on_rows("fp32", lint)
+        found.write(out)
+        worst = next((one for one in found.findings if one.kind == "overflow"), None)
+        if worst is not None:
+            count = sum(one.kind == "overflow" for one in found.findings)
+            self.notes += (
+                f"fp16 may overflow at {count} operations, first '{worst.operation}' ({worst.module}): {worst.reason}",
+            )
+        return found
+
+    def compression(self, precision: str) -> Any:
+        """The passes for this precision; None for no compression."""
+        ct, plan, params = self.ct, self.plan, self.params
+        if precision in {"int8", "w8a8"}:
+            assert plan is not None, "the caller makes a plan for int8"
+            kept = _kept_constants(plan, self._weights(), self.graph.model)
+            if precision == "int8":
+                return linear_weights(ct, plan.per_channel, kept)
+            ranges = self._on_rows("fp16", lambda *given: calibrate(*given)[1])
+            return linear_weights_and_activations(ct, plan.per_channel, kept, self._products(kept), ranges)
+        if precision == "mixed":
+            assert plan is not None and params.mixed is not None, "checked on entry"
+            choice = choose_bits(
+                self.graph.model,
+                self._tensors(),
+                plan.calibration_rows,
+                1e6 * params.mixed.size_mb,
+                params.mixed.accuracy_drop_points / 100,
+            )
+            self.notes += (
+                f"{100 * choice.changed:.2f} % of calibration rows answered otherwise; bits: "
+                + ", ".join(f"{name} {bits}" for name, bits in choice.bits.items()),
+            )
+            return palettes(ct, self._constants(choice.bits), params.sparsity)
+        if precision.startswith("palette"):
+            bits = dict.fromkeys(self._tensors(), int(precision.removeprefix("palette")))
+            return palettes(ct, self._constants(bits), params.sparsity)
+        return None
+
+    def _program(self) -> ExportedProgram:
+        return export_graph(self.graph, self.lengths[-1], any_length=len(self.lengths) > 1)
+
+    def _weights(self) -> dict[str, str]:
+        return weight_names(self.graph, self._program())
+
+    def _tensors(self) -> list[str]:
+        """Weights that may have a palette, as the model names them: tables and matrices."""
+        modules = quantizable_modules(self.graph.model, embeddings=True)
+        known = dict(self.graph.model.named_parameters())
+        return [f"{module}.weight" for module in modules if f"{module}.weight" in known]
+
+    def _constants(self, bits: Mapping[str, int]) -> dict[str, Palette]:
+        """Palettes by name of the constant in the package; the word embedding as the options say."""
+        wanted = dict(bits)
+        if self.params.embedding_bits is not None:
+            wanted |= {name: self.params.embedding_bits for name in wanted if "word_embeddings" in name}
+        group, rows = self.params.group_channels, dict(self.graph.model.named_parameters())
+        odd = sorted(weight for weight in wanted if group is not None and len(rows[weight]) % group)
+        if odd:
+            self.notes += (f"one palette each, as {group} does not divide their rows: {', '.join(odd)}",)
+        return {
+            constant + suffix: Palette(wanted[weight], None if weight in odd else group)
+            for constant, weight in self._weights().items()
+            if weight in wanted
+            for suffix in ("", "_to_fp16")  # the fp16 pass renames what it casts
+        }
+
+    def _products(self, kept: Sequence[str]) -> list[str]:
+        """Operations that read a constant which stays in fp16."""
+        with self._saved("fp16") as path:
+            return [
+                op.name
+                for op in read_package(path).operations
+                if any(one in kept for given in op.inputs.values() for one in given if isinstance(one, str))
+            ]
+
+    def _on_rows(self, precision: str, look: Callable[..., T]) -> T:
+        """What `look` says of the package in this precision, on the plan's calibration rows."""
+        assert self.plan is not None, "checked on entry"
+        pad_id = self.graph.model.config.pad_token_id or 0
+        with self._saved(precision) as path:
+            return look(path, self.plan.calibration_rows, self.lengths, self._weights(), pad_id)
+
+    @contextmanager
+    def _saved(self, precision: str) -> Iterator[Path]:
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / FILE_NAME
+            self.package(precision).save(str(path))
+            yield path
+
+
+def _to_mil(
+    ct: ModuleType,
+    program: ExportedProgram,
+    lengths: Sequence[int],
+    precision: str,
+    params: Params,
+    keep: Sequence[str] = (),
+) -> Any:
     """Core ML's program in memory, all passes applied, with outputs `logits` and `probabilities`."""
     shape: Any = (1, lengths[-1])
     if isinstance(params.lengths, LengthRange):
@@ -163,11 +364,12 @@ def _to_mil(ct: ModuleType, program: ExportedProgram, lengths: Sequence[int], pr
         shape = ct.EnumeratedShapes([(1, length) for length in lengths], default=(1, lengths[-1]))
     # Names of constants count up over the life of the process; a second package would have other bytes than a first.
     ct.converters.mil.Builder.name_count.clear()
+    computes = ct.transform.FP16ComputePrecision(op_selector=lambda op: op.outputs[0].name not in keep)
     return ct.convert(
         program,
         convert_to="milinternal",
         minimum_deployment_target=getattr(ct.target, params.deployment_target),
-        compute_precision=ct.precision.FLOAT32 if precision == "fp32" else ct.precision.FLOAT16,
+        compute_precision=ct.precision.FLOAT32 if precision == "fp32" else computes,
         inputs=[ct.TensorType(name, shape, dtype=np.int32) for name in ("input_ids", "attention_mask")],
         outputs=[ct.TensorType(name, dtype=np.float32) for name in ("logits", "probabilities")],
     )
@@ -179,6 +381,7 @@ def _to_package(ct: ModuleType, mil: Any, labels: Sequence[str], params: Params,
     # shorter (label and probabilities stand for one): IndexError. The types have been applied, so the list can go.
     for function in mil.functions.values():
         function.output_types = None
+    # Weights are compressed on the way, since on a finished package the labels cannot be written back.
     return ct.convert(
         mil,
         convert_to="mlprogram",
@@ -189,30 +392,9 @@ def _to_package(ct: ModuleType, mil: Any, labels: Sequence[str], params: Params,
     )
 
 
-def _quantization(ct: ModuleType, plan: "Plan", kept: Sequence[str]) -> Any:
-    """The one pass that makes weights 8-bit. (Done on a finished package, it cannot write the labels back.)"""
-    from coremltools.optimize import coreml
-
-    config = coreml.OptimizationConfig(
-        # The plan decides what is quantized, not a size; vectors are never touched by coremltools.
-        global_config=coreml.OpLinearQuantizerConfig(
-            mode="linear_symmetric",
-            dtype="int8",
-            granularity="per_channel" if plan.per_channel else "per_tensor",
-            weight_threshold=0,
-        ),
-        op_name_configs=dict.fromkeys(kept, None),
-    )
-    name = "compression::linear_quantize_weights"
-    passes = ct.PassPipeline([name], pipeline_name="decant_int8")
-    passes.set_options(name, {"config": config})
-    return passes
-
-
-def _kept_constants(plan: "Plan", graph: EncoderGraph, program: ExportedProgram) -> list[str]:
+def _kept_constants(plan: "Plan", names: Mapping[str, str], model: nn.Module) -> list[str]:
     """Names of the constants in the package whose PyTorch module the plan leaves out."""
-    names = weight_names(graph, program)
-    modules = dict(graph.model.named_modules())
+    modules = dict(model.named_modules())
     unknown = [name for name in plan.exclude if name not in modules]
     if unknown:
         raise ExportError(
@@ -239,6 +421,8 @@ def weight_names(graph: EncoderGraph, program: ExportedProgram) -> dict[str, str
         head, _, rest = weight.partition(".")
         # one table in the graph, the sum of two in the model
         original = f"{prefix}.embeddings.position_embeddings.weight" if head == "positions" else rest
+        if head == "convolutions":
+            original = rest.replace(SEPARATOR, ".")
         names[constant] = f"{prefix}.{rest}" if head == "encoder" else original
     return names
 
@@ -295,10 +479,12 @@ def _tools() -> dict[str, str | None]:
     return {name: version_of(name) for name in ("coremltools", "torch", "transformers")}
 
 
-def _artefact(precision: str, lengths: tuple[int, ...], labels: Sequence[str], params: Params) -> Artefact:
-    notes = [f"one text a call; {params.deployment_target} or later"]
+def _artefact(
+    precision: str, lengths: tuple[int, ...], labels: Sequence[str], params: Params, notes: Sequence[str]
+) -> Artefact:
+    said = [f"one text a call; {params.deployment_target} or later", *notes]
     if precision == "int8":
-        notes.append("8-bit weights; activations are fp16, so calibrated ranges are not used")
+        said.append("8-bit weights; activations are fp16, so calibrated ranges are not used")
     return Artefact(
         format="coreml",
         precision=precision,
@@ -314,5 +500,5 @@ def _artefact(precision: str, lengths: tuple[int, ...], labels: Sequence[str], p
         lengths=lengths,
         max_length=lengths[-1],
         tools=_tools(),
-        notes=tuple(notes),
+        notes=tuple(said),
     )

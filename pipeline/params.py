@@ -283,7 +283,9 @@ class Target(Settings):
     """One row of deployment. Every key is spelled out in the file, since DVC follows each one by itself."""
 
     format: Name = Field(description="File format: a name of export/to_<format>.py.")
-    precision: Literal["fp32", "fp16", "int8"] = Field(description="fp32, fp16, or int8 weights (see the format).")
+    precision: Literal["fp32", "fp16", "auto", "int8", "w8a8", "palette8", "palette6", "palette4", "mixed"] = Field(
+        description="fp32, fp16, or int8 weights; the others are Core ML's (see the format)."
+    )
     options: dict[str, Any] = Field(description="Settings of the exporter, such as {inputs: int32}.")
     runtime: Name = Field(description="What executes it: a name of eval/runtimes/.")
     device: Name = Field(description="Where it runs: a name of eval/devices/.")

@@ -49,7 +49,7 @@ def run(params: Params, workspace: Workspace, name: str) -> None:
     student = open_folder(workspace.student, "student")
     sources = {"student": student.digest}
     plan = None
-    if target.precision == "int8":
+    if target.precision in getattr(exporter, "PLANNED", ("int8",)):
         sources["plan"] = open_folder(workspace.quantized, "quantized").digest
         plan = Plan.model_validate_json((workspace.quantized / "plan.json").read_text("utf-8"))
     not_made = exporter.why_unusable() if hasattr(exporter, "why_unusable") else None

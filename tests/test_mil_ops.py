@@ -350,7 +350,7 @@ def draw_quantize(d: Draw) -> dict[str, Any]:
     }
 
 
-def _quantize(input: Any, scale: Any, zero_point: Any, output_dtype: str, axis: int) -> Any:  # noqa: A002
+def _quantize(input: Any, scale: Any, zero_point: Any, output_dtype: str, axis: int) -> Any:
     # the quotient in float32, as it is computed: in float64 a half would be another number
     codes = np.rint(input.astype(np.float32) / scale.astype(np.float32)) + zero_point
     return np.clip(codes, *((-128, 127) if output_dtype == "int8" else (0, 255)))
@@ -545,7 +545,7 @@ CASES: dict[str, Case] = {
             "zero_point": d.rng.integers(-9, 9, 3).astype(np.int8),
             "axis": np.int32(0),
         },
-        lambda input, scale, zero_point, axis: scale[:, None] * (input.astype(int) - zero_point[:, None]),  # noqa: A006
+        lambda input, scale, zero_point, axis: scale[:, None] * (input.astype(int) - zero_point[:, None]),
     ),
     "classify": (
         lambda d: {"probabilities": d.floats((1, 4)), "classes": list("abcd")},

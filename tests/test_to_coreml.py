@@ -16,9 +16,11 @@ from toy_models import FAMILIES, toy_model
 from export import mlpackage, to_coreml
 from export.encoder_graph import EncoderGraph, check_answers, export_graph
 from export.to_coreml import (
+    PLANNED,
     PRECISIONS,
     TOLERANCES,
     LengthRange,
+    Mixed,
     Params,
     check_finite_constants,
     check_wide_ids,
@@ -36,11 +38,13 @@ ROOT = Path(__file__).resolve().parents[1]
 LABELS = ["allumer", "éteindre", "play music"]
 LENGTHS = (8, 16)
 PARAMS = Params(lengths=LENGTHS)
+ROWS = tuple(tuple(np.random.default_rng(i).integers(2, 60, 4 + i % 12).tolist()) for i in range(24))
 
 
 def plan(**changes: Any) -> Any:
     """What the exporter reads of a quantization plan."""
-    return SimpleNamespace(**({"mode": "dynamic", "per_channel": True, "embeddings": True, "exclude": ()} | changes))
+    usual = {"mode": "dynamic", "per_channel": True, "embeddings": True, "exclude": (), "calibration_rows": ROWS}
+    return SimpleNamespace(**(usual | changes))
 
 
 def save(model: Any, folder: Path) -> Path:
@@ -53,7 +57,9 @@ def save(model: Any, folder: Path) -> Path:
 
 def export(source: Path, out: Path, precision: str = "fp16", params: Params = PARAMS, **changes: Any) -> Artefact:
     out.mkdir()
-    return convert(source, out, precision, params, 16, plan(**changes) if precision == "int8" else None)
+    if precision == "mixed":
+        params = params.model_copy(update={"mixed": Mixed(size_mb=1.0, accuracy_drop_points=100.0)})
+    return convert(source, out, precision, params, 16, plan(**changes) if precision in PLANNED else None)
 
 
 @pytest.fixture(scope="module")

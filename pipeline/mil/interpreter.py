@@ -74,7 +74,7 @@ class Interpreter:
     """
 
     def __init__(self, package: Package, *, exact: bool = False, compute: torch.dtype = torch.float32) -> None:
-        self._package, self._exact, self._compute = package, exact, compute
+        self.package, self._exact, self._compute = package, exact, compute
         self._constants: dict[str, Any] = {}
         self._program: list[Operation] = []
         for op in package.operations:
@@ -137,7 +137,7 @@ class Interpreter:
 
     def _answer(self, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
         values, _ = self._execute(inputs, None)
-        return {name: values[name] for name in self._package.outputs if isinstance(values[name], Tensor)}
+        return {name: values[name] for name in self.package.outputs if isinstance(values[name], Tensor)}
 
     def _extremes(self, inputs: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
         _, seen = self._execute(inputs, lambda value: (value.amin(), value.amax()))
@@ -175,17 +175,17 @@ class Interpreter:
             found = function(**arguments)
         except _FAILURES as error:
             said = next(iter(str(error).splitlines()), type(error).__name__)
-            raise ModelError(f"{self._package.path}: {op.place} cannot be executed: {said}; export it again") from error
+            raise ModelError(f"{self.package.path}: {op.place} cannot be executed: {said}; export it again") from error
         results = found if isinstance(found, tuple) else (found,)
         if len(results) != len(op.outputs):
-            raise ModelError(f"{self._package.path}: {op.place} has {len(op.outputs)} outputs, expected {len(results)}")
+            raise ModelError(f"{self.package.path}: {op.place} has {len(op.outputs)} outputs, expected {len(results)}")
         return {name: self._settle(value, kind, op) for (name, kind), value in zip(op.outputs, results, strict=True)}
 
     def _definition(self, op: Operation) -> Any:
         known = OPERATIONS.get(op.kind)
         if known is None:
             raise ModelError(
-                f"{self._package.path}: operation {op.place} is not known to the reference interpreter"
+                f"{self.package.path}: operation {op.place} is not known to the reference interpreter"
                 f"{nearest(op.kind, OPERATIONS)}; add it to pipeline/mil/ops with its test"
             )
         return known.function
@@ -217,7 +217,7 @@ class Interpreter:
         )
         if not fits:
             raise ModelError(
-                f"{self._package.path}: {op.place} gives the shape {tuple(value.shape)}, declared {kind}; "
+                f"{self.package.path}: {op.place} gives the shape {tuple(value.shape)}, declared {kind}; "
                 "its weights are not those it was written with: export it again"
             )
         if kind.dtype in FLOATS:
@@ -237,7 +237,7 @@ class Interpreter:
         last = {name: id(op) for op in self._program for name in (*_names(op), *(name for name, _ in op.outputs))}
         found: dict[int, list[str]] = {}
         for name, op in last.items():
-            if name not in self._package.outputs:
+            if name not in self.package.outputs:
                 found.setdefault(op, []).append(name)
         return found
 
