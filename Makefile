@@ -7,7 +7,7 @@ READY := $(VENV)/.ready
 # `make demo TORCH_INDEX=https://...` names another.
 TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 
-.PHONY: demo browser test test-all lint types layers lock schema clean help
+.PHONY: demo mac browser test test-all lint types layers lock schema clean help
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -15,6 +15,9 @@ help: ## this list
 
 demo: $(READY) ## build everything on the bundled data and print the verdict
 	@$(BIN)/python -m stages.commands.demo
+
+mac: $(READY) ## on a Mac: the Core ML targets in Core ML itself, into the report that is here
+	@$(BIN)/python -m stages.commands.mac
 
 browser: $(READY) ## what the runtime 'browser' needs: onnxruntime-web, and Chromium where it is missing
 	@bash tools/browser/install.sh "$(VENV)"

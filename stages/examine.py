@@ -24,6 +24,7 @@ from pipeline.workspace import Workspace
 from stages.targets import artefact_bytes, artefact_of, parse_target
 
 log = logging.getLogger(__name__)
+EIGHT_BIT = ("int8", "w8a8")  # those with a plan of what stays in float, and a float twin to compare with
 
 
 def run(params: Params, workspace: Workspace, name: str) -> None:
@@ -54,7 +55,7 @@ def _examine(params: Params, workspace: Workspace, name: str, card: Card) -> tup
     exporter = plugins.load("format", target.format)
     examples, dev = read_encoded(workspace, "dev", params.data.max_length)
     exclude: tuple[str, ...] = ()
-    if target.precision == "int8":
+    if target.precision in EIGHT_BIT:
         open_folder(workspace.quantized, "quantized")
         exclude = Plan.model_validate_json((workspace.quantized / "plan.json").read_text("utf-8")).exclude
     folder = workspace.exported(name)
@@ -64,7 +65,7 @@ def _examine(params: Params, workspace: Workspace, name: str, card: Card) -> tup
             runtime=target.runtime,
             device=target.device,
             exported=Exported(folder, artefact, card.digest, artefact_bytes(card, artefact)),
-            float_twin=_export_twin(params, workspace, name, Path(scratch)) if target.precision == "int8" else None,
+            float_twin=_export_twin(params, workspace, name, Path(scratch)) if target.precision in EIGHT_BIT else None,
             student=workspace.student,
             tokenizer=workspace.data / "tokenizer",
             pad_id=dev.pad_id,
