@@ -82,7 +82,7 @@ def check_system(package: Path, declared: str) -> None:
     if found.version > next(version for version, system in SYSTEMS.items() if system == declared):
         raise ExportError(
             f"{package}: runs from {found.system} on, expected {declared} as in options.deployment_target; an "
-            f"operation or a compression needs the later one: set deployment_target to {found.system}, or leave that out"
+            f"operation or a compression needs that: set deployment_target to {found.system}, or leave it out"
         )
 
 

@@ -79,7 +79,13 @@ TOLERANCES = {
     "palette4": 1.0,  # an aim for nobody: whether it is good enough, budgets say
     "mixed": 1.0,
 }
-FILE_NAME = "model.mlpackage"
+FILE_NAME, WEIGHT_NAMES = "model.mlpackage", "weights.json"
+# What casting and compressing append to the name of a constant, as coremltools 9.0 does.
+MADE_OF = {
+    cast + made
+    for cast in ("", "_to_fp16")
+    for made in ("", "_quantized", "_palettized", "_sparsified", "_sparsified_palettized")
+}
 
 
 class LengthRange(Settings):
@@ -136,6 +142,9 @@ class Params(Settings):
         description="For palettes: share of each tensor's smallest weights that become 0 and are not stored. iOS18.",
     )
     mixed: Mixed | None = Field(default=None, description="For precision mixed: what it may cost.")
+    settings: dict[str, str] = Field(
+        default_factory=dict, description="How the runtime opens it, such as compute_units: CPU_AND_NE."
+    )
     author: str = Field(default="made with Decant", description="Author, shown by Xcode.")
     licence: str = Field(default="not stated", description="Licence, shown by Xcode.")
 
@@ -199,13 +208,14 @@ def convert(source: Path, out: Path, precision: str, params: Params, max_length:
             ) from error
         path = out / FILE_NAME
         package.save(str(path))
+        write_weight_names(path, out, graph, job.weights())
     facts = _metadata(source, params, labels, lengths, precision)
     _settle(path, facts, params)
     check_finite_constants(path)
     check_wide_ids(path)
     check_system(path, params.deployment_target)
     notes = (*job.notes, *([f"in fp32: {', '.join(keep)}"] if precision == "auto" and keep else []))
-    return _artefact(precision, lengths, labels, params, notes)
+    return _artefact(precision, lengths, labels, params, notes).model_copy(update={"settings": params.settings})
 
 
 def _check(precision: str, params: Params, plan: "Plan | None") -> None:
@@ -272,7 +282,7 @@ class _Job:
         ct, plan, params = self.ct, self.plan, self.params
         if precision in {"int8", "w8a8"}:
             assert plan is not None, "the caller makes a plan for int8"
-            kept = _kept_constants(plan, self._weights(), self.graph.model)
+            kept = _kept_constants(plan, self.weights(), self.graph.model)
             if precision == "int8":
                 return linear_weights(ct, plan.per_channel, kept)
             ranges = self._on_rows("fp16", lambda *given: calibrate(*given)[1])
@@ -299,7 +309,8 @@ class _Job:
     def _program(self) -> ExportedProgram:
         return export_graph(self.graph, self.lengths[-1], any_length=len(self.lengths) > 1)
 
-    def _weights(self) -> dict[str, str]:
+    def weights(self) -> dict[str, str]:
+        """Constant in the package before it is compressed -> weight of the classifier."""
         return weight_names(self.graph, self._program())
 
     def _tensors(self) -> list[str]:
@@ -319,7 +330,7 @@ class _Job:
             self.notes += (f"one palette each, as {group} does not divide their rows: {', '.join(odd)}",)
         return {
             constant + suffix: Palette(wanted[weight], None if weight in odd else group)
-            for constant, weight in self._weights().items()
+            for constant, weight in self.weights().items()
             if weight in wanted
             for suffix in ("", "_to_fp16")  # the fp16 pass renames what it casts
         }
@@ -338,7 +349,7 @@ class _Job:
         assert self.plan is not None, "checked on entry"
         pad_id = self.graph.model.config.pad_token_id or 0
         with self._saved(precision) as path:
-            return look(path, self.plan.calibration_rows, self.lengths, self._weights(), pad_id)
+            return look(path, self.plan.calibration_rows, self.lengths, self.weights(), pad_id)
 
     @contextmanager
     def _saved(self, precision: str) -> Iterator[Path]:
@@ -425,6 +436,28 @@ def weight_names(graph: EncoderGraph, program: ExportedProgram) -> dict[str, str
             original = rest.replace(SEPARATOR, ".")
         names[constant] = f"{prefix}.{rest}" if head == "encoder" else original
     return names
+
+
+def write_weight_names(path: Path, out: Path, graph: EncoderGraph, names: Mapping[str, str]) -> None:
+    """Beside the package, which weights of the student are in which of its constants: `eval/checks/weights.py` looks.
+
+    A constant that is a sum names each part: positions have the row of token type 0 in them.
+    """
+    known = dict(graph.model.named_parameters())
+    types = f"{graph.model.base_model_prefix}.embeddings.token_type_embeddings.weight"
+    in_file = [name for op in read_package(path).operations for name, _ in op.outputs if op.kind.startswith("const")]
+    found = {}
+    for constant, weight in names.items():
+        # compressing and casting add to the name; the longest is what the program reads
+        stored = max((name for name in in_file if _is_made_of(name, constant)), key=len, default=None)
+        if stored is not None and weight in known:
+            found[stored] = [weight, types] if constant == "b_positions" and types in known else [weight]
+    (out / WEIGHT_NAMES).write_text(json.dumps(found, indent=1) + "\n", "utf-8")
+
+
+def _is_made_of(name: str, constant: str) -> bool:
+    rest = name.removeprefix(constant)
+    return rest in MADE_OF if name.startswith(constant) else False
 
 
 # --- what is written ---------------------------------------------------------------------------------------------

@@ -234,7 +234,7 @@ def calls(monkeypatch) -> list[tuple[str, ...]]:
             (folder / ".dvc").mkdir()
         return 0
 
-    monkeypatch.setattr(run, "_dvc", record)
+    monkeypatch.setattr(run, "dvc", record)
     return asked
 
 
@@ -331,7 +331,7 @@ def test_a_real_dvc_project_is_made(tmp_path):
     run.prepare_workspace(SMOKE, folder, None, [])
     assert "analytics = false" in (folder / ".dvc" / "config").read_text()
     with pytest.raises(EnvironmentFault, match=r"dvc nothing failed in .*ws with exit status \d+; see above"):
-        run._dvc(folder, "nothing")
+        run.dvc(folder, "nothing")
 
 
 @pytest.mark.parametrize(
@@ -354,14 +354,14 @@ def test_the_exit_status_is_that_of_the_stage_even_through_dvc(tmp_path, monkeyp
 
     (tmp_path / guard.STATUS).parent.mkdir(parents=True)
     (tmp_path / guard.STATUS).write_text("1")  # of an earlier run: must not be believed
-    monkeypatch.setattr(run, "_dvc", dvc)
+    monkeypatch.setattr(run, "dvc", dvc)
     assert run.reproduce(tmp_path) == expected
     assert run.reproduce(tmp_path, until="distill") == expected
 
 
 def test_the_report_is_named_when_there_is_one(tmp_path, monkeypatch, capsys):
     """An absolute path, to open in a browser."""
-    monkeypatch.setattr(run, "_dvc", lambda *words, **options: 0)
+    monkeypatch.setattr(run, "dvc", lambda *words, **options: 0)
     run.reproduce(tmp_path)
     assert "report" not in capsys.readouterr().out
     page = Workspace(tmp_path).report / "index.html"

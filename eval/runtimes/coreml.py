@@ -1,7 +1,7 @@
 """Core ML itself, on a Mac: what runs `.mlpackage` on phones. Elsewhere it says why not.
 
-It answers one text a call, so a batch is a loop. Core ML chooses among CPU, GPU and Neural Engine itself; on the CPU it
-has no setting for the number of threads.
+It answers one text a call, so a batch is a loop. Core ML chooses among CPU, GPU and Neural Engine, within the compute
+units that it is given; on the CPU it has no setting for the number of threads.
 """
 
 import platform
@@ -17,11 +17,17 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from eval.padding import padded_length
+from eval.runtimes import settings_of
 from pipeline.errors import ModelError, UnusableRuntimeError
 from pipeline.records import Artefact
 
 FORMATS = ("coreml",)
 STAND_IN = None
+# What Core ML may use, by the names of coremltools.ComputeUnit.
+UNITS = ("ALL", "CPU_ONLY", "CPU_AND_GPU", "CPU_AND_NE")
+SETTINGS = {"compute_units": "ALL"}
+# classes of coremltools.models.compute_device -> words for people
+DEVICES = {"MLCPUComputeDevice": "CPU", "MLGPUComputeDevice": "GPU", "MLNeuralEngineComputeDevice": "Neural Engine"}
 
 
 def why_unusable() -> str | None:
@@ -55,12 +61,49 @@ def open_session(folder: Path, artefact: Artefact, threads: int) -> "CoreMlSessi
     return CoreMlSession(folder / artefact.file, artefact)
 
 
+def variants(artefact: Artefact) -> dict[str, dict[str, str]]:
+    """The other compute units."""
+    chosen = settings_of(artefact, SETTINGS)["compute_units"]
+    return {unit: {"compute_units": unit} for unit in UNITS if unit != chosen}
+
+
+def compute_plan(folder: Path, artefact: Artefact) -> dict[str, dict[str, int]]:
+    """Where Core ML means to run each operation: device -> kind of operation -> count. macOS 14.4 or later.
+
+    Raises:
+        UnusableRuntimeError: this is no Mac, or one without compute plans.
+        ModelError: Core ML gives no plan for this package.
+    """
+    reason = why_unusable()
+    if reason is not None:
+        raise UnusableRuntimeError(reason)
+    from coremltools.models.compute_plan import MLComputePlan
+
+    units = _units(artefact)
+    model = _load(folder / artefact.file, units)
+    try:
+        plan = MLComputePlan.load_from_path(path=model.get_compiled_model_path(), compute_units=units)
+        operations = plan.model_structure.program.functions["main"].block.operations
+    except (RuntimeError, AttributeError, KeyError) as error:
+        raise ModelError(f"{artefact.file}: Core ML gives no compute plan: {error}") from error
+    found: dict[str, dict[str, int]] = {}
+    for op in operations:
+        usage = plan.get_compute_device_usage_for_mlprogram_operation(op)
+        if usage is None:  # constants run nowhere
+            continue
+        name = type(usage.preferred_compute_device).__name__
+        kinds = found.setdefault(DEVICES.get(name, name), {})
+        kind = op.operator_name.rpartition(".")[2]  # 'ios18.linear'
+        kinds[kind] = kinds.get(kind, 0) + 1
+    return found
+
+
 class CoreMlSession:
     """A loaded package. `load_ms` includes the compilation that Core ML does on the first load."""
 
     def __init__(self, path: Path, artefact: Artefact) -> None:
         started = perf_counter()
-        self._model: Any = _load(path)
+        self._model: Any = _load(path, _units(artefact))
         self.load_ms = 1e3 * (perf_counter() - started)
         description = self._model.get_spec().description
         self.input_names = tuple(value.name for value in description.input)
@@ -109,14 +152,27 @@ class CoreMlSession:
         self.close()
 
 
-def _load(path: Path) -> Any:
+def _units(artefact: Artefact) -> Any:
+    """The compute units that the artefact's settings name."""
+    import coremltools
+
+    name = settings_of(artefact, SETTINGS)["compute_units"]
+    if name not in UNITS:
+        raise ModelError(
+            f"{artefact.file}: found compute_units '{name}', known: {', '.join(UNITS)}; mend options.settings of its "
+            "target and export it again"
+        )
+    return coremltools.ComputeUnit[name]
+
+
+def _load(path: Path, units: Any) -> Any:
     """The package as a model that can predict; when Core ML refuses it, coremltools only warns."""
     import coremltools
 
     with warnings.catch_warnings():
         warnings.filterwarnings("error", "You will not be able to run predict", RuntimeWarning)
         try:
-            return coremltools.models.MLModel(str(path))
+            return coremltools.models.MLModel(str(path), compute_units=units)
         except RuntimeWarning as warning:
             raise UnusableRuntimeError(
                 f"{path.name}: Core ML of macOS {platform.mac_ver()[0]} cannot load it: "

@@ -186,7 +186,7 @@ class Interpreter:
         if known is None:
             raise ModelError(
                 f"{self.package.path}: operation {op.place} is not known to the reference interpreter"
-                f"{nearest(op.kind, OPERATIONS)}; add it to pipeline/mil/ops with its test"
+                f"{nearest(op.kind, sorted(OPERATIONS))}; add it to pipeline/mil/ops with its test"
             )
         return known.function
 

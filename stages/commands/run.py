@@ -90,8 +90,8 @@ def prepare_workspace(source: Path, folder: Path, files: Path | None, changes: l
         _mirror(PROJECT / name, folder / name)
     candidate.replace(folder / "params.yaml")
     if not (folder / ".dvc").is_dir():
-        _dvc(folder, "init", "--no-scm", "--quiet")
-        _dvc(folder, "config", "core.analytics", "false")
+        dvc(folder, "init", "--no-scm", "--quiet")
+        dvc(folder, "config", "core.analytics", "false")
 
 
 def _resolve_paths(settings: dict[str, Any]) -> None:
@@ -129,7 +129,7 @@ def reproduce(folder: Path, until: str | None = None) -> int:
     """Runs `dvc repro` in a project and gives 0, or the exit status of the stage that failed, the gate among them."""
     failed = folder / guard.STATUS
     failed.unlink(missing_ok=True)
-    result = _dvc(folder, "repro", *([until] if until else []), check=False)
+    result = dvc(folder, "repro", *([until] if until else []), check=False)
     page = Workspace(folder).report / "index.html"
     if until is None and page.is_file():
         print(f"report: {page.resolve()}")
@@ -155,7 +155,7 @@ def _mirror(source: Path, target: Path) -> None:
             file.unlink()
 
 
-def _dvc(folder: Path, *words: str, check: bool = True) -> int:
+def dvc(folder: Path, *words: str, check: bool = True) -> int:
     # The interpreter's folder first, so that `python` in dvc.yaml is the one that runs this.
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
     environment = {**os.environ, "PATH": path, "DVC_NO_ANALYTICS": "1"}

@@ -1,0 +1,30 @@
+"""Runs the Core ML targets of a finished project in Core ML itself, into the report that is there; `make mac`."""
+
+from pathlib import Path
+
+from eval.runtimes import coreml
+from pipeline import guard
+from pipeline.errors import SettingsError, UnusableRuntimeError
+from pipeline.params import load
+from stages.commands.run import dvc, reproduce
+
+
+def command(folder: Path = Path()) -> int:
+    """Accuracy, times and checks of every target whose runtime is coreml, then report and gate.
+
+    Forced, since DVC would take the "not measured" of the machine that built the project for an answer.
+    """
+    reason = coreml.why_unusable()
+    if reason is not None:
+        raise UnusableRuntimeError(f"{reason}; copy the project with its artifacts to a Mac and run `make mac` there")
+    names = [name for name, target in load(folder / "params.yaml").targets.items() if target.runtime == "coreml"]
+    if not names:
+        raise SettingsError("params.yaml has no target with runtime: coreml; add one, see docs/coreml.md")
+    dvc(folder, "repro", "--single-item", "machine")
+    stages = [f"{stage}@{name}" for name in names for stage in ("evaluate", "benchmark", "examine")]
+    dvc(folder, "repro", "--force", "--single-item", *stages)
+    return reproduce(folder, "gate")
+
+
+if __name__ == "__main__":
+    guard.run(command)

@@ -1,0 +1,299 @@
+"""Reading a package and executing its program: types, rounding, batches, and what may be wrong with a file."""
+
+import shutil
+import struct
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from export.mlpackage import quiet_conversion
+from pipeline.errors import ModelError
+from pipeline.mil.blobs import BITS, WeightFile, unpack
+from pipeline.mil.interpreter import Interpreter
+from pipeline.mil.package import SPECIFICATION, WEIGHTS, read_package
+from pipeline.mil.quiet import import_coremltools
+
+
+def save(
+    path: Path, build: Callable[[Any, Any], Any], inputs: dict[str, tuple[int, ...]], precision: str = "fp32"
+) -> Path:
+    """A package with one function, written by coremltools; `build` gets its builder and the inputs."""
+    ct = import_coremltools()
+    from coremltools.converters.mil import Builder
+
+    specs = [Builder.TensorSpec(shape) for shape in inputs.values()]
+    names = list(inputs)
+    scope: dict[str, Any] = {"Builder": Builder, "build": build, "specs": specs, "target": ct.target.iOS18}
+    arguments = ", ".join(names)
+    exec(  # the builder takes the names of inputs from the function's signature
+        f"@Builder.program(input_specs=specs, opset_version=target)\ndef made({arguments}):\n"
+        f"    return build(Builder, {arguments})",
+        scope,
+    )
+    with quiet_conversion():
+        model = ct.convert(
+            scope["made"],
+            convert_to="mlprogram",
+            minimum_deployment_target=ct.target.iOS18,
+            compute_precision=ct.precision.FLOAT32 if precision == "fp32" else ct.precision.FLOAT16,
+            pass_pipeline=ct.PassPipeline.EMPTY if precision == "fp32" else ct.PassPipeline.DEFAULT,
+            skip_model_load=True,
+        )
+        model.save(str(path))
+    return path
+
+
+def run(path: Path, **inputs: np.ndarray) -> np.ndarray:
+    """The only output, for a batch."""
+    given = {name: torch.tensor(value) for name, value in inputs.items()}
+    (found,) = Interpreter(read_package(path)).run(given).values()
+    return found.numpy()
+
+
+WEIGHT = np.random.default_rng(0).normal(size=(64, 48)).astype(np.float32)
+
+
+@pytest.fixture(scope="module")
+def product(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """x W^T in fp32, its weight in the weight file."""
+    path = tmp_path_factory.mktemp("product") / "model.mlpackage"
+    return save(path, lambda mb, x: mb.linear(x=x, weight=WEIGHT, name="only"), {"x": (1, 48)})
+
+
+# --- what is computed --------------------------------------------------------------------------------------------
+
+
+def test_a_batch_is_answered_as_its_texts_one_by_one(product: Path) -> None:
+    """vmap changes nothing but the time."""
+    x = np.random.default_rng(1).normal(size=(5, 1, 48)).astype(np.float32)
+    together = run(product, x=x)
+    assert together.shape == (5, 1, 64)
+    np.testing.assert_allclose(together, x @ WEIGHT.T, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(
+        together, np.concatenate([run(product, x=x[i : i + 1]) for i in range(5)]), rtol=1e-5, atol=1e-5
+    )
+
+
+def test_fp16_is_rounded_after_each_operation_and_exact_is_not(tmp_path: Path) -> None:
+    """2048 + 1 is 2048 in fp16, twice; exactly it is 2050."""
+    path = save(
+        tmp_path / "m.mlpackage",
+        lambda mb, x: mb.add(x=mb.add(x=x, y=np.float32(1)), y=np.float32(1)),
+        {"x": (1,)},
+        "fp16",
+    )
+    given = {"x": torch.tensor([[2048.0]])}
+    stored, exact = (Interpreter(read_package(path), exact=exact) for exact in (False, True))
+    assert next(iter(stored.run(given).values())).item() == 2048
+    assert next(iter(exact.run(given).values())).item() == 2050
+
+
+def test_an_overflow_stays_and_is_counted_where_it_is_born(tmp_path: Path) -> None:
+    """60,000 x 2 is infinite in fp16, and 0 x infinity NaN: one birth, at the first; fp32 has none."""
+
+    def build(mb: Any, x: Any) -> Any:
+        large = mb.mul(x=x, y=np.float32(2), name="doubled")
+        return mb.mul(x=large, y=np.float32(0), name="cleared")
+
+    half, full = (save(tmp_path / f"{p}.mlpackage", build, {"x": (1, 3)}, p) for p in ("fp16", "fp32"))
+    x = torch.tensor([[[60000.0, 1.0, -60000.0]], [[1.0, 2.0, 3.0]]])
+    interpreter = Interpreter(read_package(half))
+    (found,) = interpreter.overflows({"x": x})
+    assert "'doubled" in found.place and (found.elements, found.texts) == (2, 1)
+    (answer,) = interpreter.run({"x": x}).values()
+    assert answer[0].isnan().tolist() == [[True, False, True]] and answer[1].isfinite().all()
+    assert Interpreter(read_package(full)).overflows({"x": x}) == []
+
+
+def test_ranges_are_over_all_texts(product: Path) -> None:
+    """Not those of the last one, as coremltools' own calibration has it."""
+    x = np.random.default_rng(2).normal(size=(4, 1, 48)).astype(np.float32)
+    x[0] *= 100
+    (found,) = Interpreter(read_package(product)).ranges({"x": torch.tensor(x)}).values()
+    assert found.high == pytest.approx((x @ WEIGHT.T).max(), rel=1e-5)
+    assert found.low == pytest.approx((x @ WEIGHT.T).min(), rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "given", "kept"),
+    [("int16", 40_000, -25_536), ("uint16", 65_537, 1), ("uint8", -1, 255), ("int8", 200, -56)],
+)
+def test_narrow_integers_wrap(tmp_path: Path, dtype: str, given: int, kept: int) -> None:
+    """An id that does not fit becomes another one, as in two's complement."""
+
+    def build(mb: Any, x: Any) -> Any:
+        return mb.cast(x=mb.cast(x=x, dtype=dtype), dtype="fp32")
+
+    assert run(save(tmp_path / "m.mlpackage", build, {"x": (1,)}), x=np.array([[given]], np.float32)).item() == kept
+
+
+# --- what may be wrong with a file -------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def copy(product: Path, tmp_path: Path) -> Path:
+    """A package to break."""
+    return Path(shutil.copytree(product, tmp_path / "broken.mlpackage"))
+
+
+def edit(package: Path, change: Callable[[Any], None]) -> Path:
+    """Changes the specification of a saved package."""
+    ct = import_coremltools()
+    spec = ct.utils.load_spec(str(package))
+    change(spec)
+    (package / SPECIFICATION).write_bytes(spec.SerializeToString())
+    return package
+
+
+def block_of(spec: Any) -> Any:
+    function = spec.mlProgram.functions["main"]
+    return function.block_specializations[function.opset]
+
+
+def test_an_unknown_operation_says_which_where_and_what_is_near(copy: Path) -> None:
+    """Nothing is guessed."""
+
+    def rename(spec: Any) -> None:
+        next(op for op in block_of(spec).operations if op.type == "linear").type = "liner"
+
+    with pytest.raises(
+        ModelError, match=r"operation liner 'only' is not known.*did you mean 'linear'\? known: abs, add"
+    ):
+        Interpreter(read_package(edit(copy, rename)))
+
+
+def test_control_flow_is_refused(copy: Path) -> None:
+    """No encoder has any."""
+    with pytest.raises(ModelError, match="blocks of its own"):
+        read_package(edit(copy, lambda spec: block_of(spec).operations[0].blocks.add()))
+
+
+def test_a_weight_of_another_shape_is_refused(copy: Path) -> None:
+    """48 x 64 where 64 x 48 was: what the linear layer gives is not what is declared."""
+
+    def turn(spec: Any) -> None:
+        for op in block_of(spec).operations:
+            for value in [*op.attributes.values(), *(b.value for a in op.inputs.values() for b in a.arguments)]:
+                sizes = [d.constant.size for d in value.type.tensorType.dimensions]
+                if sizes == [64, 48]:
+                    for dimension, size in zip(value.type.tensorType.dimensions, (48, 64), strict=True):
+                        dimension.constant.size = size
+
+    with pytest.raises(ModelError, match=r"linear 'only' cannot be executed.*export it again"):
+        run(edit(copy, turn), x=np.ones((1, 1, 48), np.float32))
+
+
+def test_an_answer_of_another_shape_than_declared_is_refused(copy: Path) -> None:
+    """A declaration is a promise to the app."""
+
+    def lie(spec: Any) -> None:
+        (op,) = (op for op in block_of(spec).operations if op.type == "linear")
+        op.outputs[0].type.tensorType.dimensions[1].constant.size = 63
+
+    with pytest.raises(ModelError, match=r"gives the shape \(1, 64\), declared fp32\[1, 63\]"):
+        run(edit(copy, lie), x=np.ones((1, 1, 48), np.float32))
+
+
+def weights(package: Path) -> Path:
+    return package / WEIGHTS / "weight.bin"
+
+
+FAULTS: dict[str, tuple[Callable[[bytes], bytes], str]] = {
+    "cut short": (lambda data: data[:5000], "do not lie in the file|cut short"),
+    "empty": (lambda data: b"", "0 bytes, expected"),
+    "another version": (lambda data: data[:4] + struct.pack("<I", 3) + data[8:], "version 3, expected 2"),
+    "no mark": (lambda data: data[:64] + b"\0\0\0\0" + data[68:], "expected a blob's mark 0xDEADBEEF"),
+    "another type": (lambda data: data[:68] + struct.pack("<I", 1) + data[72:], "found a blob of fp16"),
+    "another size": (lambda data: data[:72] + struct.pack("<Q", 99) + data[80:], "in 99 bytes, declared 3,072 values"),
+    "elsewhere": (lambda data: data[:80] + struct.pack("<Q", 1 << 40) + data[88:], "do not lie in the file"),
+}
+
+
+@pytest.mark.parametrize("fault", sorted(FAULTS))
+def test_a_damaged_weight_file_is_refused(copy: Path, fault: str) -> None:
+    """By what is wrong with it, and at which byte."""
+    damage, message = FAULTS[fault]
+    weights(copy).write_bytes(damage(weights(copy).read_bytes()))
+    with pytest.raises(ModelError, match=message):
+        read_package(copy)
+
+
+def test_a_package_without_weights_or_manifest_is_refused(copy: Path) -> None:
+    """Each by its name."""
+    weights(copy).unlink()
+    with pytest.raises(ModelError, match="weights cannot be read"):
+        read_package(copy)
+    (copy / "Manifest.json").unlink()
+    with pytest.raises(ModelError, match="no Core ML package"):
+        read_package(copy)
+
+
+def test_weights_outside_the_package_are_refused(copy: Path) -> None:
+    """A file from elsewhere must not lead the reader out of its folder."""
+
+    def escape(spec: Any) -> None:
+        for op in block_of(spec).operations:
+            for value in [*op.attributes.values(), *(b.value for a in op.inputs.values() for b in a.arguments)]:
+                if value.WhichOneof("value") == "blobFileValue":
+                    value.blobFileValue.fileName = "@model_path/../../../../secret.bin"
+
+    with pytest.raises(ModelError, match="expected a file inside the package"):
+        read_package(edit(copy, escape))
+
+
+@pytest.mark.parametrize("content", [b"\xff" * 50, b""])
+def test_a_specification_that_is_none_is_refused(copy: Path, content: bytes) -> None:
+    """Noise, or nothing."""
+    (copy / SPECIFICATION).write_bytes(content)
+    with pytest.raises(ModelError, match=r"cannot be read as a Core ML specification|expected an ML Program"):
+        read_package(copy)
+
+
+# --- the weight file against coremltools' own reader -------------------------------------------------------------
+
+WRITERS = {
+    "fp16": np.float16,
+    "fp32": np.float32,
+    "int8": np.int8,
+    "uint8": np.uint8,
+    "int16": np.int16,
+    "uint16": np.uint16,
+    "int32": np.int32,
+}
+
+
+@pytest.mark.parametrize("dtype", sorted(WRITERS))
+def test_blobs_are_read_as_coremltools_wrote_them(tmp_path: Path, dtype: str) -> None:
+    """Every type that it can write, one after the other."""
+    import_coremltools()
+    from coremltools.libmilstoragepython import _BlobStorageWriter
+
+    rng = np.random.default_rng(3)
+    path = tmp_path / "weight.bin"
+    parts = [rng.integers(0, 100, n).astype(WRITERS[dtype]) for n in (7, 300)]
+    writer = _BlobStorageWriter(str(path))
+    write = getattr(writer, f"write_{'float' if dtype == 'fp32' else dtype}_data")
+    places = [write(part.view(np.uint16) if dtype == "fp16" else part) for part in parts]
+    del writer
+    file = WeightFile(path, 2**20)
+    for place, part in zip(places, parts, strict=True):
+        np.testing.assert_array_equal(file.read(place, dtype, len(part), "test"), part)
+    file.close()
+
+
+@pytest.mark.parametrize("dtype", [dtype for dtype, bits in BITS.items() if bits < 8])
+def test_narrow_values_are_unpacked_as_coremltools_packs_them(dtype: str) -> None:
+    """Of 1, 2, 3, 4 and 6 bits, over byte boundaries."""
+    import_coremltools()
+    from coremltools.optimize import _utils
+
+    low, high = (-8, 8) if dtype == "int4" else (0, 2 ** BITS[dtype])
+    values = np.random.default_rng(4).integers(low, high, 37).astype(np.int8 if dtype == "int4" else np.uint8)
+    packed = _utils.pack_elements_into_bits(values, BITS[dtype])
+    np.testing.assert_array_equal(unpack(packed.tobytes(), dtype, 37, "test"), values)
+    with pytest.raises(ModelError, match="expected 37 values"):
+        unpack(packed.tobytes() + b"\0", dtype, 37, "test")
