@@ -10,6 +10,7 @@ transposed square matrix in a layer that matters little. Each kind of compressio
 """
 
 import json
+import math
 from pathlib import Path
 
 import numpy as np
@@ -51,7 +52,7 @@ def check(subject: Subject) -> Check:
                 return failed(
                     TITLE,
                     f"{parts[0]}: the values in the file ({kind}) are up to {off:.3g} times as far from the student's "
-                    "as this compression can put them: entries swapped, a matrix transposed, or another model's weights; "
+                    "as this compression can put them: entries swapped, a matrix transposed, or another model's; "
                     "export it again",
                     constant=constant,
                 )
@@ -79,7 +80,7 @@ def _palettes(op: Operation) -> int:
     """How many palettes it reads: one before iOS 18, then one for each block of the indices."""
     lut = op.inputs["lut"][0] if "lut" in op.inputs else op.attributes["lut"]
     assert isinstance(lut, Constant), "the inputs of a constexpr operation are constants"
-    return int(np.prod(lut.type.shape[:-2])) if len(lut.type.shape) > 1 else 1
+    return math.prod(size or 1 for size in lut.type.shape[:-2])
 
 
 def _distance(stored: np.ndarray, expected: np.ndarray, kind: str) -> float:

@@ -72,8 +72,8 @@ class Operation:
 
     @property
     def place(self) -> str:
-        """For messages: kind and name."""
-        return f"{self.kind} '{self.name}'"
+        """For messages: kind, and the name of the result, which casts and compression add to and never replace."""
+        return f"{self.kind} '{self.outputs[0][0] if self.outputs else self.name}'"
 
 
 @dataclass(frozen=True, eq=False)
