@@ -17,12 +17,12 @@ from typing import Annotated, Any
 import typer
 
 from benchmarks import distill
+from benchmarks.pages import begin_of, fill
 from eval import figures
 from eval.accuracy import answer
 from eval.runtimes import onnxruntime
 from export import to_onnx
 from pipeline import guard, records
-from pipeline.errors import SettingsError
 from pipeline.files import write_atomically
 from pipeline.params import Params, load
 from pipeline.prepared import read_encoded
@@ -33,7 +33,7 @@ from stages.quantize import plan_for
 
 RESULTS = Path("docs/results")
 README = Path("README.md")
-MADE_BY = "made by `python -m benchmarks.recipes table`"
+COMMAND = "python -m benchmarks.recipes table"
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, help=__doc__)
 
 
@@ -107,15 +107,9 @@ def table() -> None:
 def with_tables(text: str, folder: Path) -> str:
     """A page with every table between its markers made anew from the records in a folder."""
     for name, content in {"recipes": _recipes(folder), "methods": _methods(folder), "speed": _speed(folder)}.items():
-        begin, end = f"<!-- {name}: {MADE_BY} -->\n", f"<!-- end of {name} -->"
-        before, found, rest = text.partition(begin)
-        if found:
-            _, ended, after = rest.partition(end)
-            if not ended:
-                raise SettingsError(f"{README}: no line '{end}' after '{begin.strip()}'; add it below the table")
-            text = before + begin + content + end + after
-        elif content and name == "recipes":
-            raise SettingsError(f"{README}: no line '{begin.strip()}'; the table has no place")
+        # a page may show fewer tables; that of the recipes has to have its place once there is one
+        if begin_of(name, COMMAND) in text or (content and name == "recipes"):
+            text = fill(text, README, name, COMMAND, content)
     return text
 
 

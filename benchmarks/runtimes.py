@@ -27,6 +27,7 @@ import numpy as np
 import typer
 
 from benchmarks import without_decant
+from benchmarks.pages import fill
 from eval import dying
 from eval.accuracy import answer
 from eval.padding import pad
@@ -35,7 +36,6 @@ from eval.statistics import median_ratio_interval, share_interval
 from eval.worker import WorkerError, thread_environment
 from pipeline import guard, plugins
 from pipeline.architectures import shape_of
-from pipeline.errors import SettingsError
 from pipeline.files import write_atomically
 from pipeline.machine import facts
 from pipeline.models import read_config
@@ -61,8 +61,7 @@ OURS: dict[str, tuple[str, str, dict[str, Any], str]] = {
     "browser int8": ("onnx", "int8", {"inputs": "int32"}, "browser"),
 }
 OPTIMUM, FUSED, NNCF = "Optimum's dynamic int8", "the same, fused offline", "NNCF's int8 in OpenVINO"
-MARKER = "<!-- runtimes: made by `python -m benchmarks.runtimes table` -->\n"
-END = "<!-- end of runtimes -->"
+COMMAND = "python -m benchmarks.runtimes table"
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 
@@ -114,12 +113,8 @@ def table() -> None:
 
 def with_tables(text: str, folder: Path) -> str:
     """The page with the tables between its markers made anew from the records in a folder."""
-    before, begun, rest = text.partition(MARKER)
-    _, ended, after = rest.partition(END)
-    if not begun or not ended:
-        raise SettingsError(f"{PAGE}: found no '{MARKER.strip()}' with '{END}' after it; the table has no place")
     tables = [render(json.loads(file.read_text("utf-8"))) for file in sorted(folder.glob("*.json"))]
-    return before + MARKER + "".join(f"\n{table}\n" for table in tables) + END + after
+    return fill(text, PAGE, "runtimes", COMMAND, "".join(f"\n{table}\n" for table in tables))
 
 
 # --- the files ---------------------------------------------------------------------------------------------------

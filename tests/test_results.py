@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import recipes, runtimes
+from benchmarks import coreml, recipes, runtimes
 from pipeline.errors import SettingsError
 from stages.comparing import results
 
@@ -45,11 +45,18 @@ def test_text_around_the_tables_stays(tmp_path):
 # --- runtimes ----------------------------------------------------------------------------------------------------
 
 
-def test_the_page_of_targets_shows_what_the_records_say():
+def test_the_page_of_targets_shows_what_the_records_say(tmp_path):
     text = (ROOT / "docs" / "targets.md").read_text("utf-8")
     assert runtimes.with_tables(text, ROOT / "docs" / "results" / "runtimes") == text
     with pytest.raises(SettingsError, match="the table has no place"):
-        runtimes.with_tables("no markers", ROOT)
+        runtimes.with_tables("no markers", tmp_path)
+
+
+def test_the_page_of_core_ml_shows_the_records_and_every_operation():
+    """Which are those that tests/test_mil_ops.py has a case for."""
+    text = (ROOT / "docs" / "coreml.md").read_text("utf-8")
+    assert coreml.with_tables(text, ROOT / "docs" / "results" / "coreml") == text
+    assert all(f"`{name}`" in text for name in OPERATIONS)
 
 
 def test_runtimes_are_compared_round_by_round(monkeypatch):

@@ -55,7 +55,7 @@ def open_session(folder: Path, artefact: Artefact, threads: int) -> "CoreMlRefer
 class CoreMlReferenceSession:
     """A package with its weights decompressed."""
 
-    output_names = ("logits",)
+    output_names: tuple[str, ...] = ("logits",)
 
     def __init__(self, path: Path, artefact: Artefact) -> None:
         from pipeline.mil.interpreter import Interpreter

@@ -133,6 +133,11 @@ class Interpreter:
                 found.append(Overflow(op.place, int(counts[born, number].sum()), int(born.sum())))
         return found
 
+    def shapes(self, inputs: Mapping[str, Shaped[Tensor, "batch ..."]]) -> dict[str, tuple[int, ...]]:
+        """The shape of every floating result, by its name, for the first text of a batch."""
+        _, seen = self._execute({name: value[0] for name, value in inputs.items()}, lambda value: tuple(value.shape))
+        return dict(zip((op.outputs[0][0] for op in self.watched), seen, strict=True))
+
     # --- one text ------------------------------------------------------------------------------------------------
 
     def _answer(self, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
