@@ -7,6 +7,7 @@ import pytest
 
 from benchmarks import coreml, recipes, runtimes
 from pipeline.errors import SettingsError
+from pipeline.mil.interpreter import OPERATIONS
 from stages.comparing import results
 
 ROOT = Path(__file__).resolve().parents[1]

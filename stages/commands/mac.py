@@ -1,4 +1,4 @@
-"""Runs the Core ML targets of a finished project in Core ML itself, into the report that is there; `make mac`."""
+"""Runs the Core ML targets of a finished project in Core ML itself, on a Mac; `make mac`."""
 
 from pathlib import Path
 
