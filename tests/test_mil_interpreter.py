@@ -13,6 +13,7 @@ import torch
 from export.mlpackage import quiet_conversion
 from pipeline.errors import ModelError
 from pipeline.mil.blobs import BITS, WeightFile, unpack
+from pipeline.mil.counts import count
 from pipeline.mil.interpreter import Interpreter
 from pipeline.mil.package import SPECIFICATION, WEIGHTS, read_package
 from pipeline.mil.quiet import import_coremltools
@@ -107,6 +108,50 @@ def test_an_overflow_stays_and_is_counted_where_it_is_born(tmp_path: Path) -> No
     (answer,) = interpreter.run({"x": x}).values()
     assert answer[0].isnan().tolist() == [[True, False, True]] and answer[1].isfinite().all()
     assert Interpreter(read_package(full)).overflows({"x": x}) == []
+
+
+def test_each_of_several_results_is_looked_at(tmp_path: Path) -> None:
+    """The second part of a split overflows; the first does not."""
+
+    def build(mb: Any, x: Any) -> Any:
+        doubled = mb.mul(x=x, y=np.float32(2))
+        first, second = mb.split(x=doubled, num_splits=2, axis=1, name="parts")
+        return mb.sub(x=first, y=mb.square(x=second))
+
+    path = save(tmp_path / "m.mlpackage", build, {"x": (1, 2)}, "fp16")
+    interpreter = Interpreter(read_package(path))
+    ranges = interpreter.ranges({"x": torch.tensor([[[1.0, 400.0]]])})
+    assert sorted(found.high for name, found in ranges.items() if "parts" in name) == [2, 800]
+    (found,) = interpreter.overflows({"x": torch.tensor([[[1.0, 400.0]]])})
+    assert found.place.startswith("square")
+    assert set(interpreter.shapes({"x": torch.ones(1, 1, 2)}).values()) == {(1, 2), (1, 1)}
+
+
+def test_what_a_program_does_is_counted(tmp_path: Path) -> None:
+    """A linear layer, two matrix products with one operand turned, a convolution and an einsum, by hand."""
+    rng = np.random.default_rng(5)
+
+    def build(mb: Any, input_ids: Any, attention_mask: Any) -> Any:
+        x = mb.mul(x=input_ids, y=attention_mask)  # (1, 4)
+        wide = mb.linear(x=x, weight=rng.normal(size=(6, 4)).astype(np.float32))  # 24
+        turned = mb.matmul(x=wide, y=wide, transpose_x=True)  # (6, 6) over 1: 36
+        product = mb.matmul(x=turned, y=turned)  # (6, 6) over 6: 216
+        image = mb.reshape(x=product, shape=[1, 6, 1, 6])
+        kernel = rng.normal(size=(3, 6, 1, 1)).astype(np.float32)
+        drawn = mb.conv(x=image, weight=kernel)  # (1, 3, 1, 6) over 6: 108
+        other = mb.transpose(x=drawn, perm=[0, 3, 2, 1])  # (1, 6, 1, 3)
+        return mb.einsum(values=(drawn, other), equation="nchw,nwhu->nchu")  # (1, 3, 1, 3) over 6: 54
+
+    path = save(tmp_path / "m.mlpackage", build, {"input_ids": (1, 4), "attention_mask": (1, 4)})
+    interpreter = Interpreter(read_package(path))
+    counts = count(interpreter, 4)
+    assert counts.multiply_accumulates == 24 + 36 + 216 + 108 + 54
+    assert counts.operations == len(interpreter.operations) == 8
+    # inputs are not results; each result is written once and read as often as it is asked for
+    written = 4 + 6 + 36 + 36 + 36 + 18 + 18 + 9
+    read = 4 + 2 * 6 + 2 * 36 + 36 + 36 + 18 + 2 * 18
+    assert counts.activation_bytes == 4 * (written + read)
+    assert counts.weight_bytes >= 4 * (24 + 18)
 
 
 def test_ranges_are_over_all_texts(product: Path) -> None:

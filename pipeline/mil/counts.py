@@ -27,21 +27,16 @@ def count(interpreter: Interpreter, length: int) -> Counts:
     """The counts at one input length."""
     ids = torch.ones((1, 1, length), dtype=torch.int64)
     shapes: dict[str, tuple[int, ...]] = interpreter.shapes({"input_ids": ids, "attention_mask": ids})
-    widths = {
-        name: BITS[kind.dtype] // 8 for op in interpreter.watched for name, kind in op.outputs if kind.dtype in BITS
-    }
+    sizes = {name: math.prod(shapes[name]) * BITS[kind.dtype] // 8 for name, kind, _ in interpreter.watched}
     moved = sum(
-        math.prod(shapes[name]) * widths[name]
-        for op in interpreter.watched
-        for name in (*_read(op), op.outputs[0][0])
-        if name in shapes and name in widths
+        sizes.get(name, 0) for op in interpreter.operations for name in (*_read(op), *(name for name, _ in op.outputs))
     )
     weights = sum(
         (value.size * BITS[kind.dtype] + 7) // 8
         for _, kind, value in interpreter.package.constants()
         if kind.dtype in BITS
     )
-    products = sum(_products(op, shapes, interpreter) for op in interpreter.watched)
+    products = sum(_products(op, shapes, interpreter) for op in interpreter.operations)
     return Counts(len(interpreter.operations), products, weights, moved)
 
 
@@ -54,7 +49,7 @@ def _products(op: Operation, shapes: Mapping[str, tuple[int, ...]], interpreter:
             return tuple(argument.value.shape)
         return shapes[argument] if argument in shapes else tuple(interpreter.constant(argument).shape)
 
-    results = math.prod(shapes[op.outputs[0][0]])
+    results = math.prod(shapes.get(op.outputs[0][0], ()))
     if op.kind == "linear":
         return results * shape("weight")[-1]
     if op.kind == "conv":

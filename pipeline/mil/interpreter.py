@@ -86,7 +86,10 @@ class Interpreter:
                 self._definition(op)
                 self._program.append(op)
         self._last_use = self._find_last_use()
-        self.watched = tuple(op for op in self._program if any(kind.dtype in FLOATS for _, kind in op.outputs))
+        # every floating result, with its operation and type
+        self.watched = tuple(
+            (name, kind, op) for op in self._program for name, kind in op.outputs if kind.dtype in FLOATS
+        )
         self.bad_constants = tuple(
             f"{'mask or table' if value.size > 1 else 'number'} '{name}'"
             for name, kind, value in package.constants()
@@ -113,9 +116,8 @@ class Interpreter:
     def ranges(self, inputs: Mapping[str, Shaped[Tensor, "batch ..."]]) -> dict[str, Range]:
         """The least and greatest value of every floating result, by its name, over a batch."""
         low, high = torch.func.vmap(self._extremes)(dict(inputs))
-        names = [op.outputs[0][0] for op in self.watched]
-        found = zip(names, low.amin(0).tolist(), high.amax(0).tolist(), strict=True)
-        return {name: Range(least, greatest) for name, least, greatest in found}
+        found = zip(self.watched, low.amin(0).tolist(), high.amax(0).tolist(), strict=True)
+        return {name: Range(least, greatest) for (name, _, _), least, greatest in found}
 
     def overflows(self, inputs: Mapping[str, Shaped[Tensor, "batch ..."]]) -> list[Overflow]:
         """Where something infinite or NaN comes from, in the order of the program, over a batch."""
@@ -123,10 +125,10 @@ class Interpreter:
         if finite.all():
             return []
         inputs = {name: value[~finite] for name, value in inputs.items()}
-        counts = torch.func.vmap(self._count_bad)(dict(inputs))  # (B, operations)
-        index = {op.outputs[0][0]: number for number, op in enumerate(self.watched)}
+        counts = torch.func.vmap(self._count_bad)(dict(inputs))  # (B, results)
+        index = {name: number for number, (name, _, _) in enumerate(self.watched)}
         found = []
-        for number, op in enumerate(self.watched):
+        for number, (_, _, op) in enumerate(self.watched):
             before = [index[name] for name in _names(op) if name in index]
             born = (counts[:, number] > 0) & (counts[:, before] == 0).all(1)
             if born.any():
@@ -136,7 +138,7 @@ class Interpreter:
     def shapes(self, inputs: Mapping[str, Shaped[Tensor, "batch ..."]]) -> dict[str, tuple[int, ...]]:
         """The shape of every floating result, by its name, for the first text of a batch."""
         _, seen = self._execute({name: value[0] for name, value in inputs.items()}, lambda value: tuple(value.shape))
-        return dict(zip((op.outputs[0][0] for op in self.watched), seen, strict=True))
+        return dict(zip((name for name, _, _ in self.watched), seen, strict=True))
 
     # --- one text ------------------------------------------------------------------------------------------------
 
@@ -158,14 +160,14 @@ class Interpreter:
         return torch.stack(seen)
 
     def _execute(self, inputs: dict[str, Tensor], watch: Any) -> tuple[dict[str, Any], list[Any]]:
-        """Values that are still needed at the end, and what `watch` says of each watched operation's result."""
+        """Values that are still needed at the end, and what `watch` says of each floating result."""
         values: dict[str, Any] = {name: self._cast(value) for name, value in inputs.items()}
         seen = []
         for op in self._program:
             results = self._outputs(op, ChainMap(values, self._constants))
             values.update(results)
-            if watch is not None and any(kind.dtype in FLOATS for _, kind in op.outputs):
-                seen.append(watch(results[op.outputs[0][0]]))
+            if watch is not None:
+                seen += [watch(results[name]) for name, kind in op.outputs if kind.dtype in FLOATS]
             for name in self._last_use.get(id(op), ()):
                 values.pop(name, None)
         return values, seen
