@@ -659,3 +659,79 @@ def for_builder(name: str, key: str, value: Any) -> Any:
     if (name, key) == ("constexpr_lut_to_sparse", "indices_nonzero_data"):
         return value.astype(types.np_uint2_dtype)
     return value
+
+
+# --- the second generation of the same names ---------------------------------------------------------------------
+
+
+@settings(max_examples=40, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+@given(seed=st.integers(0, 2**31))
+def test_palettes_of_blocks_and_of_vectors_are_read_as_coremltools_reads_them(seed: int) -> None:
+    """iOS 18: a palette for each block of the indices, and entries that are vectors laid along an axis."""
+    import_coremltools()
+    from coremltools.optimize import _utils
+
+    d = Draw(seed)
+    bits, width = int(d.rng.choice([1, 2, 4])), int(d.rng.choice([1, 2, 3]))
+    blocks = (int(d.rng.choice([1, 2, 4])), int(d.rng.choice([1, 3])))
+    indices = d.rng.integers(0, 2**bits, (4, 6)).astype(np.uint8)
+    lut = d.floats((*blocks, 2**bits, width))
+    axis = None if width == 1 else np.int32(d.rng.integers(0, 2))
+    expected = _utils.lut_to_dense(indices, lut, axis)
+    arguments = {"indices": indices, "lut": lut} | ({} if axis is None else {"vector_axis": axis})
+    same(answers("constexpr_lut_to_dense", arguments), expected, 1e-6)
+
+
+@settings(max_examples=20, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+@given(seed=st.integers(0, 2**31))
+def test_a_sparse_tensor_with_its_own_mask_is_what_coremltools_makes_of_it(seed: int) -> None:
+    """iOS 18: the mask has the tensor's shape."""
+    import_coremltools()
+    from coremltools.converters.mil.mil.ops.defs.iOS18.compression import constexpr_sparse_to_dense
+
+    d = Draw(seed)
+    mask = d.bools((3, 5))
+    mask[0, 0] = True
+    values = d.floats((int(mask.sum()),))
+    expected = constexpr_sparse_to_dense.decompress(values, mask.astype(np.int8))
+    same(answers("constexpr_sparse_to_dense", {"nonzero_data": values, "mask": mask.astype(np.int8)}), expected, 1e-6)
+
+
+@pytest.mark.parametrize(
+    ("mode", "reference"),
+    [
+        ("TANH_APPROXIMATION", lambda x: 0.5 * x * (1 + np.tanh(np.sqrt(2 / np.pi) * (x + 0.044715 * x**3)))),
+        ("SIGMOID_APPROXIMATION", lambda x: x * scipy.special.expit(1.702 * x)),
+    ],
+)
+def test_gelu_has_two_approximations(mode: str, reference: Callable[[np.ndarray], np.ndarray]) -> None:
+    """And no other."""
+    x = np.linspace(-6, 6, 101)
+    np.testing.assert_allclose(answers("gelu", {"x": x, "mode": mode})[0], reference(x), atol=1e-12)
+    with pytest.raises(ValueError, match="gelu has no mode 'FAST'; known: EXACT"):
+        answers("gelu", {"x": x, "mode": "FAST"})
+
+
+@pytest.mark.parametrize("name", ["exp", "log", "sqrt", "rsqrt", "inverse", "real_div", "softmax", "layer_norm"])
+@pytest.mark.parametrize("value", [np.inf, -np.inf, np.nan])
+def test_what_is_not_finite_is_not_hidden(name: str, value: float) -> None:
+    """As in NumPy: an infinite or missing number shows in the answer wherever the definition lets it."""
+    x = np.array([[1.0, value, 3.0]])
+    arguments: dict[str, Any] = {"x": x}
+    references: dict[str, Callable[[np.ndarray], np.ndarray]] = {
+        "exp": np.exp,
+        "log": lambda v: np.log(v + 1e-45),
+        "sqrt": np.sqrt,
+        "rsqrt": lambda v: 1 / np.sqrt(v + 1e-12),
+        "inverse": lambda v: 1 / (v + 1e-4),
+        "real_div": lambda v: v / 2,
+        "softmax": lambda v: np.exp(v - v.max()) / np.exp(v - v.max()).sum(),
+        "layer_norm": lambda v: (v - v.mean()) / np.sqrt(v.var() + 1e-5),
+    }
+    if name == "real_div":
+        arguments["y"] = np.array(2.0)
+    if name == "layer_norm":
+        arguments["axes"] = np.array([1])
+    with np.errstate(all="ignore"):
+        expected = references[name](x)
+    np.testing.assert_allclose(answers(name, arguments)[0], expected, atol=1e-12)
