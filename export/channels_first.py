@@ -64,9 +64,10 @@ class ChannelsFirstGraph(EncoderGraph):
 
     def _attend(self, hidden: Tensor, mask: Tensor, names: dict[str, str]) -> Tensor:
         query, key, value = (self.convolutions[names[part]](hidden) for part in ("query", "key", "value"))
-        # scaled before the product, so that fp16 scores do not overflow on the way
-        queries = (query / math.sqrt(self.per_head)).split(self.per_head, dim=1)  # each (B, d, 1, Q)
-        keys = key.transpose(1, 3).split(self.per_head, dim=3)  # each (B, K, 1, d)
+        queries = query.split(self.per_head, dim=1)  # each (B, d, 1, Q)
+        # Scaled before the product, so that fp16 scores do not overflow on the way, and once turned: right behind the
+        # convolution, coremltools would fold the factor into its weights.
+        keys = (key.transpose(1, 3) / math.sqrt(self.per_head)).split(self.per_head, dim=3)  # each (B, K, 1, d)
         values = value.split(self.per_head, dim=1)  # each (B, d, 1, K)
         contexts = []
         for q, k, v in zip(queries, keys, values, strict=True):

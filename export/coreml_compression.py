@@ -5,8 +5,8 @@ from functools import partial
 from types import ModuleType
 from typing import Any, NamedTuple
 
-from export.palettes import make_palette
 from pipeline.mil.interpreter import Range
+from pipeline.palettes import make_palette
 
 NAMESPACE = "compression"
 

@@ -1,12 +1,13 @@
-"""What fp16 would do to a program, told before it is converted: where a number leaves 65,504 or falls under 2^-24.
+"""What fp16 would do to a program, told before it is converted: where a number leaves 65,504 or falls under 2^-25.
 
 The program in fp32 is executed by the reference interpreter on calibration rows, which gives the range of every
 operation's result; a margin stands for texts that were not among them. From these ranges and the constants follow
 
 - overflow: a result, or a constant, beyond 65,504. It becomes infinite, and 0 x infinity or infinity - infinity NaN.
-- underflow: a constant that is not 0 but becomes it, such as the 1e-12 of a LayerNorm; harmless unless a variance is 0.
-- accumulation: a sum that may pass 65,504 on its way although its result does not. Only a device that sums in fp16
-  would overflow there; no document says which do.
+- underflow: a number on its own that is not 0 but becomes it, such as the 1e-12 of a LayerNorm, which is harmless
+  unless a variance is 0.
+- accumulation: a sum of a linear layer or a LayerNorm that may pass 65,504 on its way although its result does not.
+  Only a device that sums in fp16 would overflow there; no document says which do.
 
 To keep an overflow away, the operation stays in fp32 and so do those that read its result: a cast in between would
 overflow as well.
@@ -21,10 +22,11 @@ from typing import Literal
 import numpy as np
 import torch
 
+from pipeline.data import pad
 from pipeline.mil.interpreter import Interpreter, Range
 from pipeline.mil.package import Constant, Operation, read_package
 
-LARGEST, SMALLEST = 65_504.0, 2.0**-24
+LARGEST, SMALLEST = 65_504.0, 2.0**-25  # what is at most half of the least fp16 is rounded to 0
 MARGIN = 2.0  # calibration rows are a few hundred of the texts that will come
 BATCH = 32
 FILE = "fp16.json"
@@ -92,15 +94,12 @@ def calibrate(
 def _batches(rows: Sequence[Sequence[int]], lengths: Sequence[int], pad_id: int) -> Iterable[dict[str, torch.Tensor]]:
     by_length: dict[int, list[Sequence[int]]] = {}
     for row in rows:
-        by_length.setdefault(min(length for length in lengths if length >= len(row)), []).append(row)
+        by_length.setdefault(next((length for length in lengths if length >= len(row)), lengths[-1]), []).append(row)
     for length, group in by_length.items():
         for start in range(0, len(group), BATCH):
-            part = group[start : start + BATCH]
-            ids = torch.full((len(part), 1, length), pad_id, dtype=torch.int64)
-            mask = torch.zeros_like(ids)
-            for i, row in enumerate(part):
-                ids[i, 0, : len(row)], mask[i, 0, : len(row)] = torch.tensor(row), 1
-            yield {"input_ids": ids, "attention_mask": mask}
+            # a row that is too long is cut: it gives a range all the same
+            padded = pad([row[:length] for row in group[start : start + BATCH]], pad_id, length)
+            yield {name: value[:, None] for name, value in padded.items()}
 
 
 def _judge(interpreter: Interpreter, ranges: Mapping[str, Range], modules: Mapping[str, str], rows: int) -> Lint:
@@ -111,19 +110,20 @@ def _judge(interpreter: Interpreter, ranges: Mapping[str, Range], modules: Mappi
         if op.kind == "classify":
             continue
         where = _module(op, made_by, modules)
-        largest = max((_reach(ranges[name]) for name, _ in op.outputs if name in ranges), default=0.0)
+        results = {name: _reach(ranges[name]) for name, _ in op.outputs if name in ranges}
         given = [one for arguments in op.inputs.values() for one in arguments]
         numbers = [_value(one, constants) for one in given]
         top = max((float(np.abs(value).max()) for value in numbers if value is not None and value.size), default=0.0)
 
-        def add(kind: Kind, size: float, reason: str, op: Operation = op, where: str = where) -> None:
-            findings.append(Finding(kind, op.outputs[0][0], where, size, reason))
+        def add(kind: Kind, size: float, reason: str, result: str = op.outputs[0][0], where: str = where) -> None:
+            findings.append(Finding(kind, result, where, size, reason))
 
+        large = {name: size for name, size in results.items() if MARGIN * size > LARGEST}
         if top > LARGEST:
             add("overflow", top, f"a constant of {top:.3g}, beyond {LARGEST:,.0f}")
-        elif MARGIN * largest > LARGEST:
-            add("overflow", largest, f"{largest:,.0f} on {rows} rows, times {MARGIN:g} beyond {LARGEST:,.0f}")
-        elif (sums := _sums(op, constants, ranges)) > LARGEST:
+        for name, size in large.items():
+            add("overflow", size, f"{size:,.0f} on {rows} rows, times {MARGIN:g} beyond {LARGEST:,.0f}", name)
+        if top <= LARGEST and not large and (sums := _sums(op, constants, ranges)) > LARGEST:
             add("accumulation", sums, f"sums of up to {sums:,.0f}, if the device sums in fp16")
         if any(
             value is not None and value.size == 1 and 0 < abs(float(value.reshape(-1)[0])) < SMALLEST
@@ -160,7 +160,7 @@ def _sums(op: Operation, constants: Mapping[str, np.ndarray], ranges: Mapping[st
         )
     if op.kind == "layer_norm":
         gamma = _value(op.inputs["gamma"][0], constants) if "gamma" in op.inputs else None
-        return (1 if gamma is None else gamma.size) * _reach(ranges[x]) ** 2
+        return 0.0 if gamma is None else gamma.size * _reach(ranges[x]) ** 2
     return 0.0
 
 
@@ -169,7 +169,7 @@ def _module(op: Operation, made_by: Mapping[str, Operation], modules: Mapping[st
     waiting, seen = [op], set()
     while waiting:
         now = waiting.pop(0)
-        names = [one for arguments in now.inputs.values() for one in arguments if isinstance(one, str)]
+        names = now.reads
         for name in names:
             if name in modules:
                 found = modules[name].rpartition(".")[0]
@@ -188,7 +188,6 @@ def _keep(findings: Sequence[Finding], operations: Sequence[Operation]) -> tuple
     for op in operations:
         if op.kind == "classify":
             continue
-        reads = {one for arguments in op.inputs.values() for one in arguments if isinstance(one, str)}
-        if op.outputs[0][0] in large or reads & large:
+        if large & {*op.reads, *(name for name, _ in op.outputs)}:
             kept.append(op.outputs[0][0])
     return tuple(kept)

@@ -14,12 +14,12 @@ from torch import Tensor
 from torch.nn.functional import kl_div
 from transformers import PreTrainedModel
 
-from export.palettes import BITS, through_palette
 from pipeline.data import batches_by_length, pad
 from pipeline.errors import ExportError
+from pipeline.palettes import BITS, through_palette
 
 SENSITIVITY_ROWS = 128  # divergence is far less noisy than accuracy
-MASKS_AND_SCALES = 1.02  # palettes, biases and norms that no choice changes, as measured on saved packages
+OVERHEAD = 1.02  # palettes and alignment, as measured on saved packages of students; the file is looked at besides
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ def choose_bits(
         chosen = dict.fromkeys(tensors, BITS[0])
 
         def size(bits: Mapping[str, int]) -> float:
-            return MASKS_AND_SCALES * (fixed + sum(weights[name].numel() * bits[name] / 8 for name in tensors))
+            return OVERHEAD * (fixed + sum(weights[name].numel() * bits[name] / 8 for name in tensors))
 
         if size(chosen) > size_bytes:
             raise ExportError(

@@ -97,7 +97,7 @@ def _narrow_ancestor(arguments: tuple[Argument, ...], made_by: Mapping[str, Oper
         op = made_by[name]
         if dict(op.outputs)[name].dtype in {"int16", "uint16"}:
             return name
-        waiting += [one for given in op.inputs.values() for one in given if isinstance(one, str)]
+        waiting += op.reads
     return None
 
 

@@ -52,7 +52,7 @@ from export.mlpackage import (
 from pipeline.errors import ExportError, PipelineError, SettingsError
 from pipeline.files import sha256_of
 from pipeline.machine import version_of
-from pipeline.mil.package import SPECIFICATION, read_package
+from pipeline.mil.package import SPECIFICATION, WEIGHTS, Operation, read_package
 from pipeline.mil.quiet import import_coremltools
 from pipeline.models import load_classifier
 from pipeline.params import Count, Settings
@@ -208,7 +208,9 @@ def convert(source: Path, out: Path, precision: str, params: Params, max_length:
             ) from error
         path = out / FILE_NAME
         package.save(str(path))
-        write_weight_names(path, out, graph, job.weights())
+        write_weight_names(path, out, graph, job.weights(), lengths[-1])
+        if params.mixed is not None:
+            check_size(path, params.mixed.size_mb)
     facts = _metadata(source, params, labels, lengths, precision)
     _settle(path, facts, params)
     check_finite_constants(path)
@@ -232,6 +234,8 @@ def _check(precision: str, params: Params, plan: "Plan | None") -> None:
     given = [name for name in ("group_channels", "embedding_bits", "sparsity") if getattr(params, name) is not None]
     if given and not is_palette:
         raise SettingsError(f"options.{given[0]} is for palettes, precision is {precision}; leave it out")
+    if given and precision == "mixed":
+        raise SettingsError(f"options.{given[0]} would change what options.mixed has measured; leave it out")
     if plan is None and precision in PLANNED and precision != "fp16":
         raise ExportError(f"precision {precision} needs the quantization plan; run `dvc repro quantize`")
 
@@ -323,7 +327,9 @@ class _Job:
         """Palettes by name of the constant in the package; the word embedding as the options say."""
         wanted = dict(bits)
         if self.params.embedding_bits is not None:
-            wanted |= {name: self.params.embedding_bits for name in wanted if "word_embeddings" in name}
+            tables = [name for name, one in self.graph.model.named_modules() if isinstance(one, nn.Embedding)]
+            words = [f"{name}.weight" for name in tables if "word_embeddings" in name]
+            wanted |= {name: self.params.embedding_bits for name in words if name in wanted}
         group, rows = self.params.group_channels, dict(self.graph.model.named_parameters())
         odd = sorted(weight for weight in wanted if group is not None and len(rows[weight]) % group)
         if odd:
@@ -338,11 +344,7 @@ class _Job:
     def _products(self, kept: Sequence[str]) -> list[str]:
         """Operations that read a constant which stays in fp16."""
         with self._saved("fp16") as path:
-            return [
-                op.name
-                for op in read_package(path).operations
-                if any(one in kept for given in op.inputs.values() for one in given if isinstance(one, str))
-            ]
+            return [op.name for op in read_package(path).operations if not set(kept).isdisjoint(op.reads)]
 
     def _on_rows(self, precision: str, look: Callable[..., T]) -> T:
         """What `look` says of the package in this precision, on the plan's calibration rows."""
@@ -438,21 +440,42 @@ def weight_names(graph: EncoderGraph, program: ExportedProgram) -> dict[str, str
     return names
 
 
-def write_weight_names(path: Path, out: Path, graph: EncoderGraph, names: Mapping[str, str]) -> None:
+def check_size(path: Path, size_mb: float) -> None:
+    """Raises ExportError when the weights that were written are larger than asked for."""
+    size = sum(file.stat().st_size for file in (path / WEIGHTS).iterdir()) / 1e6
+    if size > size_mb:
+        raise ExportError(f"{path}: {size:.2f} MB of weights, options.mixed.size_mb is {size_mb:g}; raise it a little")
+
+
+def write_weight_names(path: Path, out: Path, graph: EncoderGraph, names: Mapping[str, str], longest: int) -> None:
     """Beside the package, which weights of the student are in which of its constants: `eval/checks/weights.py` looks.
 
-    A constant that is a sum names each part: positions have the row of token type 0 in them.
+    A constant that is a sum names each part: positions have the row of token type 0 in them. Matrices that the graph
+    reads and the file does not have are listed, for the check to fail on; equal vectors are stored once.
     """
     known = dict(graph.model.named_parameters())
     types = f"{graph.model.base_model_prefix}.embeddings.token_type_embeddings.weight"
-    in_file = [name for op in read_package(path).operations for name, _ in op.outputs if op.kind.startswith("const")]
-    found = {}
+    in_file = {name: kind for op in read_package(path).operations for name, kind in op.outputs if _is_stored(op)}
+    found: dict[str, list[str]] = {}
     for constant, weight in names.items():
+        if weight not in known:
+            continue
         # compressing and casting add to the name; the longest is what the program reads
         stored = max((name for name in in_file if _is_made_of(name, constant)), key=len, default=None)
-        if stored is not None and weight in known:
+        if stored is None and constant == "b_positions":  # of one length: folded with its slice
+            cut = (longest, known[weight].shape[1])
+            stored = next((name for name, kind in in_file.items() if kind.shape[-2:] == cut), None)
+        if stored is not None:
             found[stored] = [weight, types] if constant == "b_positions" and types in known else [weight]
-    (out / WEIGHT_NAMES).write_text(json.dumps(found, indent=1) + "\n", "utf-8")
+    # the graph has some modules under two names, and reads one of them
+    there = {part for parts in found.values() for part in parts}
+    missing = sorted({weight for weight in names.values() if weight in known and known[weight].dim() > 1} - there)
+    facts = {"constants": found, "missing": missing}
+    (out / WEIGHT_NAMES).write_text(json.dumps(facts, indent=1) + "\n", "utf-8")
+
+
+def _is_stored(op: Operation) -> bool:
+    return op.kind.startswith("const")
 
 
 def _is_made_of(name: str, constant: str) -> bool:

@@ -21,13 +21,13 @@ from export import encoder_graph, fp16_lint, to_coreml
 from export.channels_first import ChannelsFirstGraph
 from export.encoder_graph import EncoderGraph, check_answers
 from export.mixed_bits import choose_bits
-from export.palettes import make_palette, through_palette
 from export.to_coreml import TOLERANCES, LengthRange, Mixed, Params, convert
 from pipeline.architectures import family_of, layers_of
 from pipeline.errors import ExportError, ModelError, SettingsError, ValuesDifferError
 from pipeline.mil.interpreter import Interpreter
 from pipeline.mil.package import WEIGHTS, Constant, read_package
 from pipeline.models import load_classifier
+from pipeline.palettes import make_palette, through_palette
 from pipeline.records import Artefact, Check, Status
 
 CHOICES = {"precision": "fp16", "params": PARAMS}
@@ -254,6 +254,122 @@ def test_a_palette_with_two_entries_swapped_is_caught(broken: Any, source: Path)
     assert check.reason.startswith("bert.encoder.layer.0.attention.self.query.weight: the values in the file (palette)")
 
 
+def test_a_palette_of_zeros_is_caught(broken: Any, source: Path) -> None:
+    """Every weight has its nearest entry then; the palette itself is what is wrong."""
+    folder, artefact = broken("palette4")
+    package = read_package(folder / artefact.file)
+    op = next(op for op in package.operations if op.kind == "constexpr_lut_to_dense" and "query" in op.outputs[0][0])
+    values = op.inputs["lut"][0].value.tobytes()  # type: ignore[union-attr]
+    file = folder / artefact.file / WEIGHTS / "weight.bin"
+    file.write_bytes(file.read_bytes().replace(values, bytes(len(values))))
+    check = checked(weights, (folder, artefact), source)
+    assert check.status is Status.FAIL and "query.weight: the values in the file (palette)" in check.reason
+
+
+def test_weights_that_are_not_in_the_file_are_missed(broken: Any, source: Path) -> None:
+    """A check that looks at nothing must not pass."""
+    folder, artefact = broken("fp16")
+    names = json.loads((folder / "weights.json").read_text("utf-8"))
+    assert names["missing"] == []
+    for change, said in (
+        ({"constants": {}, "missing": []}, "does not have any of the student's weights"),
+        ({**names, "missing": ["bert.pooler.dense.weight"]}, "does not have bert.pooler.dense.weight"),
+        ({"constants": {"gone": ["bert.pooler.dense.weight"]}, "missing": []}, "as 'gone' is not in the file"),
+    ):
+        (folder / "weights.json").write_text(json.dumps(change), "utf-8")
+        check = checked(weights, (folder, artefact), source)
+        assert check.status is Status.FAIL and said in check.reason
+
+
+def test_a_row_of_zeros_is_caught_beside_a_large_weight() -> None:
+    """Scales by row allow half a step of the row; one for all allows half a step of the largest."""
+    rng = np.random.default_rng(0)
+    expected = rng.normal(size=(64, 64)) * 0.1
+    expected[0, 0], expected[3] = 2.0, expected[3] * 0.04
+    stored = expected.copy()
+    stored[3] = 0.0
+    assert weights._distance(stored, expected, weights.Storage("8 bits", by_row=True)) > 1
+    assert weights._distance(stored, expected, weights.Storage("8 bits", by_row=False)) > 1
+    stored[3] = expected[3] + 0.004  # within half a step of 2 / 127
+    assert weights._distance(stored, expected, weights.Storage("8 bits", by_row=False)) < 1
+
+
+@pytest.mark.parametrize(("sparsity", "group"), [(0.3, 8), (0.9, None)])
+def test_pruned_weights_are_those_that_were_small(
+    sparsity: float, group: int | None, source: Path, tmp_path: Path
+) -> None:
+    """At any share, with palettes of groups too; dropping others is caught."""
+    options = {"lengths": (8, 16), "sparsity": sparsity, "group_channels": group}
+    artefact = export(source, tmp_path / "out", "palette4", Params(**options))
+    assert checked(weights, (tmp_path / "out", artefact), source).status is Status.PASS
+    expected = np.random.default_rng(1).normal(size=(8, 8))
+    mask = np.abs(expected) > 0.5
+    mask[np.unravel_index(np.abs(expected).argmax(), mask.shape)] = False
+    assert weights._distance(expected * mask, expected, weights.Storage("pruned", mask=mask)) > 1
+
+
+def test_a_label_that_does_not_follow_from_the_logits_is_caught(broken: Any, source: Path) -> None:
+    """A softmax over the wrong axis: probabilities of 1 for all, and always the first label."""
+
+    def turn(spec: Any) -> None:
+        op = [op for op in block_of(spec).operations if op.type == "softmax"][-1]
+        name = op.inputs["axis"].arguments[0].name
+        (axis,) = (one for one in block_of(spec).operations if one.outputs and one.outputs[0].name == name)
+        axis.attributes["val"].immediateValue.tensor.ints.values[0] = 0
+
+    folder, artefact = broken("fp16")
+    edit(folder / artefact.file, turn)
+    ids, mask = (part.astype(np.int64) for part in example())
+    with (
+        coreml_reference.open_session(folder, artefact, 1) as session,
+        pytest.raises(ModelError, match=r"do not follow from the logits.*name the wrong class"),
+    ):
+        session.run(ids, mask)
+
+
+def test_a_length_that_the_description_does_not_accept_is_caught(broken: Any) -> None:
+    """A phone goes by the description, not by the card."""
+
+    def drop(spec: Any) -> None:
+        shapes = spec.description.input[0].type.multiArrayType.enumeratedShapes.shapes
+        del shapes[next(i for i, shape in enumerate(shapes) if shape.shape[1] == 8)]
+
+    folder, artefact = broken("fp16")
+    edit(folder / artefact.file, drop)
+    with pytest.raises(ModelError, match=r"the description accepts int32 of 16 tokens, expected int32 of 8, 16 tokens"):
+        coreml_reference.open_session(folder, artefact, 1)
+
+
+def test_8_bit_products_are_counted(source: Path, tmp_path: Path) -> None:
+    """By their weights; for w8a8 by their inputs too; what the plan leaves out is named by its module."""
+    for precision, quantized in (("int8", 0), ("w8a8", 7)):
+        out = tmp_path / precision
+        artefact = export(source, out, precision, exclude=("classifier",))
+        kernels = coreml_reference.count_kernels(out, artefact)
+        assert (kernels.integer, kernels.float_weights) == (7, ("classifier",))
+        assert kernels.quantize == kernels.dequantize or precision == "w8a8"
+        assert kernels.dequantize >= quantized
+    plain = artefact.model_copy(update={"precision": "w8a8"})
+    assert coreml_reference.count_kernels(tmp_path / "int8", plain).integer == 0
+
+
+def test_a_head_that_overflows_is_kept_in_fp32_by_itself(tmp_path: Path) -> None:
+    """Channels first: the second part of a split is large, the first is not."""
+    model = one_layer("bert")
+    attention = layers_of(model)[0].attention.self
+    per_head = attention.attention_head_size
+    with torch.no_grad():
+        attention.query.weight[per_head : 2 * per_head] *= 3e4
+        attention.query.bias[per_head : 2 * per_head] *= 3e4
+        attention.key.weight[per_head : 2 * per_head] /= 3e4
+        attention.key.bias[per_head : 2 * per_head] /= 3e4
+    student = save(model, tmp_path / "model")
+    out = tmp_path / "auto"
+    artefact = export(student, out, "auto", Params(lengths=(8, 16), layout="channels_first"))
+    assert checked(fp16_range, (out, artefact), student).status is Status.PASS
+    assert json.loads((out / fp16_lint.FILE).read_text("utf-8"))["keep"]
+
+
 def test_a_transposed_weight_is_caught(broken: Any, source: Path) -> None:
     """A square matrix, whose shape says nothing."""
     folder, artefact = broken("fp16")
@@ -347,6 +463,11 @@ def test_options_that_cannot_be_are_refused(options: dict[str, Any], message: st
             r"goes with options\.mixed",
         ),
         ("int8", PARAMS.model_copy(update={"sparsity": 0.5}), r"options\.sparsity is for palettes"),
+        (
+            "mixed",
+            PARAMS.model_copy(update={"sparsity": 0.5, "mixed": Mixed(size_mb=1, accuracy_drop_points=1)}),
+            r"options\.sparsity would change what options\.mixed has measured",
+        ),
     ],
 )
 def test_options_that_do_not_belong_together_are_refused(

@@ -193,12 +193,19 @@ def test_the_compute_plan_is_counted_by_device_and_kind(
 def test_a_plan_that_cannot_be_had_is_an_error_of_the_package(
     mac: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """Such as on a system before macOS 14.4."""
+    """Whatever coremltools raises where it has none."""
     recorded = SimpleNamespace(MLComputePlan=SimpleNamespace())
     monkeypatch.setattr(FakeModel, "get_compiled_model_path", lambda self: "compiled.mlmodelc", raising=False)
     monkeypatch.setitem(sys.modules, "coremltools.models", SimpleNamespace(compute_plan=recorded))
     monkeypatch.setitem(sys.modules, "coremltools.models.compute_plan", recorded)
     with pytest.raises(ModelError, match="gives no compute plan"):
+        coreml.compute_plan(tmp_path, ARTEFACT)
+
+
+def test_an_old_mac_has_no_compute_plan(mac: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Which is the machine's fault, not the package's."""
+    monkeypatch.setattr(platform, "mac_ver", lambda: ("14.3.1", ("", "", ""), "arm64"))
+    with pytest.raises(UnusableRuntimeError, match=r"compute plans need macOS 14\.4, this is 14\.3\.1"):
         coreml.compute_plan(tmp_path, ARTEFACT)
 
 
@@ -248,13 +255,13 @@ def test_make_mac_measures_every_core_ml_target_and_judges(
 ) -> None:
     """Forced, each by itself, then the gate; a project without such a target says so."""
     ran = []
-    monkeypatch.setattr(mac_command, "dvc", lambda folder, *words: ran.append(words))
-    monkeypatch.setattr(mac_command, "reproduce", lambda folder, until: ran.append((until,)) or 7)
+    monkeypatch.setattr(mac_command, "dvc", lambda folder, *words, check=True: ran.append(words) or 7)
     targets = {"cpu": SimpleNamespace(runtime="onnxruntime"), "ios_device": SimpleNamespace(runtime="coreml")}
     monkeypatch.setattr(mac_command, "load", lambda path: SimpleNamespace(targets=targets))
     assert mac_command.command(tmp_path) == 7
     forced = ("repro", "--force", "--single-item", *(f"{s}@ios_device" for s in ("evaluate", "benchmark", "examine")))
-    assert ran == [("repro", "--single-item", "machine"), forced, ("gate",)]
+    judged = [("repro", "--single-item", "report"), ("repro", "--force", "--single-item", "gate")]
+    assert ran == [("repro", "--single-item", "machine"), forced, *judged]
     del targets["ios_device"]
     with pytest.raises(SettingsError, match="no target with runtime: coreml"):
         mac_command.command(tmp_path)

@@ -5,7 +5,7 @@ from statistics import median
 from typing import Any
 
 from eval import figures
-from eval.checks import Subject, passed
+from eval.checks import Subject, failed, passed
 from eval.latency import measure
 from pipeline import plugins
 from pipeline.params import MeasureSettings
@@ -34,6 +34,8 @@ def check(subject: Subject) -> Check:
         else f"{unit}: {one['problem']}"
         for unit, one in times.items()
     )
+    if "problem" in times[shipped]:
+        return failed(TITLE, f"with the compute units that ship: {shown}", plan=plan, times=times)
     return passed(TITLE, f"{places}; {shown}", plan=plan, times=times)
 
 

@@ -5,6 +5,7 @@ overflow that nobody foretold is a fault of the lint, and is said.
 """
 
 import json
+import re
 
 from eval.checks import Subject, failed, passed
 from eval.runtimes import coreml_reference
@@ -32,6 +33,9 @@ def check(subject: Subject) -> Check:
                 old = found.get(one.place, Overflow(one.place, 0, 0))
                 found[one.place] = Overflow(one.place, old.elements + one.elements, old.texts + one.texts)
     foretold = _foretold(subject)
+    advice = "export with precision auto, which keeps it in fp32"
+    if subject.artefact.precision == "auto":
+        advice = "calibrate on more rows (quantize.calibration.examples), or export fp32"
     facts = {
         "rows": len(subject.sequences),
         "overflows": {one.place: {"elements": one.elements, "texts": one.texts} for one in found.values()},
@@ -47,8 +51,7 @@ def check(subject: Subject) -> Check:
         return failed(
             TITLE,
             f"{where} overflows in {first.texts} of {len(subject.sequences)} dev rows ({first.elements} numbers)"
-            f"{f', and {len(found) - 1} operations more' if len(found) > 1 else ''}{surprise}: export with precision "
-            "auto, which keeps it in fp32",
+            f"{f', and {len(found) - 1} operations more' if len(found) > 1 else ''}{surprise}: {advice}",
             **facts,
         )
     said = "" if foretold is None else f"; the lint foretold {len(foretold)}"
@@ -66,4 +69,6 @@ def _foretold(subject: Subject) -> dict[str, str] | None:
 
 def _module(place: str, foretold: dict[str, str]) -> str | None:
     """The module of an operation of the fp16 program, whose name carries on that of the fp32 program."""
-    return next((module for name, module in foretold.items() if f"'{name}" in place), None)
+    result = re.search(r"'(.*)'", place)
+    # what the fp16 passes of coremltools append
+    return None if result is None else foretold.get(re.sub(r"((_cast|_to)_(fp16|fp32|u?int16))+$", "", result[1]))

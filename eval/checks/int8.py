@@ -32,24 +32,9 @@ def check(subject: Subject) -> Check:
     twin = subject.float_twin
     assert twin is not None, "an int8 artefact is examined beside its float twin"
     share = subject.exported.size_bytes / twin.size_bytes
-    if share <= LARGEST_SHARE and (reason := getattr(plugins.load("runtime", subject.runtime), "NOT_TIMED", None)):
-        return passed(TITLE, f"{share:.0%} of the float size; not timed: {reason}", share_of_float_size=share)
-    timed = measure(
-        target=subject.target,
-        runtime=subject.runtime,
-        device=subject.device,
-        candidate=subject.exported,
-        reference=twin,
-        sequences=subject.sequences,
-        pad_id=subject.pad_id,
-        settings=TIMING,
-        seed=subject.seed,
-        with_loads=False,
-    )
     facts: dict[str, Any] = {
         "share_of_float_size": share,
         "kernels": kernels.model_dump(mode="json") if kernels else None,
-        "times_as_fast_as_float": speedup(timed).model_dump(mode="json") if timed.not_measured is None else None,
     }
     if share > LARGEST_SHARE:
         return failed(
@@ -66,6 +51,22 @@ def check(subject: Subject) -> Check:
             f"{', '.join(subject.exclude) or 'nothing'} in float",
             **facts,
         )
+    if not_timed := getattr(plugins.load("runtime", subject.runtime), "NOT_TIMED", None):
+        said = f"{kernels.integer} products with 8-bit weights, " if kernels is not None else ""
+        return passed(TITLE, f"{said}{share:.0%} of the float size; not timed: {not_timed}", **facts)
+    timed = measure(
+        target=subject.target,
+        runtime=subject.runtime,
+        device=subject.device,
+        candidate=subject.exported,
+        reference=twin,
+        sequences=subject.sequences,
+        pad_id=subject.pad_id,
+        settings=TIMING,
+        seed=subject.seed,
+        with_loads=False,
+    )
+    facts["times_as_fast_as_float"] = speedup(timed).model_dump(mode="json") if timed.not_measured is None else None
     return _judge_speed(timed, facts)
 
 

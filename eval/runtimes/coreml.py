@@ -26,6 +26,7 @@ STAND_IN = None
 # What Core ML may use, by the names of coremltools.ComputeUnit.
 UNITS = ("ALL", "CPU_ONLY", "CPU_AND_GPU", "CPU_AND_NE")
 SETTINGS = {"compute_units": "ALL"}
+PLANS_SINCE = (14, 4)  # macOS
 # classes of coremltools.models.compute_device -> words for people
 DEVICES = {"MLCPUComputeDevice": "CPU", "MLGPUComputeDevice": "GPU", "MLNeuralEngineComputeDevice": "Neural Engine"}
 
@@ -77,6 +78,9 @@ def compute_plan(folder: Path, artefact: Artefact) -> dict[str, dict[str, int]]:
     reason = why_unusable()
     if reason is not None:
         raise UnusableRuntimeError(reason)
+    found = platform.mac_ver()[0]
+    if tuple(int(part) for part in found.split(".")[:2]) < PLANS_SINCE:
+        raise UnusableRuntimeError(f"compute plans need macOS {'.'.join(map(str, PLANS_SINCE))}, this is {found}")
     from coremltools.models.compute_plan import MLComputePlan
 
     units = _units(artefact)
@@ -84,18 +88,18 @@ def compute_plan(folder: Path, artefact: Artefact) -> dict[str, dict[str, int]]:
     try:
         plan = MLComputePlan.load_from_path(path=model.get_compiled_model_path(), compute_units=units)
         operations = plan.model_structure.program.functions["main"].block.operations
-    except (RuntimeError, AttributeError, KeyError) as error:
+    except (RuntimeError, ValueError, AttributeError, KeyError) as error:
         raise ModelError(f"{artefact.file}: Core ML gives no compute plan: {error}") from error
-    found: dict[str, dict[str, int]] = {}
+    places: dict[str, dict[str, int]] = {}
     for op in operations:
         usage = plan.get_compute_device_usage_for_mlprogram_operation(op)
         if usage is None:  # constants run nowhere
             continue
         name = type(usage.preferred_compute_device).__name__
-        kinds = found.setdefault(DEVICES.get(name, name), {})
+        kinds = places.setdefault(DEVICES.get(name, name), {})
         kind = op.operator_name.rpartition(".")[2]  # 'ios18.linear'
         kinds[kind] = kinds.get(kind, 0) + 1
-    return found
+    return places
 
 
 class CoreMlSession:

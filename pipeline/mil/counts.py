@@ -29,7 +29,7 @@ def count(interpreter: Interpreter, length: int) -> Counts:
     shapes: dict[str, tuple[int, ...]] = interpreter.shapes({"input_ids": ids, "attention_mask": ids})
     sizes = {name: math.prod(shapes[name]) * BITS[kind.dtype] // 8 for name, kind, _ in interpreter.watched}
     moved = sum(
-        sizes.get(name, 0) for op in interpreter.operations for name in (*_read(op), *(name for name, _ in op.outputs))
+        sizes.get(name, 0) for op in interpreter.operations for name in (*op.reads, *(name for name, _ in op.outputs))
     )
     weights = sum(
         (value.size * BITS[kind.dtype] + 7) // 8
@@ -59,13 +59,12 @@ def _products(op: Operation, shapes: Mapping[str, tuple[int, ...]], interpreter:
         return results * shape("x")[-2 if flipped else -1]
     if op.kind == "einsum":  # nchw,nwhu->nchu: summed over the first operand's last axis
         return results * shape("values")[-1]
+    if op.kind == "scaled_dot_product_attention":  # Q K^T, and the weights times V
+        keys, width = shape("key")[-2], shape("query")[-1]
+        return results // shape("value")[-1] * keys * width + results * keys
     return 0
 
 
 def _is_set(op: Operation, interpreter: Interpreter) -> bool:
     (argument,) = op.inputs["transpose_x"]
     return bool(argument.value if isinstance(argument, Constant) else interpreter.constant(argument))
-
-
-def _read(op: Operation) -> list[str]:
-    return [one for given in op.inputs.values() for one in given if isinstance(one, str)]

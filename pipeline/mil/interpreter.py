@@ -4,8 +4,8 @@ Two readings of an fp16 program:
 
 - as stored: the result of every operation is rounded to the type that is declared for it. Sums inside one operation
   (matrix products, means, softmax) run in float32 and are rounded once. Core ML does not document what it does there,
-  and the Neural Engine, GPU and CPU differ; this is an assumption, and the most favourable one. What overflows becomes
-  infinite, and stays so.
+  and the Neural Engine, GPU and CPU differ: one that sums in fp16 overflows earlier, one that fuses operations later.
+  So this is an assumption. What overflows becomes infinite, and stays so.
 - exact: nothing is rounded but the constants, which are stored as they are.
 
 Many texts are answered at once, each as if it were alone, by `torch.func.vmap` over the program for one.
@@ -40,7 +40,16 @@ from pipeline.plugins import nearest
 FLOATS = ("fp16", "fp32", "fp64")
 # width and sign of the whole numbers that may wrap around
 WHOLE = {"int8": (8, True), "int16": (16, True), "int32": (32, True), "uint8": (8, False), "uint16": (16, False)}
-_FAILURES = (RuntimeError, ValueError, IndexError, TypeError, KeyError, AssertionError)
+_FAILURES = (
+    RuntimeError,
+    ValueError,
+    LookupError,
+    TypeError,
+    AttributeError,
+    ArithmeticError,
+    AssertionError,
+    MemoryError,
+)
 
 
 @dataclass(frozen=True)
@@ -129,7 +138,7 @@ class Interpreter:
         index = {name: number for number, (name, _, _) in enumerate(self.watched)}
         found = []
         for number, (_, _, op) in enumerate(self.watched):
-            before = [index[name] for name in _names(op) if name in index]
+            before = [index[name] for name in op.reads if name in index]
             born = (counts[:, number] > 0) & (counts[:, before] == 0).all(1)
             if born.any():
                 found.append(Overflow(op.place, int(counts[born, number].sum()), int(born.sum())))
@@ -241,16 +250,12 @@ class Interpreter:
 
     def _find_last_use(self) -> dict[int, list[str]]:
         """Values that nobody asks for after an operation, by that operation's identity."""
-        last = {name: id(op) for op in self._program for name in (*_names(op), *(name for name, _ in op.outputs))}
+        last = {name: id(op) for op in self._program for name in (*op.reads, *(name for name, _ in op.outputs))}
         found: dict[int, list[str]] = {}
         for name, op in last.items():
             if name not in self.package.outputs:
                 found.setdefault(op, []).append(name)
         return found
-
-
-def _names(op: Operation) -> list[str]:
-    return [one for given in op.inputs.values() for one in given if isinstance(one, str)]
 
 
 def logits_of(outputs: Mapping[str, Tensor], path: Any) -> Float[np.ndarray, "batch classes"]:

@@ -19,7 +19,7 @@ from pipeline.mil.blobs import BITS, WeightFile, unpack
 SPECIFICATION, WEIGHTS = "Data/com.apple.CoreML/model.mlmodel", "Data/com.apple.CoreML/weights"
 # Version of the specification that each system introduced (coremltools 9.0, coremltools/__init__.py).
 SYSTEMS = {6: "iOS15", 7: "iOS16", 8: "iOS17", 9: "iOS18", 10: "iOS26"}
-MAX_SPECIFICATION_BYTES = 256 * 2**20
+MAX_SPECIFICATION_BYTES, MAX_MANIFEST_BYTES = 256 * 2**20, 2**20
 MAX_WEIGHTS_BYTES = 4 * 2**30
 
 DTYPES: dict[str, Any] = {
@@ -71,9 +71,22 @@ class Operation:
     attributes: Mapping[str, Constant] = field(default_factory=dict)
 
     @property
+    def reads(self) -> list[str]:
+        """Names of the values that it takes, constants that stand in it left out."""
+        return [one for given in self.inputs.values() for one in given if isinstance(one, str)]
+
+    @property
     def place(self) -> str:
         """For messages: kind, and the name of the result, which casts and compression add to and never replace."""
         return f"{self.kind} '{self.outputs[0][0] if self.outputs else self.name}'"
+
+
+@dataclass(frozen=True)
+class InputFact:
+    """What the description promises of an input: its type, and every length that is accepted."""
+
+    dtype: str
+    lengths: tuple[int, ...] | range
 
 
 @dataclass(frozen=True, eq=False)
@@ -87,7 +100,10 @@ class Package:
     outputs: tuple[str, ...]
     operations: tuple[Operation, ...]
     labels: tuple[str, ...] | None
-    metadata: Mapping[str, str]
+    # by name, from the description, which is what a phone refuses inputs by
+    described: Mapping[str, InputFact]
+    # names of the outputs that are the label and the probabilities
+    predicted: tuple[str, str]
 
     @property
     def system(self) -> str:
@@ -115,6 +131,15 @@ def read_package(path: Path) -> Package:
         ModelError: it is no ML Program in a package, a part of it is missing, or the weight file does not hold what
             the specification says.
     """
+    try:
+        return _read(path)
+    except (KeyError, IndexError, ValueError, TypeError, AttributeError, OverflowError, MemoryError) as error:
+        raise ModelError(
+            f"{path}: its specification is not what an ML Program has: {type(error).__name__}: {error}; export it again"
+        ) from error
+
+
+def _read(path: Path) -> Package:
     spec = _read_specification(path)
     if spec.WhichOneof("Type") != "mlProgram":
         raise ModelError(
@@ -133,15 +158,32 @@ def read_package(path: Path) -> Package:
     finally:
         reader.close()
     described = spec.description
+    outputs = tuple(value.name for value in described.output)
+    computed = {name for op in operations for name, _ in op.outputs}
+    if missing := [name for name in outputs if name not in computed]:
+        raise ModelError(f"{path}: its description has the output '{missing[0]}', which nothing computes")
     return Package(
         path=path,
         version=spec.specificationVersion,
         inputs={value.name: reader.type(value.type) for value in function.inputs},
-        outputs=tuple(value.name for value in described.output),
+        outputs=outputs,
         operations=operations,
         labels=_labels(operations),
-        metadata=dict(described.metadata.userDefined),
+        described={value.name: _described(value.type.multiArrayType) for value in described.input},
+        predicted=(described.predictedFeatureName, described.predictedProbabilitiesName),
     )
+
+
+def _described(array: Any) -> InputFact:
+    """The type and the lengths, the last dimension, that a multi-array input accepts."""
+    name = array.ArrayDataType.Name(array.dataType).lower()
+    flexible = array.WhichOneof("ShapeFlexibility")
+    if flexible == "enumeratedShapes":
+        return InputFact(name, tuple(sorted({shape.shape[-1] for shape in array.enumeratedShapes.shapes})))
+    if flexible == "shapeRange":
+        last = array.shapeRange.sizeRanges[-1]
+        return InputFact(name, range(last.lowerBound, last.upperBound + 1))
+    return InputFact(name, tuple(array.shape[-1:]))
 
 
 def _read_specification(path: Path) -> Any:
@@ -149,22 +191,30 @@ def _read_specification(path: Path) -> Any:
 
     from pipeline.mil.quiet import import_coremltools
 
-    file = path / SPECIFICATION
-    try:
-        manifest = json.loads((path / "Manifest.json").read_text("utf-8"))
-        if not isinstance(manifest, dict) or "rootModelIdentifier" not in manifest:
-            raise ModelError(f"{path}: its Manifest.json names no model; export it again")
-        if file.stat().st_size > MAX_SPECIFICATION_BYTES:
-            raise ModelError(f"{file}: {file.stat().st_size:,} bytes, expected at most {MAX_SPECIFICATION_BYTES:,}")
-        content = file.read_bytes()
-    except (OSError, ValueError) as error:
-        raise ModelError(f"{path}: no Core ML package: {error}; export it again") from error
+    manifest = json.loads(_content(path, "Manifest.json", MAX_MANIFEST_BYTES))
+    root = manifest["itemInfoEntries"][manifest["rootModelIdentifier"]]["path"]
+    if root != SPECIFICATION.removeprefix("Data/"):
+        raise ModelError(f"{path}: its manifest names the model '{root}', expected '{SPECIFICATION}'; export it again")
     spec = import_coremltools().proto.Model_pb2.Model()
     try:
-        spec.ParseFromString(content)
+        spec.ParseFromString(_content(path, SPECIFICATION, MAX_SPECIFICATION_BYTES))
     except DecodeError as error:
-        raise ModelError(f"{file}: cannot be read as a Core ML specification: {error}; export it again") from error
+        raise ModelError(
+            f"{path}: {SPECIFICATION} cannot be read as a Core ML specification: {error}; export it again"
+        ) from error
     return spec
+
+
+def _content(path: Path, name: str, most_bytes: int) -> bytes:
+    """A regular file inside the package, up to a size."""
+    file = path / name
+    if not file.is_file() or not file.resolve().is_relative_to(path.resolve()):
+        raise ModelError(f"{path}: no Core ML package: '{name}' is no file inside it; export it again")
+    with file.open("rb") as opened:
+        content = opened.read(most_bytes + 1)
+    if len(content) > most_bytes:
+        raise ModelError(f"{file}: beyond {most_bytes:,} bytes; export it again")
+    return content
 
 
 def _labels(operations: Sequence[Operation]) -> tuple[str, ...] | None:

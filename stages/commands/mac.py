@@ -6,7 +6,7 @@ from eval.runtimes import coreml
 from pipeline import guard
 from pipeline.errors import SettingsError, UnusableRuntimeError
 from pipeline.params import load
-from stages.commands.run import dvc, reproduce
+from stages.commands.run import dvc
 
 
 def command(folder: Path = Path()) -> int:
@@ -23,7 +23,9 @@ def command(folder: Path = Path()) -> int:
     dvc(folder, "repro", "--single-item", "machine")
     stages = [f"{stage}@{name}" for name in names for stage in ("evaluate", "benchmark", "examine")]
     dvc(folder, "repro", "--force", "--single-item", *stages)
-    return reproduce(folder, "gate")
+    # by themselves: figures of other targets belong to the machine that took them, and stay
+    dvc(folder, "repro", "--single-item", "report")
+    return dvc(folder, "repro", "--force", "--single-item", "gate", check=False)
 
 
 if __name__ == "__main__":

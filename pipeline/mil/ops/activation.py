@@ -7,7 +7,7 @@ from torch import Tensor
 
 from pipeline.mil.ops import number, operation
 
-SOURCE = "iOS17/activation"
+SOURCE = "iOS15/activation"
 
 
 @operation(SOURCE)
@@ -16,7 +16,7 @@ def relu(x: Tensor) -> Tensor:
     return x.relu()
 
 
-@operation(SOURCE)
+@operation("iOS17/activation")
 def leaky_relu(x: Tensor, alpha: Tensor | float = 0.01) -> Tensor:
     """x where it is at least 0, else alpha x."""
     return torch.where(x >= 0, x, alpha * x)

@@ -4,9 +4,11 @@ Two generations: iOS 16 packs codes and masks into bytes and gives the shape bes
 and one scale or table for each block. Which one is meant shows in the parameters.
 """
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from pipeline.mil.blobs import unpack
 from pipeline.mil.ops import ints, number, operation
 
 CONSTEXPR, COMPRESSION, QUANTIZATION = "iOS16/constexpr_ops", "iOS18/compression", "iOS17/quantization_ops"
@@ -23,8 +25,8 @@ def _along(parameter: Tensor, rank: int, axis: Tensor | int | None) -> Tensor:
 
 def _bits(packed: Tensor, width: int, count: int) -> Tensor:
     """Whole numbers of `width` bits from bytes, least significant bit first."""
-    digits = (packed.reshape(-1, 1) >> torch.arange(8)) & 1
-    return (digits.reshape(-1)[: count * width].reshape(count, width) << torch.arange(width)).sum(1)
+    values = unpack(packed.numpy().astype(np.uint8).tobytes(), f"uint{width}", count, "packed values")
+    return torch.from_numpy(values.astype(np.int64))
 
 
 @operation(CONSTEXPR)

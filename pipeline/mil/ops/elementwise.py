@@ -5,7 +5,7 @@ from torch import Tensor
 
 from pipeline.mil.ops import operation
 
-BINARY, UNARY = "iOS17/elementwise_binary", "iOS17/elementwise_unary"
+BINARY, UNARY = "iOS15/elementwise_binary", "iOS15/elementwise_unary"
 # The type a cast ends in; the interpreter keeps whole numbers in int64 and wraps them to their width.
 CASTS = {
     "fp16": None,
@@ -247,7 +247,7 @@ def tanh(x: Tensor) -> Tensor:
     return x.tanh()
 
 
-@operation("iOS17/control_flow")
+@operation("iOS15/control_flow")
 def select(cond: Tensor, a: Tensor, b: Tensor) -> Tensor:
     """a where cond holds, b elsewhere."""
     return torch.where(cond, a, b)

@@ -1,4 +1,7 @@
-"""Elements by their places. A place outside is an error here, where Core ML may answer anything."""
+"""Elements by their places. A place outside is an error here, where Core ML may answer anything.
+
+So is a negative one, which counted from the end before iOS 17: no encoder asks for one.
+"""
 
 import torch
 from torch import Tensor
@@ -31,4 +34,4 @@ def gather_along_axis(
     x: Tensor, indices: Tensor, axis: Tensor | int = 0, validate_indices: Tensor | bool = False
 ) -> Tensor:
     """Element by element: along the axis, x at the place that stands in `indices`."""
-    return torch.take_along_dim(x, indices, number(axis))
+    return torch.gather(x, number(axis), indices)

@@ -25,7 +25,7 @@ def matmul(x: Tensor, y: Tensor, transpose_x: Tensor | bool = False, transpose_y
     return (x.transpose(-1, -2) if flag(transpose_x) else x) @ (y.transpose(-1, -2) if flag(transpose_y) else y)
 
 
-@operation(SOURCE)
+@operation("iOS15/linear")
 def einsum(values: Sequence[Tensor], equation: str) -> Tensor:
     """Einstein summation of two tensors of rank 3 or 4; a dimension of 1 broadcasts."""
     return torch.einsum(equation, *values)

@@ -5,7 +5,7 @@ from torch import Tensor
 
 from pipeline.mil.ops import flag, ints, number, operation
 
-SOURCE = "iOS17/reduction"
+SOURCE = "iOS15/reduction"
 
 
 def _over(x: Tensor, axes: Tensor | None) -> list[int]:
@@ -54,7 +54,7 @@ def reduce_log_sum_exp(x: Tensor, axes: Tensor | None = None, keep_dims: Tensor 
     return torch.logsumexp(x, _over(x, axes), keepdim=flag(keep_dims))
 
 
-@operation(SOURCE)
+@operation("iOS17/reduction")
 def reduce_argmax(
     x: Tensor, axis: Tensor | int = -1, keep_dims: Tensor | bool = False, output_dtype: str = "int32"
 ) -> Tensor:
@@ -62,7 +62,7 @@ def reduce_argmax(
     return x.argmax(number(axis), keepdim=flag(keep_dims))
 
 
-@operation(SOURCE)
+@operation("iOS17/reduction")
 def reduce_argmin(
     x: Tensor, axis: Tensor | int = -1, keep_dims: Tensor | bool = False, output_dtype: str = "int32"
 ) -> Tensor:
@@ -70,7 +70,7 @@ def reduce_argmin(
     return x.argmin(number(axis), keepdim=flag(keep_dims))
 
 
-@operation("iOS17/tensor_operation")
+@operation("iOS15/tensor_operation")
 def cumsum(
     x: Tensor, axis: Tensor | int = 0, exclusive: Tensor | bool = False, reverse: Tensor | bool = False
 ) -> Tensor:
@@ -78,6 +78,7 @@ def cumsum(
     along = number(axis)
     turned = x.flip(along) if flag(reverse) else x
     total = turned.cumsum(along)
-    if flag(exclusive):
-        total = total - turned
+    if flag(exclusive):  # shifted rather than subtracted, which would lose digits
+        first = torch.zeros_like(total.narrow(along, 0, 1))
+        total = torch.cat([first, total.narrow(along, 0, total.shape[along] - 1)], along)
     return total.flip(along) if flag(reverse) else total

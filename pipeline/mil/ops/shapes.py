@@ -7,7 +7,7 @@ from torch import Tensor
 
 from pipeline.mil.ops import flag, ints, number, operation
 
-TRANSFORMATION, OPERATION = "iOS17/tensor_transformation", "iOS17/tensor_operation"
+TRANSFORMATION, OPERATION = "iOS17/tensor_transformation", "iOS15/tensor_operation"
 
 
 @operation(OPERATION)
