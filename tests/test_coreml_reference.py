@@ -90,6 +90,19 @@ def test_every_family_is_executed_as_pytorch_answers(family: str, options: dict[
         assert np.abs(run(tmp_path / "out" / artefact.file, ids, mask) - expected).max() < 1e-5
 
 
+def test_in_double_precision_only_the_constants_of_the_file_differ(tmp_path: Path) -> None:
+    """So what remains in float32 is the order of its sums."""
+    model = one_layer("bert")
+    artefact = export(save(model, tmp_path / "model"), tmp_path / "out", "fp32")
+    ids, mask = (torch.tensor(part) for part in example())
+    interpreter = Interpreter(read_package(tmp_path / "out" / artefact.file), exact=True, compute=torch.float64)
+    found = interpreter.run({"input_ids": ids[None], "attention_mask": mask[None]})["logits"][0]
+    with torch.no_grad():
+        expected = model.double()(input_ids=ids.long(), attention_mask=mask.long()).logits
+    # the sum of positions and type 0, and sqrt(d), are float32 in the file
+    assert (found - expected).abs().max() < 2e-7
+
+
 @pytest.mark.parametrize("family", sorted(FAMILIES))
 def test_channels_first_answers_as_the_plain_layout(family: str, tmp_path: Path) -> None:
     """The same weights as convolutions, in fp32 to rounding and in 8 bits within its tolerance."""

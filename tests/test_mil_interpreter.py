@@ -12,6 +12,7 @@ import torch
 
 from export.mlpackage import quiet_conversion
 from pipeline.errors import ModelError
+from pipeline.mil import package
 from pipeline.mil.blobs import BITS, WeightFile, unpack
 from pipeline.mil.counts import count
 from pipeline.mil.interpreter import Interpreter
@@ -295,6 +296,60 @@ def test_a_specification_that_is_none_is_refused(copy: Path, content: bytes) -> 
     """Noise, or nothing."""
     (copy / SPECIFICATION).write_bytes(content)
     with pytest.raises(ModelError, match=r"cannot be read as a Core ML specification|expected an ML Program"):
+        read_package(copy)
+
+
+def const_of(spec: Any) -> Any:
+    return next(op for op in block_of(spec).operations if op.type == "const")
+
+
+BROKEN: dict[str, Callable[[Any], object]] = {
+    "a constant without a value": lambda spec: const_of(spec).attributes.pop("val"),
+    "a constant without a name": lambda spec: const_of(spec).ClearField("outputs"),
+    "a type that is not known": lambda spec: setattr(const_of(spec).outputs[0].type.tensorType, "dataType", 99),
+    "a type that no array has": lambda spec: setattr(const_of(spec).attributes["val"].type.tensorType, "dataType", 13),
+    "an output that nothing computes": lambda spec: setattr(spec.description.output[0], "name", "gone"),
+    "no function": lambda spec: spec.mlProgram.functions.clear(),
+    "another opset": lambda spec: setattr(spec.mlProgram.functions["main"], "opset", "CoreML99"),
+    "an argument that is not there": lambda spec: setattr(
+        next(op for op in block_of(spec).operations if op.type == "linear").inputs["x"].arguments[0], "name", "gone"
+    ),
+    "no arguments": lambda spec: next(op for op in block_of(spec).operations if op.type == "linear").inputs.clear(),
+    "another kind of model": lambda spec: spec.ClearField("mlProgram"),
+}
+
+
+@pytest.mark.parametrize("fault", sorted(BROKEN))
+def test_a_broken_specification_is_refused_without_a_traceback(copy: Path, fault: str) -> None:
+    """Whatever is missing or of another kind, it is the package's fault, and said so."""
+    edit(copy, BROKEN[fault])
+    with pytest.raises(ModelError):
+        run(copy, x=np.ones((1, 1, 48), np.float32))
+
+
+def test_a_package_is_read_by_its_manifest_and_from_inside_only(copy: Path, product: Path) -> None:
+    """A manifest that names something else, and a specification that lies elsewhere."""
+    manifest = copy / "Manifest.json"
+    text = manifest.read_text("utf-8")
+    manifest.write_text(text.replace("com.apple.CoreML/model.mlmodel", "com.apple.CoreML/other.mlmodel"), "utf-8")
+    with pytest.raises(ModelError, match=r"manifest names the model 'com\.apple\.CoreML/other\.mlmodel'"):
+        read_package(copy)
+    manifest.write_text("{}", "utf-8")
+    with pytest.raises(ModelError, match="not what an ML Program has: KeyError"):
+        read_package(copy)
+    manifest.write_text(text, "utf-8")
+    (copy / SPECIFICATION).unlink()
+    (copy / SPECIFICATION).symlink_to((product / SPECIFICATION).resolve())
+    with pytest.raises(ModelError, match="is no file inside it"):
+        read_package(copy)
+
+
+def test_more_constants_than_memory_are_refused(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However often one blob is named."""
+    monkeypatch.setattr(package, "MAX_WEIGHTS_BYTES", 13_000)
+    read_package(copy)  # 64 x 48 x 4 = 12,288, and the head of the file
+    monkeypatch.setattr(package, "MAX_WEIGHTS_BYTES", 12_000)
+    with pytest.raises(ModelError, match=r"beyond 12,000 bytes|expected 64 to 12,000"):
         read_package(copy)
 
 

@@ -88,6 +88,8 @@ class Interpreter:
         self._program: list[Operation] = []
         for op in package.operations:
             if op.kind == "const":
+                if not op.outputs or "val" not in op.attributes:
+                    raise ModelError(f"{package.path}: {op.place} has no value or no name; export it again")
                 self._constants[op.outputs[0][0]] = self._value(op.attributes["val"])
             elif op.kind.startswith("constexpr_"):
                 self._constants.update(self._outputs(op, self._constants))

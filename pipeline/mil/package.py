@@ -236,6 +236,7 @@ class _Reader:
         self._path = path
         self._enum = import_coremltools().proto.MIL_pb2.DataType
         self._files: dict[str, WeightFile] = {}
+        self._bytes = 0  # of all constants: a blob may be named any number of times
 
     def close(self) -> None:
         """Lets go of the weight files; what was read stays."""
@@ -324,4 +325,7 @@ class _Reader:
         if declared.dtype not in BITS:
             raise ModelError(f"{self._path}: {place} is {declared}, which no weight file holds; export it again")
         shape = tuple(size or 0 for size in declared.shape)
+        self._bytes += math.prod(shape) * max(8, BITS[declared.dtype]) // 8
+        if self._bytes > MAX_WEIGHTS_BYTES:
+            raise ModelError(f"{self._path}: its constants are beyond {MAX_WEIGHTS_BYTES:,} bytes; export it again")
         return self._files[name].read(offset, declared.dtype, math.prod(shape), place).reshape(shape)
