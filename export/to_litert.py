@@ -53,7 +53,12 @@ WEIGHTED = ("FULLY_CONNECTED", "EMBEDDING_LOOKUP")
 # fp32 rounding of a product of two factors, as a share of the largest weight of a column
 SAME = 1.0e-5
 # Steps of the converter, and counts of operations that its native part logs.
-QUIET = {"LITERT_TORCH_SHOW_PROGRESS": "n", "TF_CPP_MIN_LOG_LEVEL": "2"}
+QUIET = {
+    "LITERT_TORCH_SHOW_PROGRESS": "n",
+    "TF_CPP_MIN_LOG_LEVEL": "2",
+    "TF_ENABLE_ONEDNN_OPTS": "0",  # nothing is computed with it, and it says so
+    "JAX_PLATFORMS": "cpu",  # or it looks for a TPU, and says that there is none
+}
 
 
 class Params(Settings):
