@@ -363,6 +363,11 @@ def test_shipped_target_is_the_least_accurate_required_one(tmp_path):
     worse = perturb(labels, len(NAMES), 0.4, 5)
     records.write(score("bad", TARGET, card.digest, labels, labels, labels, worse), workspace.scored("bad"))
     assert "'bad'" in report.run(params, workspace).first_line
+    # unless only a stand-in answered for it, which has no times to show
+    found = score("bad", TARGET, card.digest, labels, labels, labels, worse)
+    stood_in = found.model_copy(update={"stand_in": "an interpreter, not a device"})
+    records.write(stood_in, workspace.scored("bad"))
+    assert "'good'" in report.run(params, workspace).first_line
 
 
 def test_a_failed_check_of_a_required_target_fails_the_run(fresh):

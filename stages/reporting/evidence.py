@@ -99,10 +99,14 @@ class Evidence:
 
     @property
     def shipped(self) -> TargetEvidence | None:
-        """The target that stands for what ships: the least accurate of the required ones that answered, or of all."""
+        """The target that stands for what ships: the least accurate of the required ones that answered, or of all.
+
+        What answered in its own runtime goes before what a stand-in answered, which has no times.
+        """
         answered = [one for one in self.targets if one.score.predictions and one.score.accuracy is not None]
-        required = [one for one in answered if one.target.required]
-        return min(required or answered, key=_accuracy, default=None)
+        required = [one for one in answered if one.target.required] or answered
+        real = [one for one in required if one.score.stand_in is None]
+        return min(real or required, key=_accuracy, default=None)
 
 
 def gather(params: Params, workspace: Workspace) -> Evidence:
