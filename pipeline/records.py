@@ -86,6 +86,8 @@ class Parity(Record):
     worst_difference: float
     mean_difference: float
     same_label: float = Field(ge=0, le=1)
+    # what executed it in place of the real runtime, if so
+    stand_in: str | None = None
 
 
 class Status(StrEnum):
@@ -188,6 +190,8 @@ class Examination(Record):
     target: str
     runtime: str
     artefact_digest: str
+    # what executed it in place of the real runtime, if so
+    stand_in: str | None = None
     not_measured: str | None = None
     checks: tuple[Check, ...] = ()
 

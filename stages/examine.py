@@ -31,9 +31,8 @@ def run(params: Params, workspace: Workspace, name: str) -> None:
     """Writes `artifacts/examined/<target>.json`; "not measured" with the reason when the runtime does not run here."""
     target = params.targets[name]
     card = open_folder(workspace.exported(name), "artefact")
-    reason = (
-        plugins.load("device", target.device).why_unusable() or plugins.load("runtime", target.runtime).why_unusable()
-    )
+    runtime = plugins.load("runtime", target.runtime)
+    reason = plugins.load("device", target.device).why_unusable() or runtime.why_unusable()
     found: dict[str, object] = {"not_measured": reason}
     try:
         artefact_of(card)
@@ -41,7 +40,9 @@ def run(params: Params, workspace: Workspace, name: str) -> None:
             found = {"checks": _examine(params, workspace, name, card)}
     except UnusableRuntimeError as error:
         found = {"not_measured": str(error)}
-    examination = Examination(target=name, runtime=target.runtime, artefact_digest=card.digest, **found)
+    examination = Examination(
+        target=name, runtime=target.runtime, artefact_digest=card.digest, stand_in=runtime.STAND_IN, **found
+    )
     records.write(examination, workspace.examined(name))
     for check in examination.checks:
         level = logging.WARNING if check.status is Status.FAIL else logging.INFO

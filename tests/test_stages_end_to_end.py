@@ -67,6 +67,33 @@ def copy(built, tmp_path):
     return built[0], Workspace(tmp_path / "copy")
 
 
+def test_a_core_ml_target_is_judged_by_the_interpreter_and_says_so(copy):
+    """Converted, scored on the whole test split, examined; every record names the stand-in, and nothing is timed."""
+    params, workspace = copy
+    longest = params.data.max_length
+    ios = params.targets["cpu_fp32"].model_copy(
+        update={
+            "format": "coreml",
+            "precision": "auto",
+            "options": {"lengths": {"min": 2, "max": longest}},
+            "runtime": "coreml_reference",
+        }
+    )
+    params = params.model_copy(update={"targets": {**params.targets, "ios": ios}})
+    for stage in (convert, evaluate, examine, benchmark):
+        stage.run(params, workspace, "ios")
+    parity = Parity.model_validate(open_folder(workspace.exported("ios"), "artefact").facts["parity"])
+    scored = records.read(Score, workspace.scored("ios"))
+    examined = records.read(Examination, workspace.examined("ios"))
+    assert {parity.stand_in, scored.stand_in, examined.stand_in} == {"reference interpreter, not a device"}
+    assert scored.agreement.value == 1 and len(scored.predictions) == 48
+    assert {check.title: check.status for check in examined.checks} == dict.fromkeys(
+        ("fp16 range", "lengths and batches", "padding", "tokenizer", "weights"), Status.PASS
+    )
+    measured = records.read(Measurement, workspace.measured("ios"))
+    assert measured.not_measured.startswith("the reference interpreter's time says nothing of a phone's")
+
+
 # --- what the stages leave ---------------------------------------------------------------------------------------
 
 
