@@ -18,6 +18,7 @@ from export import to_onnx, to_ort
 from pipeline.errors import ModelError
 from pipeline.models import save_classifier
 
+# Chromium and onnxruntime-web come with `make browser`, which `make test` does not promise; the reason says so.
 pytestmark = pytest.mark.skipif(browser.why_unusable() is not None, reason=str(browser.why_unusable()))
 FORMATS = {"onnx": to_onnx, "ort": to_ort}
 

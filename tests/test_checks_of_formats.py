@@ -69,7 +69,7 @@ def sound(request, source, tmp_path_factory):
     name = request.param
     reason = plugins.load("runtime", FORMATS[name][0]).why_unusable()
     if reason is not None:
-        pytest.skip(reason)
+        pytest.skip(reason)  # the runtime's own words, such as the extra that is not installed and how to get it
     folders = {precision: tmp_path_factory.mktemp(f"{name}-{precision}") for precision in ("fp32", "int8")}
     return name, folders, {precision: convert(source, folders[precision], name, precision) for precision in folders}
 
@@ -246,9 +246,9 @@ def judged_settings(monkeypatch, subject, ratios):
         assert reference.artefact == subject.artefact
         (title,) = (one for one, more in changed.items() if candidate.artefact.settings == more)
         timed.append(title)
-        return title_of(title)
+        return Timed(title)
 
-    class title_of:  # noqa: N801
+    class Timed:
         not_measured = None
 
         def __init__(self, title):

@@ -25,7 +25,7 @@ from export.to_coreml import TOLERANCES, LengthRange, Mixed, Params, convert
 from pipeline.architectures import family_of, layers_of
 from pipeline.errors import ExportError, ModelError, SettingsError, ValuesDifferError
 from pipeline.mil.interpreter import Interpreter
-from pipeline.mil.package import WEIGHTS, Constant, read_package
+from pipeline.mil.package import WEIGHTS, Constant, Operation, read_package
 from pipeline.models import load_classifier
 from pipeline.palettes import make_palette, through_palette
 from pipeline.records import Artefact, Check, Status
@@ -230,6 +230,13 @@ def flip(file: Path, place: int, mask: int) -> None:
     file.write_bytes(data)
 
 
+def palette_of(op: Operation) -> Constant:
+    """The palette that an operation reads."""
+    (lut,) = op.inputs["lut"]
+    assert isinstance(lut, Constant)
+    return lut
+
+
 def test_a_corrupted_weight_file_is_caught(broken: Any, source: Path) -> None:
     """One bit of one weight: by the weights; a bit of a blob's head: by the reader. (Both change the card's hash.)"""
     folder, artefact = broken("fp16")
@@ -253,9 +260,7 @@ def test_a_palette_with_two_entries_swapped_is_caught(broken: Any, source: Path)
     folder, artefact = broken("palette4")
     package = read_package(folder / artefact.file)
     op = next(op for op in package.operations if op.kind == "constexpr_lut_to_dense" and "query" in op.outputs[0][0])
-    lut = op.inputs["lut"][0]
-    assert isinstance(lut, Constant)
-    values = lut.value.astype(np.float16).reshape(-1)
+    values = palette_of(op).value.astype(np.float16).reshape(-1)
     file = folder / artefact.file / WEIGHTS / "weight.bin"
     content = file.read_bytes()
     assert content.count(values.tobytes()) == 1
@@ -272,7 +277,7 @@ def test_a_palette_of_zeros_is_caught(broken: Any, source: Path) -> None:
     folder, artefact = broken("palette4")
     package = read_package(folder / artefact.file)
     op = next(op for op in package.operations if op.kind == "constexpr_lut_to_dense" and "query" in op.outputs[0][0])
-    values = op.inputs["lut"][0].value.tobytes()  # type: ignore[union-attr]
+    values = palette_of(op).value.tobytes()
     file = folder / artefact.file / WEIGHTS / "weight.bin"
     file.write_bytes(file.read_bytes().replace(values, bytes(len(values))))
     check = checked(weights, (folder, artefact), source)
@@ -522,10 +527,10 @@ def test_the_word_embedding_has_bits_of_its_own(source: Path, tmp_path: Path) ->
     artefact = export(source, tmp_path / "out", "palette4", Params(**options))
     package = read_package(tmp_path / "out" / artefact.file)
     entries = {
-        op.outputs[1][0]: op.inputs["lut"][0].type.shape[-2]
+        op.outputs[1][0]: palette_of(op).type.shape[-2]
         for op in package.operations
         if op.kind == "constexpr_lut_to_sparse"
-    }  # type: ignore[union-attr]
+    }
     assert {size for name, size in entries.items() if "word_embeddings" in name} == {256}
     assert {size for name, size in entries.items() if "word_embeddings" not in name} == {16}
     interpreter = Interpreter(package)

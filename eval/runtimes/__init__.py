@@ -18,7 +18,8 @@ A runtime file has:
 - `resident_bytes()` (optional): memory of the processes that hold models, where these are other processes.
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
+from pathlib import Path
 from types import TracebackType
 from typing import Protocol, Self, runtime_checkable
 
@@ -83,3 +84,13 @@ def settings_of(artefact: Artefact, known: Mapping[str, str]) -> dict[str, str]:
                 "mend options.settings of its target and export it again"
             )
     return {**known, **artefact.settings}
+
+
+def check_names(path: Path, inputs: Collection[str], outputs: Collection[str], artefact: Artefact) -> None:
+    """Raises ModelError unless a file has the inputs and outputs that its card says, in any order."""
+    expected = tuple({fact.name for fact in facts} for facts in (artefact.inputs, artefact.outputs))
+    if (set(inputs), set(outputs)) != expected:
+        raise ModelError(
+            f"{path}: found inputs {list(inputs)} and outputs {list(outputs)}, expected "
+            f"{sorted(expected[0])} and {sorted(expected[1])} as in its card; export it again"
+        )

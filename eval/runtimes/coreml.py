@@ -17,7 +17,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from eval.padding import padded_length
-from eval.runtimes import settings_of
+from eval.runtimes import check_names, settings_of
 from pipeline.errors import ModelError, UnusableRuntimeError
 from pipeline.records import Artefact
 
@@ -112,12 +112,7 @@ class CoreMlSession:
         description = self._model.get_spec().description
         self.input_names = tuple(value.name for value in description.input)
         outputs = tuple(value.name for value in description.output)
-        expected = tuple({fact.name for fact in facts} for facts in (artefact.inputs, artefact.outputs))
-        if (set(self.input_names), set(outputs)) != expected:
-            raise ModelError(
-                f"{path}: found inputs {list(self.input_names)} and outputs {list(outputs)}, expected "
-                f"{sorted(expected[0])} and {sorted(expected[1])} as in its card; export it again"
-            )
+        check_names(path, self.input_names, outputs, artefact)
         # Label and probabilities follow from the logits; other formats have none to compare with.
         self.output_names = ("logits",)
         self._artefact = artefact

@@ -16,7 +16,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from eval.padding import padded_length
-from eval.runtimes import Kernels
+from eval.runtimes import Kernels, check_names
 from pipeline.errors import ModelError
 from pipeline.records import Artefact
 
@@ -71,12 +71,7 @@ class CoreMlReferenceSession:
 
         self.package = read_package(path)
         self.input_names = tuple(self.package.inputs)
-        expected = tuple({fact.name for fact in facts} for facts in (artefact.inputs, artefact.outputs))
-        if (set(self.input_names), set(self.package.outputs)) != expected:
-            raise ModelError(
-                f"{path}: found inputs {list(self.input_names)} and outputs {list(self.package.outputs)}, expected "
-                f"{sorted(expected[0])} and {sorted(expected[1])} as in its card; export it again"
-            )
+        check_names(path, self.input_names, self.package.outputs, artefact)
         check_labels(path, self.package.labels, artefact)
         check_inputs(self.package, artefact)
         self.interpreter = Interpreter(self.package)
