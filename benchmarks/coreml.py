@@ -30,7 +30,7 @@ from pipeline.mil.counts import count
 from pipeline.mil.ops import OPERATIONS
 from pipeline.params import load
 from pipeline.prepared import read_encoded
-from pipeline.quantization import Plan
+from pipeline.quantization import Plans
 from pipeline.records import Artefact, open_folder
 from pipeline.workspace import Workspace
 
@@ -70,7 +70,7 @@ def measure(
     place = Workspace(workspace.resolve())
     params = load(place.params)
     open_folder(place.student, "student")
-    plan = Plan.model_validate_json((place.quantized / "plan.json").read_text("utf-8"))
+    plans = Plans.model_validate_json((place.quantized / "plan.json").read_text("utf-8"))
     _, test = read_encoded(place, "test", params.data.max_length)
     plain = to_coreml.Params(lengths=_lengths(params.data.max_length))
     free = Artefact(
@@ -88,9 +88,17 @@ def measure(
     found = {}
     for title, (precision, options) in VARIANTS.items():
         chosen = to_coreml.Params.model_validate({**plain.model_dump(), **options}, strict=False)
+        plan = plans.entry(to_coreml.scheme(precision, chosen))
         with tempfile.TemporaryDirectory() as folder:
             out = Path(folder)
-            artefact = to_coreml.convert(place.student, out, precision, chosen, params.data.max_length, plan)
+            artefact = to_coreml.convert(
+                place.student,
+                out,
+                precision,
+                chosen,
+                params.data.max_length,
+                plan,
+            )
             size = sum(part.stat().st_size for part in (out / artefact.file).rglob("*") if part.is_file())
             with coreml_reference.open_session(out, artefact, threads) as session:
                 started = time.perf_counter()

@@ -29,7 +29,7 @@ from pipeline.prepared import read_encoded
 from pipeline.records import Floors, Measurement, Score, open_folder
 from pipeline.workspace import Workspace
 from stages.comparing import results
-from stages.quantize import plan_for
+from stages.quantize import plans_for
 
 RESULTS = Path("docs/results")
 README = Path("README.md")
@@ -84,9 +84,9 @@ def collect(params: Params, workspace: Workspace, target: str) -> dict[str, Any]
 def _int8_accuracy(params: Params, workspace: Workspace, target: str, name: str) -> float:
     """Test accuracy of one variant's int8 ONNX file in onnxruntime, from a plan of its own."""
     folder = workspace.variants / name
-    plan = plan_for(params, workspace, folder)
     _, test = read_encoded(workspace, "test", params.data.max_length)
     options = to_onnx.Params.model_validate_json(json.dumps(params.targets[target].options))
+    plan = plans_for(params, workspace, folder).entry(to_onnx.scheme("int8", options))
     with tempfile.TemporaryDirectory() as temporary:
         out = Path(temporary)
         artefact = to_onnx.convert(folder, out, "int8", options, params.data.max_length, plan)

@@ -41,7 +41,7 @@ from pipeline.machine import facts
 from pipeline.models import read_config
 from pipeline.params import load
 from pipeline.prepared import read_encoded
-from pipeline.quantization import Plan
+from pipeline.quantization import Plans
 from pipeline.records import Artefact, open_folder
 from pipeline.workspace import Workspace
 
@@ -124,7 +124,7 @@ def make_files(place: Workspace, root: Path, heads: int, hidden: int) -> dict[st
     """Writes every file into a folder of its name; gives those that cannot be made here, with the reason."""
     open_folder(place.student, "student")
     open_folder(place.quantized, "quantized")
-    plan = Plan.model_validate_json((place.quantized / "plan.json").read_text("utf-8"))
+    plans = Plans.model_validate_json((place.quantized / "plan.json").read_text("utf-8"))
     missing = {}
     for name, (format_name, precision, options, runtime) in OURS.items():
         exporter = plugins.load("format", format_name)
@@ -136,9 +136,8 @@ def make_files(place: Workspace, root: Path, heads: int, hidden: int) -> dict[st
         out = root / name
         out.mkdir()
         given = exporter.Params.model_validate_json(json.dumps(options))
-        artefact = exporter.convert(
-            place.student, out, precision, given, LENGTHS[-1], plan if precision == "int8" else None
-        )
+        plan = plans.entry(exporter.scheme(precision, given)) if precision == "int8" else None
+        artefact = exporter.convert(place.student, out, precision, given, LENGTHS[-1], plan)
         _note(out, artefact.model_dump_json(), runtime)
     with tempfile.TemporaryDirectory() as scratch:
         made = without_decant.make_optimum(place.student, Path(scratch), heads, hidden)
@@ -146,7 +145,7 @@ def make_files(place: Workspace, root: Path, heads: int, hidden: int) -> dict[st
             _keep(root / name, made[key])
         if "OpenVINO int8" not in missing:
             model = Path(scratch) / "float" / "model.onnx"
-            _keep(root / NNCF, without_decant.make_nncf(model, plan.calibration_rows, Path(scratch)))
+            _keep(root / NNCF, without_decant.make_nncf(model, plans.calibration_rows, Path(scratch)))
     return missing
 
 

@@ -27,7 +27,7 @@ from safetensors.numpy import load, save
 from eval import dying
 from eval.runtimes import Kernels
 from eval.worker import WorkerError, thread_environment
-from pipeline import plugins
+from pipeline import emulation, plugins
 from pipeline.errors import ModelError, PipelineError, UnusableRuntimeError
 from pipeline.records import Artefact
 
@@ -119,6 +119,7 @@ def open_session(
     threads: int,
     *,
     count_kernels: bool = False,
+    emulated: bool = False,
     open_timeout_s: float = OPEN_TIMEOUT_S,
     run_timeout_s: float = RUN_TIMEOUT_S,
 ) -> IsolatedSession:
@@ -129,6 +130,7 @@ def open_session(
         folder: where the artefact lies.
         artefact: what its card says.
         threads: of the runtime.
+        emulated: whether the process runs on an emulated x86 without VNNI; `pipeline.emulation` says whether it can.
         count_kernels: whether `kernels` of the session is filled, where the runtime can tell.
         open_timeout_s: for importing the runtime and loading the file.
         run_timeout_s: for each call.
@@ -142,7 +144,7 @@ def open_session(
     # A file, since a pipe that nobody reads would block a child that prints much; the session closes it.
     log = tempfile.TemporaryFile()  # noqa: SIM115
     process = subprocess.Popen(
-        [sys.executable, "-m", "eval.isolated", str(theirs.fileno())],
+        [*(emulation.prefix() if emulated else []), sys.executable, "-m", "eval.isolated", str(theirs.fileno())],
         cwd=ROOT,
         env={**os.environ, **thread_environment(threads)},
         stdin=subprocess.DEVNULL,

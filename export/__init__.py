@@ -4,11 +4,13 @@ An exporter file has:
 
 - `PRECISIONS`: the precisions it can write.
 - `TOLERANCES`: precision -> largest parity difference, as a share of the spread of the reference logits, with reasons.
+- `scheme(precision, params)`: where the ranges of 8-bit activations come from and whether pairs of weights are kept
+  safe (`pipeline.quantization.Scheme`), None where nothing is 8-bit. The plan has one entry for each scheme in use.
 - `PLANNED` (optional): the precisions that are given the quantization plan; without it, int8 alone.
 - `Params`: a frozen model of `targets.<name>.options`.
 - `why_unusable()` (optional): why it cannot write here, such as a package of an extra that is not installed, or None.
 - `convert(source, out, precision, params, max_length, plan)`: reads the model folder `source` (as
   `pipeline.models.load_classifier` does), writes into the existing empty folder `out`, gives a
-  `pipeline.records.Artefact`. `plan` is the quantization plan (`pipeline.quantization.Plan`) and None for a
-  precision that does not ask for it. Same source, same bytes.
+  `pipeline.records.Artefact`. `plan` is the quantization plan's entry for its scheme
+  (`pipeline.quantization.Plan`), and None for a precision that does not ask for it. Same source, same bytes.
 """

@@ -72,8 +72,8 @@ def quantize_graph(model: ModelProto, plan: Plan, modules: Sequence[str]) -> Non
                 f"module '{name}' has no node with its weight in the graph{nearest(name, nodes)}; add it to the plan's "
                 "exclude, or report it with the model's configuration"
             )
-        if plan.mode == "static" and nodes[name].op_type not in TABLE_READERS and name not in plan.ranges:
-            raise ExportError(f"the static plan has no range for module '{name}'; make the plan again from this model")
+        if plan.scheme.activations == "fixed" and nodes[name].op_type not in TABLE_READERS and name not in plan.ranges:
+            raise ExportError(f"the plan has no fixed range for module '{name}'; make the plan again from this model")
     _Rewriter(model, plan, {nodes[name].name: name for name in chosen}).run()
 
 
@@ -114,7 +114,9 @@ class _Rewriter:
 
     def _weight(self, module: str, weight: Float[np.ndarray, "rows columns"]) -> tuple[str, str]:
         """Names of the 8-bit weight, (columns, rows), and of its scale: (rows,), or () for one scale."""
-        quantized, scale = quantize_weight(torch.from_numpy(weight.copy()), self.plan.per_channel)
+        quantized, scale = quantize_weight(
+            torch.from_numpy(weight.copy()), self.plan.per_channel, self.plan.scheme.pair_safe
+        )
         return (
             self._constant(f"{module}.weight_int8", quantized.numpy().T),
             self._constant(f"{module}.weight_scale", (scale if self.plan.per_channel else scale[0]).numpy()),
@@ -161,7 +163,7 @@ class _Rewriter:
         weight, scale = self._weight(module, stored if attributes.get("transB", 0) else stored.T)
         bias = node.input[2] if is_gemm and len(node.input) > 2 else None
         product = f"{module}/product" if bias else node.output[0]
-        multiply = self._dynamic if self.plan.mode == "dynamic" else self._static
+        multiply = self._static if self.plan.scheme.activations == "fixed" else self._dynamic
         multiply(node.input[0], weight, scale, product, module)
         if bias:
             self._emit("Add", [product, bias], node.output[0])

@@ -60,7 +60,7 @@ from pipeline.quantization import quantizable_modules
 from pipeline.records import Artefact, TensorFact
 
 if TYPE_CHECKING:
-    from pipeline.quantization import Plan
+    from pipeline.quantization import Plan, Scheme
 
 T = TypeVar("T")
 PRECISIONS = ("fp32", "fp16", "auto", "int8", "w8a8", "palette8", "palette6", "palette4", "mixed")
@@ -164,6 +164,15 @@ class Params(Settings):
                     f"{name} needs iOS18, deployment_target is {self.deployment_target}; raise it, or leave {name} out"
                 )
         return self
+
+
+def scheme(precision: str, params: Params) -> "Scheme | None":
+    """int8 is weights alone, w8a8 has fixed ranges; the others look at the plan's calibration rows only."""
+    from pipeline.quantization import Scheme
+
+    if precision not in {"int8", "w8a8"}:
+        return None
+    return Scheme(activations="float" if precision == "int8" else "fixed")
 
 
 def convert(source: Path, out: Path, precision: str, params: Params, max_length: int, plan: "Plan | None") -> Artefact:

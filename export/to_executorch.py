@@ -30,7 +30,7 @@ from pipeline.errors import ExportError, first_line
 from pipeline.machine import version_of
 from pipeline.models import load_classifier, positions_of, token_table
 from pipeline.params import Settings
-from pipeline.quantization import TINY, quantizable_modules, quantize_weight
+from pipeline.quantization import TINY, Scheme, quantizable_modules, quantize_weight
 from pipeline.records import Artefact, TensorFact
 
 if TYPE_CHECKING:
@@ -48,6 +48,11 @@ INPUTS = ("input_ids", "attention_mask")  # in the program's order
 
 class Params(Settings):
     """`targets.<name>.options` of the format executorch: there are none."""
+
+
+def scheme(precision: str, params: Params) -> Scheme | None:
+    """One range of activations a token; XNNPACK's kernels widen before they add, so pairs need no care."""
+    return Scheme(activations="token") if precision == "int8" else None
 
 
 def why_unusable() -> str | None:
@@ -132,8 +137,6 @@ def _notes(plan: "Plan | None", table: bool) -> tuple[str, ...]:
         notes.append("the 8-bit word table needs ExecuTorch's quantized kernels in the app (kernels_quantized)")
     if plan.embeddings:
         notes.append("the position table stays in fp32: it is cut to max_length rows")
-    if plan.mode == "static":
-        notes.append("activation ranges are taken as they come; the plan's calibrated ones are not used")
     if not plan.per_channel:
         notes.append("one scale a channel, though the plan has one a tensor: XNNPACK has no such 8-bit layer")
     if plan.exclude:

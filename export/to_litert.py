@@ -36,7 +36,7 @@ from pipeline.extras import why_missing
 from pipeline.machine import version_of
 from pipeline.models import load_classifier, positions_of
 from pipeline.params import Count, Settings
-from pipeline.quantization import Plan, quantizable_modules
+from pipeline.quantization import Plan, Scheme, quantizable_modules
 from pipeline.records import Artefact, TensorFact
 
 PRECISIONS = ("fp32", "fp16", "int8")
@@ -84,6 +84,13 @@ class Params(Settings):
         if self.lengths is not None:
             check_ascending(self.lengths)
         return self
+
+
+def scheme(precision: str, params: Params) -> Scheme | None:
+    """One range a token, or fixed ones; XNNPACK's kernels widen before they add, so pairs need no care."""
+    if precision != "int8":
+        return None
+    return Scheme(activations="token" if params.activations == "dynamic" else "fixed")
 
 
 def why_unusable() -> str | None:

@@ -18,6 +18,7 @@ from pipeline.records import Artefact
 
 PRECISIONS = to_onnx.PRECISIONS
 TOLERANCES = to_onnx.TOLERANCES  # the same operators on the same numbers
+scheme = to_onnx.scheme
 FILE = "model.ort"
 OPERATORS = "required_operators.config"
 
@@ -52,7 +53,14 @@ def convert(source: Path, out: Path, precision: str, params: Params, max_length:
         raise ExportError(f"ort cannot be written as '{precision}', expected one of {', '.join(PRECISIONS)}")
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        artefact = to_onnx.convert(source, folder, precision, to_onnx.Params(inputs=params.inputs), max_length, plan)
+        artefact = to_onnx.convert(
+            source,
+            folder,
+            precision,
+            to_onnx.Params(inputs=params.inputs, activations=params.activations),
+            max_length,
+            plan,
+        )
         _save_as_ort(folder / artefact.file, folder / FILE, params.optimization)
         data = sort_kernel_table((folder / FILE).read_bytes())
     (out / FILE).write_bytes(data)

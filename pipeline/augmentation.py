@@ -22,10 +22,10 @@ from transformers import PreTrainedTokenizerBase
 
 from pipeline.augment_settings import SECTION, AugmentSettings
 from pipeline.data import MAX_CELL_CHARACTERS, clean, normalise
+from pipeline.dependencies import trace
 from pipeline.errors import DataError, IntegrityError
 from pipeline.files import output_folder, sha256_of
 from pipeline.inputs import MODEL_SUFFIXES
-from pipeline.machine import version_of
 from pipeline.masked_words import load_masked_lm, masked_words
 from pipeline.model_files import find_model
 from pipeline.records import open_folder, seal
@@ -36,7 +36,6 @@ log = logging.getLogger(__name__)
 
 KIND = "augmentation"
 ATTEMPTS = 5  # tries for each copy: a short text soon has no further variant
-CODE = ("augmentation", "text_changes", "words", "masked_words", "data")  # the files that decide the texts
 
 Maker = Callable[[int, Random], str]  # a variant of the text with this number, which may be no new text
 
@@ -121,9 +120,12 @@ def _cache_key(
 ) -> str:
     """Digest of everything that decides the texts: of files their content, since the same path may hold another."""
     methods = settings.methods
-    code = [sha256_of(Path(__file__).with_name(f"{name}.py")) for name in CODE]
-    versions = [version_of(package) for package in ("scikit-learn", "scipy", "numpy", "torch", "transformers")]
-    content = [code, versions, seed, texts, sorted({normalise(clean(text)) for text in held_out})]
+    content = [
+        trace(["pipeline.augmentation"], {}).digest,
+        seed,
+        texts,
+        sorted({normalise(clean(text)) for text in held_out}),
+    ]
     content += [settings.model_dump(mode="json", exclude={"masked_lm", "unlabelled"})]
     content += [mask_text(tokenizer) if "mask" in methods else None]
     content += [_model_digests(settings) if "masked_lm" in methods else None]

@@ -28,12 +28,13 @@ MAX_PROBLEMS_SHOWN = 12
 
 @dataclass(frozen=True)
 class Row:
-    """One example; `where` is 'file:line' for messages."""
+    """One example; `where` is 'file:line' for messages, and `slice` is empty for a row of no slice."""
 
     id: str
     text: str
     label: str
     where: str
+    slice: str = ""
 
 
 @dataclass(frozen=True)
@@ -147,7 +148,7 @@ def _make_row(
     if wrong is not None:
         problems.append(f"{where}: found a {type(wrong).__name__} as text or label, expected text")
         return None
-    label = _label_text(label)
+    label = _name(label)
     if label == "":
         problems.append(f"{where}: no label in column '{source.label}'")
         return None
@@ -164,16 +165,17 @@ def _make_row(
             problems.append(f"{where}: no id in column '{id_column}'")
             return None
         number = str(record[id_column])
-    return Row(number, text, label, where)
+    slice_column = getattr(source, "slice", None)  # nor slices
+    return Row(number, text, label, where, _name(record.get(slice_column)) if slice_column is not None else "")
 
 
-def _label_text(label: Any) -> str:
-    """The label as a name; empty when there is none, which pandas writes as NaN."""
-    if label is None or label != label:
+def _name(value: Any) -> str:
+    """A label or slice as a name; empty when there is none, which pandas writes as NaN."""
+    if value is None or value != value:
         return ""
-    if isinstance(label, float) and label.is_integer():
-        label = int(label)  # Parquet gives 1.0 where a column has gaps
-    return clean(str(label)).strip()
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)  # Parquet gives 1.0 where a column has gaps
+    return clean(str(value)).strip()
 
 
 def _read_csv(path: Path, source: FilesSource, problems: list[str]) -> Iterator[tuple[int, dict[Any, Any]]]:
@@ -236,12 +238,13 @@ def _read_parquet(path: Path, source: FilesSource, problems: list[str]) -> Itera
 
 
 def _check_columns(path: Path, columns: Sequence[Any], source: FilesSource, line: int = 1) -> None:
-    wanted = [source.text, source.label, *([source.id] if source.id is not None else [])]
-    missing = [column for column in wanted if column not in columns]
+    settings = {"text": source.text, "label": source.label, "id": source.id, "slice": source.slice}
+    wanted = [column for column in settings.values() if column is not None]
+    missing = {key: column for key, column in settings.items() if column is not None and column not in columns}
     if missing:
         raise DataError(
-            f"{path}:{line}: no column {', '.join(repr(c) for c in missing)}; found columns "
-            f"{', '.join(repr(c) for c in columns)}; set data.files.text and data.files.label "
+            f"{path}:{line}: no column {', '.join(repr(c) for c in missing.values())}; found columns "
+            f"{', '.join(repr(c) for c in columns)}; set {' and '.join(f'data.files.{key}' for key in missing)} "
             "(numbers from 0 and header: false when the first row is data)"
         )
     twice = [column for column in wanted if list(columns).count(column) > 1]
@@ -418,21 +421,25 @@ def near_duplicates(splits: dict[str, list[Row]], similarity: float) -> dict[str
 def write_prepared(dataset: Dataset, folder: Path) -> None:
     """Writes `<split>.jsonl` and `labels.json`."""
     for split, rows in dataset.splits.items():
-        lines = (
-            json.dumps({"id": row.id, "text": row.text, "label": row.label}, ensure_ascii=True) + "\n" for row in rows
-        )
+        lines = (json.dumps(_prepared(row), ensure_ascii=True) + "\n" for row in rows)
         (folder / f"{split}.jsonl").write_text("".join(lines), "utf-8", newline="\n")
     (folder / "labels.json").write_text(json.dumps(dataset.labels, indent=1) + "\n", "utf-8")
 
 
+def _prepared(row: Row) -> dict[str, str]:
+    record = {"id": row.id, "text": row.text, "label": row.label}
+    return {**record, "slice": row.slice} if row.slice else record
+
+
 @dataclass(frozen=True)
 class Examples:
-    """One prepared split: ids, texts and class numbers, in file order."""
+    """One prepared split in file order: ids, texts, class numbers, and slices, empty when no row has one."""
 
     ids: tuple[str, ...]
     texts: tuple[str, ...]
     labels: tuple[int, ...]
     names: tuple[str, ...]
+    slices: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.texts)
@@ -445,6 +452,7 @@ class Examples:
             ids=tuple(self.ids[i] for i in picked),
             texts=tuple(self.texts[i] for i in picked),
             labels=tuple(self.labels[i] for i in picked),
+            slices=tuple(self.slices[i] for i in picked) if self.slices else (),
         )
 
 
@@ -454,11 +462,13 @@ def read_prepared(folder: Path, split: str) -> Examples:
     number = {name: i for i, name in enumerate(names)}
     with (folder / f"{split}.jsonl").open(encoding="utf-8") as file:
         records = [json.loads(line) for line in file]
+    slices = tuple(record.get("slice", "") for record in records)
     return Examples(
         ids=tuple(record["id"] for record in records),
         texts=tuple(record["text"] for record in records),
         labels=tuple(number[record["label"]] for record in records),
         names=names,
+        slices=slices if any(slices) else (),
     )
 
 

@@ -6,7 +6,7 @@ Holds what all of them share: the teacher, the rows, and what the teacher says t
 import json
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from pipeline.augmented import with_augmented
 from pipeline.batches import EncodedSplit, spread_rows
 from pipeline.chosen_maps import chosen_maps
 from pipeline.data import batches_by_length, pad
+from pipeline.dependencies import Trace, trace
 from pipeline.errors import IntegrityError
 from pipeline.files import output_folder
 from pipeline.models import count_parameters, load_classifier, save_classifier
@@ -97,7 +98,8 @@ class Distillation:
             "variant": variant.name,
         }
         names = json.dumps(self.teacher.config.id2label)
-        return run_key(settings, self.params, self._training_rows(), self.splits["dev"], self.weights, names)
+        rows, dev = self._training_rows(), self.splits["dev"]
+        return run_key(settings, _code(variant.losses), self.params, rows, dev, self.weights, names)
 
     def train(self, variant: Variant, folder: Path) -> Card:
         """Trains one student into `folder`/model, unless a finished one was made from the same inputs.
@@ -244,7 +246,11 @@ class Distillation:
             return cached_teacher_signals(self.teacher, needs, train, self.caches, self._answers_key(train))
 
     def _answers_key(self, train: EncodedSplit) -> str:
-        return run_key({}, self.params, train, self.splits["dev"], self.weights)
+        return run_key({}, _code(()), self.params, train, self.splits["dev"], self.weights)
+
+
+def _code(losses: Collection[str]) -> Trace:
+    return trace([__name__], {"loss": losses})
 
 
 def _finished(folder: Path, key: str) -> Card | None:

@@ -13,7 +13,7 @@ MODEL_SUFFIXES = {".safetensors", ".json", ".txt", ".model"}
 def files_source(settings: DataSettings, root: Path) -> FilesSource:
     """The files to read for a bundled or files source, with a root relative to the current folder."""
     if settings.source == "bundled":
-        return FilesSource(root=str(root / BUNDLED), dev="dev.csv", id="id")
+        return FilesSource(root=str(root / BUNDLED), dev="dev.csv", id="id", slice="style")
     assert settings.files.root is not None  # a validator of DataSettings
     return settings.files.model_copy(update={"root": str(root / settings.files.root)})
 

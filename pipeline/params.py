@@ -42,6 +42,10 @@ class FilesSource(Settings):
     text: str | int = Field(default="text", description="Name of the text column, or its number from 0 without header.")
     label: str | int = Field(default="label", description="Name of the label column, or its number from 0.")
     id: str | int | None = Field(default=None, description="Column with a unique id for each row, if there is one.")
+    slice: str | int | None = Field(
+        default=None,
+        description="Column whose values name slices of the test split that the report shows by themselves.",
+    )
     quoting: bool = Field(default=True, description="Whether '\"' quotes fields; false takes it literally.")
 
 
@@ -238,12 +242,9 @@ class Calibration(Settings):
 class QuantizeSettings(Settings):
     """The quantization plan."""
 
-    mode: Literal["dynamic", "static"] = Field(
-        default="dynamic", description="dynamic: activation ranges at run time; static: calibrated here."
-    )
     per_channel: bool = Field(default=True, description="One weight scale for each output channel, not one for all.")
     embeddings: bool = Field(default=True, description="Whether embedding tables become 8-bit as well.")
-    calibration: Calibration = Field(default=Calibration(), description="Used when mode is static.")
+    calibration: Calibration = Field(default=Calibration(), description="Used where ranges of activations are fixed.")
     allowed_drop_points: float = Field(
         default=0.5, ge=0, le=100, description="Dev accuracy points int8 may lose to fp32 before modules are excluded."
     )

@@ -8,7 +8,6 @@ import importlib
 import importlib.util
 import pkgutil
 from collections.abc import Iterable
-from pathlib import Path
 from types import ModuleType
 
 from pipeline.errors import SettingsError
@@ -42,14 +41,6 @@ def load(kind: str, name: str) -> ModuleType:
     if name not in names(kind):
         raise SettingsError(unknown(kind, name))
     return importlib.import_module(f"{package}.{prefix}{name}")
-
-
-def file_of(kind: str, name: str) -> Path:
-    """The file that implements `name`, without importing it."""
-    package, prefix = KINDS[kind]
-    spec = importlib.util.find_spec(package)
-    assert spec is not None and spec.submodule_search_locations is not None, package
-    return Path(spec.submodule_search_locations[0]) / f"{prefix}{name}.py"
 
 
 def unknown(kind: str, name: str) -> str:

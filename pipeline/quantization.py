@@ -1,12 +1,15 @@
 """The quantization plan: which module becomes 8-bit, which stays in fp32, and the calibrated ranges.
 
-Quantization is imitated in PyTorch, module by module, so that one plan serves every export format. Weights: symmetric,
-s = max|w| / 127 for each output channel (each row of an embedding table). Activations: asymmetric 8-bit over one
-example's valid tokens, which is what a phone computes for one unpadded text, or a calibrated fixed range.
+Quantization is imitated in PyTorch, module by module. Formats differ in two things that decide which module is
+sensitive, so a plan has one entry for each scheme in use: where the range of 8-bit activations comes from, and whether
+weights are kept from saturating the 16-bit sums of x86 without VNNI.
+
+Weights: symmetric, s = max|w| / 127 for each output channel (each row of an embedding table), and larger where a pair
+could saturate. Activations: asymmetric 8-bit.
 """
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import Literal
 
@@ -20,7 +23,8 @@ from transformers import PreTrainedModel
 
 from pipeline.calibration import Histogram, Range
 from pipeline.data import batches_by_length, pad
-from pipeline.errors import DataError, ModelError
+from pipeline.errors import DataError, ExportError, ModelError
+from pipeline.pair_sums import least_scale, unsafe_pairs
 from pipeline.params import QuantizeSettings
 from pipeline.records import Record
 
@@ -28,6 +32,34 @@ SENSITIVITY_ROWS = 512  # one row is 0.2 points; modules are ranked by divergenc
 FEW_EXAMPLES = 100
 MIN_TABLE_ROWS = 8  # a table of token types has 2 rows: nothing to gain
 TINY = torch.finfo(torch.float32).tiny
+
+
+Activations = Literal["example", "token", "fixed", "float"]
+
+
+class Scheme(Record):
+    """What decides how a module suffers from 8 bits, besides its weights. An exporter says which one it has."""
+
+    # One range for all valid tokens of an example, one for each token, one calibrated for all, or none: weights only.
+    activations: Activations
+    # Weights whose neighbours cannot saturate a sum of 16 bits, for runtimes that have such kernels.
+    pair_safe: bool = False
+
+    @property
+    def name(self) -> str:
+        return f"{self.activations}, pair-safe" if self.pair_safe else self.activations
+
+
+class PairFacts(Record):
+    """What it took to make the weights of 8-bit layers safe."""
+
+    pairs: int
+    # With the scale max|w| / 127.
+    unsafe: int
+    channels: int
+    # Whose scale had to grow, and the most it grew by.
+    grown: int
+    largest_growth: float
 
 
 class CalibrationFacts(Record):
@@ -50,25 +82,56 @@ class Sensitivity(Record):
 
 
 class Plan(Record):
-    """How a model is quantized. Modules are named as in PyTorch."""
+    """How a model is quantized for one scheme. Modules are named as in PyTorch."""
 
-    mode: Literal["dynamic", "static"]
+    scheme: Scheme
     per_channel: bool
     embeddings: bool
     # Modules that stay in fp32.
     exclude: tuple[str, ...] = ()
-    # Least and greatest input of each linear module; empty when the mode is dynamic.
+    # Least and greatest input of each linear module; empty unless activations are fixed.
     ranges: dict[str, Range] = Field(default_factory=dict)
     calibration: CalibrationFacts | None = None
+    # None where the scheme has no need of it.
+    pair_facts: PairFacts | None = None
     # Token ids of training rows, for tools that calibrate by themselves (NNCF, AI Edge Quantizer).
     calibration_rows: tuple[tuple[int, ...], ...] = ()
     # Most sensitive first.
     sensitivity: tuple[Sensitivity, ...] = ()
-    sensitivity_rows: int
-    dev_rows: int
-    fp32_accuracy: float
-    int8_accuracy: float
+    sensitivity_rows: int = 0
+    dev_rows: int = 0
+    # On dev; None where nothing is 8-bit.
+    fp32_accuracy: float | None = None
+    int8_accuracy: float | None = None
     warnings: tuple[str, ...] = ()
+
+
+class Plans(Record):
+    """The entries of a quantization plan, by the name of their scheme."""
+
+    entries: dict[str, Plan]
+    # Of formats that have nothing in 8 bits and look at training rows all the same.
+    calibration_rows: tuple[tuple[int, ...], ...] = ()
+
+    def entry(self, scheme: Scheme | None) -> Plan:
+        """The entry for a scheme; None for a format that needs no more than the calibration rows.
+
+        Raises:
+            ExportError: there is none.
+        """
+        if scheme is None:
+            return Plan(
+                scheme=Scheme(activations="float"),
+                per_channel=True,
+                embeddings=False,
+                calibration_rows=self.calibration_rows,
+            )
+        if scheme.name not in self.entries:
+            raise ExportError(
+                f"the quantization plan has entries for {', '.join(map(repr, self.entries)) or 'nothing'}, expected "
+                f"'{scheme.name}'; make it again: dvc repro -f quantize"
+            )
+        return self.entries[scheme.name]
 
 
 @dataclass(frozen=True)
@@ -94,16 +157,19 @@ class EncodedExamples:
 
 
 def quantize_weight(
-    weight: Float[Tensor, "rows columns"], per_channel: bool
+    weight: Float[Tensor, "rows columns"], per_channel: bool, pair_safe: bool = False
 ) -> tuple[Int8[Tensor, "rows columns"], Float[Tensor, " rows"]]:
     """Symmetric 8-bit weights and the scale of each row (all equal unless per_channel).
 
-    A row of zeros has scale 1, so that nothing divides by zero. Agrees with onnxruntime's quantizer.
+    A row of zeros has scale 1, so that nothing divides by zero. Agrees with onnxruntime's quantizer, unless pair_safe
+    raises a scale: then no two neighbours along a row can saturate a sum of 16 bits. A row without such a pair keeps
+    its scale and its bytes, where a range of 7 bits for all would cost every row half of its steps.
     """
-    reach = weight.abs().amax(dim=1)
+    scale = weight.abs().amax(dim=1) / 127
+    if pair_safe:
+        scale = scale.maximum(torch.from_numpy(least_scale(weight.numpy())))
     if not per_channel:
-        reach = reach.amax().expand_as(reach)
-    scale = reach / 127
+        scale = scale.amax().expand_as(scale)
     scale = torch.where(scale < TINY, torch.ones_like(scale), scale)
     return (weight / scale[:, None]).round().clamp(-127, 127).to(torch.int8), scale.clone()
 
@@ -125,6 +191,25 @@ def fake_quantize(values: Float[Tensor, "*shape"], low: Tensor, high: Tensor) ->
     return ((values / scale).round().add(zero).clamp(0, 255) - zero) * scale
 
 
+def pair_facts(model: nn.Module, modules: Collection[str], per_channel: bool) -> PairFacts:
+    """What keeping the pairs of these modules' weights safe costs; tables are looked up, so they have no sums."""
+    pairs = unsafe = channels = grown = 0
+    most = 1.0
+    for name in modules:
+        module = model.get_submodule(name)
+        if not isinstance(module, nn.Linear):
+            continue
+        weight = module.weight.detach()
+        plain, scale = quantize_weight(weight, per_channel)
+        _, safe = quantize_weight(weight, per_channel, pair_safe=True)
+        found = unsafe_pairs(plain.numpy())
+        growth = safe / scale
+        pairs, unsafe = pairs + found.size, unsafe + int(found.sum())
+        channels, grown = channels + len(scale), grown + int((growth > 1).sum())
+        most = max(most, growth.max().item())
+    return PairFacts(pairs=pairs, unsafe=unsafe, channels=channels, grown=grown, largest_growth=most)
+
+
 def quantizable_modules(model: nn.Module, embeddings: bool) -> list[str]:
     """Names of the linear layers and, if asked, of the embedding tables, in the model's order."""
     return [
@@ -140,7 +225,11 @@ def quantizable_modules(model: nn.Module, embeddings: bool) -> list[str]:
 
 @contextmanager
 def fake_quantized(
-    model: PreTrainedModel, modules: Collection[str], per_channel: bool, ranges: Mapping[str, Range]
+    model: PreTrainedModel,
+    modules: Collection[str],
+    per_channel: bool,
+    scheme: Scheme,
+    ranges: Mapping[str, Range] | None = None,
 ) -> Iterator[None]:
     """Within the block the named modules compute as if they were 8-bit; afterwards the model is as it was.
 
@@ -148,7 +237,8 @@ def fake_quantized(
         model: in eval mode, called with keywords.
         modules: names of linear layers and embedding tables.
         per_channel: as for `quantize_weight`.
-        ranges: fixed input range of linear modules; a module without one takes the range of each example.
+        scheme: where the ranges of activations come from, and whether pairs of weights are kept safe.
+        ranges: input range of each linear module, when activations are fixed.
     """
     kept: list[tuple[nn.Parameter, Tensor]] = []
     batch: dict[str, Tensor] = {}
@@ -159,10 +249,12 @@ def fake_quantized(
             weight = module.weight
             assert isinstance(weight, nn.Parameter)
             kept.append((weight, weight.data))
-            quantized, scale = quantize_weight(weight.data, per_channel)
+            is_linear = isinstance(module, nn.Linear)
+            quantized, scale = quantize_weight(weight.data, per_channel, scheme.pair_safe and is_linear)
             weight.data = quantized.float() * scale[:, None]
-            if isinstance(module, nn.Linear):
-                hooks.append(module.register_forward_pre_hook(_input_quantizer(ranges.get(name), batch)))
+            if is_linear and scheme.activations != "float":
+                fixed = (ranges or {})[name] if scheme.activations == "fixed" else None
+                hooks.append(module.register_forward_pre_hook(_input_quantizer(scheme.activations, fixed, batch)))
         yield
     finally:
         for hook in hooks:
@@ -178,11 +270,15 @@ def _note_mask(batch: dict[str, Tensor]) -> Callable[..., None]:
     return hook
 
 
-def _input_quantizer(fixed: Range | None, batch: dict[str, Tensor]) -> Callable[..., tuple[Tensor]]:
+def _input_quantizer(
+    activations: Activations, fixed: Range | None, batch: dict[str, Tensor]
+) -> Callable[..., tuple[Tensor]]:
     def hook(module: nn.Module, args: tuple[Tensor]) -> tuple[Tensor]:
         (values,) = args
         if fixed is not None:
             low, high = (torch.tensor(bound, dtype=values.dtype) for bound in fixed)
+        elif activations == "token":
+            low, high = values.amin(-1, keepdim=True), values.amax(-1, keepdim=True)
         else:
             # 0 is in every range, so zeroed padding does not count
             valid = values * batch["mask"][:, :, None] if values.dim() == 3 else values
@@ -264,11 +360,28 @@ def _check_calibration(calibration: EncodedExamples | None, dev: EncodedExamples
 # --- the plan ----------------------------------------------------------------------------------------------------
 
 
+def make_plans(
+    model: PreTrainedModel,
+    dev: EncodedExamples,
+    calibration: EncodedExamples | None,
+    settings: QuantizeSettings,
+    schemes: Collection[Scheme],
+) -> Plans:
+    """One entry for each scheme; see `make_plan` for the rest."""
+    wanted = {scheme.name: scheme for scheme in schemes}
+    entries = {name: make_plan(model, dev, calibration, settings, wanted[name]) for name in sorted(wanted)}
+    rows = _check_calibration(calibration, dev).spread(settings.calibration.examples) if calibration else None
+    return Plans(
+        entries=entries, calibration_rows=tuple(tuple(row) for row in rows.sequences) if rows is not None else ()
+    )
+
+
 def make_plan(
     model: PreTrainedModel,
     dev: EncodedExamples,
     calibration: EncodedExamples | None,
     settings: QuantizeSettings,
+    scheme: Scheme,
     sensitivity_rows: int = SENSITIVITY_ROWS,
 ) -> Plan:
     """The plan that keeps dev accuracy within `settings.allowed_drop_points`, with the fewest modules left in fp32.
@@ -280,9 +393,10 @@ def make_plan(
     Args:
         model: in eval mode; unchanged.
         dev: rows to choose by; never the test split.
-        calibration: training rows, never among `dev`; needed when the mode is static, and by formats whose own tools
-            calibrate, which find them in the plan.
+        calibration: training rows, never among `dev`; needed when activations are fixed, and by formats whose own
+            tools calibrate, which find them in the plan.
         settings: the section `quantize`.
+        scheme: what the format that it is for does with activations and weights.
         sensitivity_rows: most dev rows that each single module is tried on.
 
     Raises:
@@ -296,21 +410,24 @@ def make_plan(
     ranges: dict[str, Range] = {}
     facts = None
     chosen = EncodedExamples([], [], [])
-    if calibration is not None or settings.mode == "static":
+    if calibration is not None or scheme.activations == "fixed":
         chosen = _check_calibration(calibration, dev).spread(settings.calibration.examples)
-    if settings.mode == "static":
+    if scheme.activations == "fixed":
         method, percentile = settings.calibration.method, settings.calibration.percentile
         ranges = calibrate(model, chosen, method, percentile)
         facts = CalibrationFacts(
             examples=len(chosen), method=method, percentile=percentile if method == "percentile" else None
         )
         warnings += _calibration_warnings(len(chosen), ranges)
-    table = measure_sensitivity(model, modules, dev.spread(sensitivity_rows), settings.per_channel, ranges)
+
+    def quantized(names: Collection[str]) -> AbstractContextManager[None]:
+        return fake_quantized(model, names, settings.per_channel, scheme, ranges)
+
+    table = measure_sensitivity(model, modules, dev.spread(sensitivity_rows), quantized)
     fp32 = _accuracy(answer(model, dev, quiet=False), dev.labels)
 
     def int8_accuracy(exclude: Collection[str]) -> float:
-        quantized = [name for name in modules if name not in exclude]
-        with fake_quantized(model, quantized, settings.per_channel, ranges):
+        with quantized([name for name in modules if name not in exclude]):
             return _accuracy(answer(model, dev, quiet=False), dev.labels)
 
     order = [row.module for row in table][: settings.max_exclusions]
@@ -319,15 +436,17 @@ def make_plan(
     if drop_points > settings.allowed_drop_points + 1e-9:
         warnings.append(
             f"int8 loses {drop_points:.2f} points on dev with {len(exclude)} modules in fp32, allowed are "
-            f"{settings.allowed_drop_points}; raise quantize.max_exclusions, or use per_channel or dynamic mode"
+            f"{settings.allowed_drop_points}; raise quantize.max_exclusions, or use per_channel or dynamic activations"
         )
+    left = [name for name in modules if name not in exclude]
     return Plan(
-        mode=settings.mode,
+        scheme=scheme,
         per_channel=settings.per_channel,
         embeddings=settings.embeddings,
         exclude=tuple(exclude),
         ranges=ranges,
         calibration=facts,
+        pair_facts=pair_facts(model, left, settings.per_channel) if scheme.pair_safe else None,
         calibration_rows=tuple(tuple(row) for row in chosen.sequences),
         sensitivity=tuple(table),
         sensitivity_rows=min(sensitivity_rows, len(dev)),
@@ -342,15 +461,17 @@ def measure_sensitivity(
     model: PreTrainedModel,
     modules: Sequence[str],
     examples: EncodedExamples,
-    per_channel: bool,
-    ranges: Mapping[str, Range],
+    quantized: Callable[[Collection[str]], AbstractContextManager[None]],
 ) -> list[Sensitivity]:
-    """Each module quantized alone, most sensitive first (by divergence, then by name)."""
+    """Each module quantized alone, most sensitive first (by divergence, then by name).
+
+    `quantized(names)` is `fake_quantized` for a scheme: within it, the named modules are 8-bit.
+    """
     whole = answer(model, examples)
     accuracy = _accuracy(whole, examples.labels)
     table = []
     for name in tqdm(modules, desc="sensitivity", disable=None):
-        with fake_quantized(model, [name], per_channel, ranges):
+        with quantized([name]):
             logits = answer(model, examples)
         found = _accuracy(logits, examples.labels)
         divergence = kl_div(logits.log_softmax(-1), whole.log_softmax(-1), reduction="batchmean", log_target=True)

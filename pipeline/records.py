@@ -75,6 +75,8 @@ class Artefact(Record):
     # How its runtime shall open it, in that runtime's own words; what is not named is left to the runtime.
     settings: dict[str, str] = {}
     tools: dict[str, str | None]
+    # Modules that the exporter kept in float though the quantization plan makes them 8-bit; notes say why.
+    kept_in_float: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
 
 

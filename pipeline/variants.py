@@ -4,13 +4,11 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from pipeline import plugins
 from pipeline.batches import EncodedSplit
-from pipeline.files import sha256_of
-from pipeline.machine import version_of
+from pipeline.dependencies import Trace
 from pipeline.params import DistillSettings, Params
 
 
@@ -38,26 +36,24 @@ def variants_of(settings: DistillSettings, seed: int) -> list[Variant]:
     return [Variant(kind, seed + i, losses) for kind, count, losses in wanted for i in range(count)]
 
 
-def code_digest() -> str:
-    """Digest of the code that trains, and the versions of what it stands on: edited code must not find old weights."""
-    digest = hashlib.sha256()
-    for file in sorted(Path(__file__).parent.rglob("*.py")):
-        digest.update(f"{file.name} {sha256_of(file)}\n".encode())
-    for package in ("torch", "transformers", "accelerate"):
-        digest.update(f"{package} {version_of(package)}\n".encode())
-    return digest.hexdigest()
-
-
-def run_key(settings: Mapping[str, Any], params: Params, train: EncodedSplit, dev: EncodedSplit, *contents: str) -> str:
+def run_key(
+    settings: Mapping[str, Any],
+    code: Trace,
+    params: Params,
+    train: EncodedSplit,
+    dev: EncodedSplit,
+    *contents: str,
+) -> str:
     """Digest of everything that decides trained weights: a checkpoint made under another key is not resumed.
 
     Args:
         settings: the settings of the run.
+        code: what trains, and what it stands on: edited code must not find old weights, and a comment not lose them.
         params: for seed and threads.
         train: what is learned from, as the models see it.
         dev: what the checkpoint is chosen on.
         contents: what else decides, such as label names, and digests of the base model or the teacher's weights.
     """
     rows = [train.ids, train.teacher_ids, train.labels, dev.ids, dev.labels]
-    content = [settings, params.seed, params.threads, rows, contents, code_digest()]
+    content = [settings, params.seed, params.threads, rows, contents, code.digest]
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()

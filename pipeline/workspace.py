@@ -27,10 +27,10 @@ class Workspace:
         """Digests of the data files and of the base model."""
         return self.artifacts / "inputs.json"
 
-    @property
-    def losses(self) -> Path:
-        """Digests of the loss files that the settings name, so that another loss re-trains nothing."""
-        return self.artifacts / "losses.json"
+    def depends(self, stage: str, target: str | None = None) -> Path:
+        """What the result of a stage (for a target) depends on besides data and settings."""
+        folder = self.artifacts / "depends"
+        return folder / f"{stage}.json" if target is None else folder / stage / f"{target}.json"
 
     @property
     def data(self) -> Path:

@@ -22,9 +22,9 @@ from pipeline.errors import ExportError
 from pipeline.files import output_folder
 from pipeline.params import Params, Target, load
 from pipeline.prepared import read_encoded
-from pipeline.quantization import Plan
 from pipeline.records import Artefact, Parity, open_folder, seal
 from pipeline.workspace import Workspace
+from stages.plans import exporter_of, plan_of
 from stages.targets import artefact_bytes, parse_target
 
 log = logging.getLogger(__name__)
@@ -41,7 +41,7 @@ def run(params: Params, workspace: Workspace, name: str) -> None:
         ParityError: the artefact has other names, shapes or values than the student.
     """
     target = params.targets[name]
-    exporter = plugins.load("format", target.format)
+    exporter, options = exporter_of(target)
     if target.precision not in exporter.PRECISIONS:
         raise ExportError(
             f"targets.{name}.precision is {target.precision}, but {target.format} has {', '.join(exporter.PRECISIONS)}"
@@ -51,14 +51,13 @@ def run(params: Params, workspace: Workspace, name: str) -> None:
     plan = None
     if target.precision in getattr(exporter, "PLANNED", ("int8",)):
         sources["plan"] = open_folder(workspace.quantized, "quantized").digest
-        plan = Plan.model_validate_json((workspace.quantized / "plan.json").read_text("utf-8"))
+        plan = plan_of(target, workspace)
     not_made = exporter.why_unusable() if hasattr(exporter, "why_unusable") else None
     if not_made is not None:
         with output_folder(workspace.exported(name)) as partial:
             seal(partial, KIND, sources, {"artefact": None, "not_made": not_made})
         log.warning("%s: not made: %s", name, not_made)
         return
-    options = exporter.Params.model_validate_json(json.dumps(target.options))
     examples, dev = read_encoded(workspace, "dev", params.data.max_length)
     with output_folder(workspace.exported(name)) as partial:
         artefact = exporter.convert(workspace.student, partial, target.precision, options, params.data.max_length, plan)

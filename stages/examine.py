@@ -18,9 +18,9 @@ from pipeline.errors import ModelError, UnusableRuntimeError
 from pipeline.files import sha256_of
 from pipeline.params import Params, load
 from pipeline.prepared import read_encoded
-from pipeline.quantization import Plan
 from pipeline.records import Card, Check, Examination, Status, open_folder
 from pipeline.workspace import Workspace
+from stages.plans import plan_of
 from stages.targets import artefact_bytes, artefact_of, parse_target
 
 log = logging.getLogger(__name__)
@@ -58,7 +58,7 @@ def _examine(params: Params, workspace: Workspace, name: str, card: Card) -> tup
     exclude: tuple[str, ...] = ()
     if target.precision in EIGHT_BIT:
         open_folder(workspace.quantized, "quantized")
-        exclude = Plan.model_validate_json((workspace.quantized / "plan.json").read_text("utf-8")).exclude
+        exclude = plan_of(target, workspace).exclude
     folder = workspace.exported(name)
     with tempfile.TemporaryDirectory() as scratch:
         subject = Subject(

@@ -1,26 +1,106 @@
-"""Writes the facts about this machine, and digests of the data files and the base model.
+"""Writes the facts about this machine, digests of the data files and the base model, and what each stage depends on.
 
-Always runs, in under a second. Its outputs change only when the machine, the data files or the base model change, so
-the rest of the pipeline re-runs exactly then. Run as `python -m stages.machine`.
+Always runs, in about a second. Its outputs change only when the machine, the data files, the base model, the code or a
+package change, and each stage depends on one file that holds its share of that, so the rest of the pipeline re-runs
+exactly then. Run as `python -m stages.machine`.
 """
 
 import hashlib
 import json
+import shutil
 from pathlib import Path
+from typing import Any, Literal
 
-from pipeline import guard, machine, plugins
+from pipeline import dependencies, guard, machine
 from pipeline.errors import DataError
 from pipeline.files import sha256_of, write_atomically
 from pipeline.inputs import base_model_files, data_files, describe_source
-from pipeline.params import Params, load
+from pipeline.params import Params, Target, load
 from pipeline.workspace import Workspace
+
+# Every stage, in the order of dvc.yaml, and how much of the machine its result depends on: training and converting are
+# held to give the same on any, what is answered depends on the instruction sets, and a time on everything.
+Scope = Literal["nothing", "instruction sets", "everything"]
+ONCE: dict[str, Scope] = {
+    "prepare": "nothing",
+    "floors": "everything",
+    "teach": "nothing",
+    "reference": "nothing",
+    "distill": "nothing",
+    "quantize": "nothing",
+    "report": "everything",
+    "gate": "nothing",
+}
+PER_TARGET: dict[str, Scope] = {
+    "convert": "nothing",
+    "evaluate": "instruction sets",
+    "examine": "instruction sets",
+    "benchmark": "everything",
+}
 
 
 def run(params: Params, workspace: Workspace) -> None:
-    """Writes machine.json, inputs.json and losses.json."""
-    write_atomically(workspace.machine, _json(machine.facts()))
+    """Writes machine.json, inputs.json and the folder depends/."""
+    facts = machine.facts()
+    write_atomically(workspace.machine, _json(facts))
     write_atomically(workspace.inputs, _json(input_digests(params, workspace.root)))
-    write_atomically(workspace.losses, _json(loss_digests(params)))
+    parsed = workspace.work("code.json")
+    dependencies.remember(parsed)
+    shutil.rmtree(workspace.artifacts / "depends", ignore_errors=True)  # a target that is gone has no file
+    for stage in ONCE:
+        write_atomically(workspace.depends(stage), _json(depends_on(stage, params, facts)))
+    for stage in PER_TARGET:
+        for name, target in params.targets.items():
+            write_atomically(workspace.depends(stage, name), _json(depends_on(stage, params, facts, target)))
+    dependencies.keep(parsed)
+
+
+def depends_on(stage: str, params: Params, facts: dict[str, Any], target: Target | None = None) -> dict[str, Any]:
+    """What the result of a stage depends on besides the data it reads and the settings that DVC follows.
+
+    Args:
+        stage: its name.
+        params: for the plug-ins that they choose.
+        facts: of `machine.facts`.
+        target: for stages that run once for each.
+    """
+    found = dependencies.trace([f"stages.{stage}"], _chosen(stage, params, target))
+    scope = PER_TARGET[stage] if target is not None else ONCE[stage]
+    known = {
+        "nothing": {},
+        "everything": facts,
+        "instruction sets": {key: facts[key] for key in ("architecture", "isa")},
+    }
+    return {"code": found.code, "packages": found.packages, "machine": known[scope], "inputs": _inputs(stage, params)}
+
+
+def _chosen(stage: str, params: Params, target: Target | None) -> dict[str, list[str]]:
+    """Plug-ins that a stage loads by a name of the settings."""
+    if target is not None:
+        return {"format": [target.format], "runtime": [target.runtime], "device": [target.device]}
+    if stage == "reference":
+        return {"format": list(params.teacher.formats)}
+    # Both besides those of the settings: controls and a second phase fall back on them. A plan is made for schemes that
+    # exporters declare, not by their code: one that changed asks for another entry, and is told to make the plan again.
+    losses = {"teach": ["cross_entropy"], "distill": sorted({*params.distill.losses, "cross_entropy", "logit_kl"})}
+    return {"loss": losses.get(stage, [])}
+
+
+def _inputs(stage: str, params: Params) -> dict[str, Any]:
+    """What else a stage reads that is no output of another."""
+    if stage == "distill":
+        augment = params.distill.augment
+        files = {"unlabelled": [Path(augment.unlabelled)] if augment.unlabelled else []}
+        files["masked_lm"] = base_model_files(augment.masked_lm) if augment.masked_lm else []
+        return {name: {file.name: _digest(file) for file in paths} for name, paths in files.items()}
+    if stage == "quantize":
+        targets = [[target.format, target.precision, target.options] for target in params.targets.values()]
+        return {"targets": sorted({json.dumps(target, sort_keys=True) for target in targets})}
+    return {}
+
+
+def _digest(file: Path) -> str | None:
+    return sha256_of(file) if file.is_file() else None
 
 
 def input_digests(params: Params, root: Path) -> dict[str, object]:
@@ -45,12 +125,6 @@ def input_digests(params: Params, root: Path) -> dict[str, object]:
             "sha256": digest.hexdigest() if files else None,
         },
     }
-
-
-def loss_digests(params: Params) -> dict[str, str]:
-    """Loss name -> digest of its file, for the losses that the settings name and those that controls fall back on."""
-    used = {*params.distill.losses, "cross_entropy", "logit_kl"}
-    return {name: sha256_of(plugins.file_of("loss", name)) for name in sorted(used)}
 
 
 def _json(value: object) -> str:

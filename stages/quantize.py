@@ -1,4 +1,4 @@
-"""Makes the quantization plan: which modules stay in float, and the calibrated ranges.
+"""Makes the quantization plan: which modules stay in float, and the calibrated ranges, for each scheme in use.
 
 Ranges come from training rows, choices from dev; test is for reporting only.
 Run as `python -m stages.quantize`.
@@ -15,9 +15,10 @@ from pipeline.files import output_folder
 from pipeline.models import load_classifier
 from pipeline.params import Params, load
 from pipeline.prepared import read_encoded
-from pipeline.quantization import EncodedExamples, Plan, make_plan
+from pipeline.quantization import EncodedExamples, Plans, make_plans
 from pipeline.records import open_folder, seal
 from pipeline.workspace import Workspace
+from stages.plans import schemes_of
 
 log = logging.getLogger(__name__)
 KIND = "quantized"
@@ -26,17 +27,18 @@ KIND = "quantized"
 def run(params: Params, workspace: Workspace) -> None:
     """Writes `artifacts/quantized/plan.json`."""
     student = open_folder(workspace.student, "student")
-    plan = plan_for(params, workspace, workspace.student)
+    plans = plans_for(params, workspace, workspace.student)
     with output_folder(workspace.quantized) as partial:
-        (partial / "plan.json").write_text(plan.model_dump_json(indent=1) + "\n", "utf-8")
+        (partial / "plan.json").write_text(plans.model_dump_json(indent=1) + "\n", "utf-8")
         seal(partial, KIND, {"student": student.digest})
-    for warning in plan.warnings:
-        log.warning("%s", warning)
-    log.info("plan: kept in float: %s", ", ".join(plan.exclude) or "nothing")
+    for name, plan in plans.entries.items():
+        for warning in plan.warnings:
+            log.warning("activations %s: %s", name, warning)
+        log.info("activations %s: kept in float: %s", name, ", ".join(plan.exclude) or "nothing")
 
 
-def plan_for(params: Params, workspace: Workspace, model: Path) -> Plan:
-    """The plan for one model folder on the workspace's data."""
+def plans_for(params: Params, workspace: Workspace, model: Path) -> Plans:
+    """The plan for one model folder on the workspace's data, for what the targets need."""
     torch.set_num_threads(params.threads)
     _, train = read_encoded(workspace, "train", params.data.max_length)
     _, dev = read_encoded(workspace, "dev", params.data.max_length)
@@ -45,7 +47,7 @@ def plan_for(params: Params, workspace: Workspace, model: Path) -> Plan:
         [train.names[i] for i in rows], [train.ids[i] for i in rows], [train.labels[i] for i in rows]
     )
     selection = EncodedExamples(dev.names, dev.ids, dev.labels)
-    return make_plan(load_classifier(model), selection, calibration, params.quantize)
+    return make_plans(load_classifier(model), selection, calibration, params.quantize, schemes_of(params))
 
 
 def main() -> None:

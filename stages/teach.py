@@ -10,6 +10,7 @@ import torch
 
 from pipeline import guard
 from pipeline.answers import check_not_collapsed, correct_share, predict_logits
+from pipeline.dependencies import trace
 from pipeline.files import output_folder
 from pipeline.inputs import describe_source
 from pipeline.model_files import find_model
@@ -39,7 +40,8 @@ def run(params: Params, workspace: Workspace) -> None:
     )
     training = TrainingRun(steps=0, best_dev_accuracy=float("nan"))
     if params.teacher.fine_tune:
-        key = run_key(_settings(params), params, train, dev, _base_model(workspace), *dev_examples.names)
+        code = trace(["pipeline.training"], {"loss": ["cross_entropy"]})
+        key = run_key(_settings(params), code, params, train, dev, _base_model(workspace), *dev_examples.names)
         distiller = Distiller(teacher, None, {"cross_entropy": {}})
         training = fit(
             distiller, train, dev, params.teacher.training, workspace.work("teach"), key, params.seed, "teacher"

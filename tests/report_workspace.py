@@ -35,7 +35,7 @@ CHECKS = (
 NO_MAC = "Core ML executes only on macOS; found Linux"
 
 
-def make_workspace(root, targets=None, texts=None, labels=None, names=NAMES, seed=0):
+def make_workspace(root, targets=None, texts=None, labels=None, names=NAMES, seed=0, slices=None):
     """Writes params.yaml and all records under `root`; gives (params, workspace)."""
     targets = targets or {"cpu": TARGET, "ios": IOS}
     labels = labels or [i % len(names) for i in range(200)]
@@ -44,7 +44,7 @@ def make_workspace(root, targets=None, texts=None, labels=None, names=NAMES, see
     workspace = Workspace(root)
     teacher = answer(labels, len(names), 0.06, seed)
     student = perturb(teacher, len(names), 0.03, seed + 1, labels)
-    write_data(workspace, texts, labels, names)
+    write_data(workspace, texts, labels, names, slices)
     write_floors(workspace, labels, len(names), seed)
     write_trained(workspace.teacher, "teacher", teacher, labels)
     digest = write_trained(workspace.student, "student", student, labels).digest
@@ -89,10 +89,12 @@ def perturb(answers, classes, share, seed, labels=None):
     ]
 
 
-def write_data(workspace, texts, labels, names):
+def write_data(workspace, texts, labels, names, slices=None):
     workspace.data.mkdir(parents=True)
     (workspace.data / "labels.json").write_text(json.dumps(list(names)))
     rows = [{"id": f"te-{i}", "text": text, "label": names[labels[i]]} for i, text in enumerate(texts)]
+    for row, name in zip(rows, slices or (), strict=slices is not None):
+        row["slice"] = name
     (workspace.data / "test.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     tokens = {s: {"mean": 13.0, "p50": 13, "p99": 25, "longest": 27, "cut": 0} for s in ("train", "dev", "test")}
     facts = {
@@ -165,7 +167,7 @@ def write_plan(workspace):
     workspace.quantized.mkdir(parents=True)
     modules = [f"bert.encoder.layer.{i}.{m}" for i in range(3) for m in ("output.dense", "attention.self.query")]
     plan = {
-        "mode": "dynamic",
+        "scheme": {"activations": "example", "pair_safe": True},
         "exclude": modules[:1],
         "calibration": None,
         "sensitivity": [
@@ -178,7 +180,7 @@ def write_plan(workspace):
         "int8_accuracy": 0.926,
         "warnings": [],
     }
-    (workspace.quantized / "plan.json").write_text(json.dumps(plan))
+    (workspace.quantized / "plan.json").write_text(json.dumps({"entries": {"example, pair-safe": plan}}))
     seal(workspace.quantized, "quantized")
 
 

@@ -6,6 +6,7 @@ to be able to find something.
 """
 
 import csv
+import hashlib
 import re
 import string
 from collections import Counter, defaultdict
@@ -17,10 +18,13 @@ from sklearn.feature_extraction.text import CountVectorizer
 
 DATA_DIR = Path(__file__).resolve().parents[1] / "data" / "assistant"
 SPLITS = ("train", "dev", "test")
-COLUMNS = ["id", "text", "label"]
+COLUMNS = ["id", "text", "label", "style"]
+STYLES = {"everyday", "hard"}
 ID_PREFIX = {"train": "tr", "dev": "de", "test": "te"}
 INTENT_COUNT = 20
 MAX_CLASS_RATIO = 1.3
+# The test split was written and fixed before any model saw it; only train may be revised.
+TEST_SHA256 = "fd29cbadf8a95df80f28d560c3145fb5e76cd244fd57ba22b9d591cd1644bb91"
 JACCARD_THRESHOLD = 0.5
 MAX_NEAR_DUPLICATE_SHARE = 0.005
 TEMPLATE_MIN_WORDS = 4
@@ -113,6 +117,25 @@ def label_problems(rows_by_split):
     problems += [f"label {name!r} is not snake_case" for name in odd]
     problems += [f"{split} lacks {sorted(everything - seen)}" for split, seen in sets.items() if seen != everything]
     return sorted(problems)
+
+
+def style_problems(rows_by_split):
+    """Name rows whose style is not one of STYLES, and splits that lack a style."""
+    problems = [
+        f"{row['id']}: style is {row['style']!r}, expected everyday or hard"
+        for _, row in flatten(rows_by_split)
+        if row["style"] not in STYLES
+    ]
+    for split, rows in rows_by_split.items():
+        missing = STYLES - {row["style"] for row in rows}
+        problems += [f"{split} has no {style} rows" for style in sorted(missing)]
+    return problems
+
+
+def fixed_test_problems(path):
+    """Name a test file that is not, byte for byte, the one that was fixed."""
+    found = hashlib.sha256(path.read_bytes()).hexdigest()
+    return [] if found == TEST_SHA256 else [f"{path.name}: SHA-256 is {found}, expected {TEST_SHA256}"]
 
 
 def balance_problems(rows_by_split):
@@ -267,8 +290,8 @@ def stated_figures(readme):
     return figures
 
 
-def stated_intents(readme):
-    """Return {intent: (train, dev, test)} as the README's table states them; the row `all` is among them."""
+def stated_counts(readme):
+    """Return {intent or style: (train, dev, test)} as the README's tables state them; the row `all` is among them."""
     rows = re.findall(r"^\|\s*`?([a-z_]+)`?\s*\|\s*(\d+)\s*\|\s*(\d+)\s*\|\s*(\d+)\s*\|", readme, flags=re.M)
     return {name: tuple(int(count) for count in counts) for name, *counts in rows}
 
@@ -276,14 +299,17 @@ def stated_intents(readme):
 def readme_problems(readme, rows_by_split):
     """Name a missing licence note, an intent without a definition, and every stated figure that is not true."""
     problems = [] if "CC0-1.0" in readme and "public domain" in readme else ["the README lacks the CC0-1.0 note"]
-    counts = {split: Counter(row["label"] for row in rows) for split, rows in rows_by_split.items()}
+    intents = {row["label"] for _, row in flatten(rows_by_split)}
+    counts = {
+        split: Counter(name for row in rows for name in (row["label"], row["style"], "all"))
+        for split, rows in rows_by_split.items()
+    }
     true = {name: tuple(counts[split][name] for split in SPLITS) for name in sorted(set().union(*counts.values()))}
-    true["all"] = tuple(len(rows_by_split[split]) for split in SPLITS)
-    stated = stated_intents(readme)
+    stated = stated_counts(readme)
     for name in sorted(true.keys() | stated.keys()):
         if true.get(name) != stated.get(name):
             problems.append(f"counts of {name}: the README states {stated.get(name)}, the files hold {true.get(name)}")
-    problems += [f"no definition of {name}" for name in true if name != "all" and f"- **`{name}`**" not in readme]
+    problems += [f"no definition of {name}" for name in sorted(intents) if f"- **`{name}`**" not in readme]
     found = {
         "near-duplicate": within_and_across(near_duplicate_pairs(rows_by_split)),
         "same-template": within_and_across(template_pairs(rows_by_split)),
@@ -320,6 +346,7 @@ def test_files_are_well_formed(split, check):
     [
         id_problems,
         label_problems,
+        style_problems,
         balance_problems,
         exact_duplicate_problems,
         near_duplicate_problems,
@@ -341,6 +368,11 @@ def test_near_duplicate_figures_are_printed(rows_by_split):
     for _, a, _, b, *_ in near + templates:
         print(f"  {a['id']} {a['text']!r} ~ {b['id']} {b['text']!r}")
     assert len(near) <= MAX_NEAR_DUPLICATE_SHARE * total
+
+
+def test_test_split_is_the_fixed_one():
+    problems = fixed_test_problems(DATA_DIR / "test.csv")
+    assert not problems, report(problems)
 
 
 def test_readme_is_true(rows_by_split):
@@ -385,8 +417,8 @@ def test_planted_encoding_fault_is_found(copy, spoil, word):
     ("cells", "word"),
     [
         (("de-9999", "only two"), "2 cells"),
-        (("de-9999", "", "take_note"), "empty"),
-        (("de-9999", " x", "take_note"), "padded"),
+        (("de-9999", "", "take_note", "hard"), "empty"),
+        (("de-9999", " x", "take_note", "hard"), "padded"),
     ],
 )
 def test_planted_column_fault_is_found(copy, cells, word):
@@ -396,20 +428,35 @@ def test_planted_column_fault_is_found(copy, cells, word):
 
 def test_planted_header_fault_is_found(copy):
     path = copy / "train.csv"
-    path.write_bytes(path.read_bytes().replace(b"id,text,label", b"id,label,text", 1))
+    path.write_bytes(path.read_bytes().replace(b"id,text,label,style", b"id,label,text,style", 1))
     assert any("header" in problem for problem in column_problems(path))
 
 
 def test_planted_id_faults_are_found(copy):
-    rows = append_row(copy, "test", "tr-0001", "an id that train has already", "take_note")
+    rows = append_row(copy, "test", "tr-0001", "an id that train has already", "take_note", "hard")
     assert {"id tr-0001 occurs 2 times", "id tr-0001 in test should look like te-0001"} <= set(id_problems(rows))
 
 
 def test_planted_label_fault_is_found(copy):
-    problems = label_problems(append_row(copy, "test", "te-9999", "some words", "Take-Note"))
+    problems = label_problems(append_row(copy, "test", "te-9999", "some words", "Take-Note", "hard"))
     assert "label 'Take-Note' is not snake_case" in problems
     assert "train lacks ['Take-Note']" in problems
     assert f"{INTENT_COUNT + 1} intents, expected {INTENT_COUNT}" in problems
+
+
+def test_planted_style_faults_are_found(copy):
+    rows = append_row(copy, "dev", "de-9999", "some words", "take_note", "Hard")
+    rows["train"] = [row for row in rows["train"] if row["style"] == "hard"]
+    assert style_problems(rows) == [
+        "de-9999: style is 'Hard', expected everyday or hard",
+        "train has no everyday rows",
+    ]
+
+
+def test_planted_change_of_test_is_found(copy):
+    """One row more is enough."""
+    append_row(copy, "test", "te-9999", "some words", "take_note", "hard")
+    assert len(fixed_test_problems(copy / "test.csv")) == 1
 
 
 def test_planted_imbalance_is_found(copy):
@@ -422,18 +469,18 @@ def test_planted_imbalance_is_found(copy):
 def test_planted_duplicate_is_found(copy, split):
     """A train text with other capitals, punctuation and blanks is found in each split."""
     text = read_split(copy, "train")[7]["text"]
-    rows = append_row(copy, split, f"{ID_PREFIX[split]}-9999", f"  {text.upper()} ?!", "take_note")
+    rows = append_row(copy, split, f"{ID_PREFIX[split]}-9999", f"  {text.upper()} ?!", "take_note", "hard")
     assert any("-9999" in problem for problem in exact_duplicate_problems(rows))
 
 
 def test_planted_near_duplicates_are_found(copy):
     """A copied sentence with one word changed is counted, and enough of them fail the check."""
     before = within_and_across(near_duplicate_pairs(read_all(copy)))
-    long_rows = [row for row in read_split(copy, "train") if len(row["text"].split()) >= 12][:20]
+    long_rows = [row for row in read_split(copy, "train") if len(row["text"].split()) >= 12][:30]
     for number, row in enumerate(long_rows):
         words = row["text"].split()
         words[3] = "something"
-        rows = append_row(copy, "test", f"te-99{number:02d}", " ".join(words), row["label"])
+        rows = append_row(copy, "test", f"te-99{number:02d}", " ".join(words), row["label"], "hard")
     assert within_and_across(near_duplicate_pairs(rows)) == (before[0], before[1] + len(long_rows))
     assert near_duplicate_problems(rows)
 
@@ -449,8 +496,8 @@ def test_planted_near_duplicates_are_found(copy):
 )
 def test_planted_template_is_found(copy, left, right):
     """A sentence with another name, number or single word is of the same template."""
-    append_row(copy, "train", "tr-9999", left, "take_note")
-    problems = template_problems(append_row(copy, "test", "te-9999", right, "take_note"))
+    append_row(copy, "train", "tr-9999", left, "take_note", "hard")
+    problems = template_problems(append_row(copy, "test", "te-9999", right, "take_note", "hard"))
     assert any("tr-9999" in problem and "te-9999" in problem for problem in problems)
 
 
@@ -467,8 +514,9 @@ def test_one_edit_is_told_from_two(left, right, close):
     ("old", "new", "word"),
     [
         ("CC0-1.0", "MIT", "CC0-1.0 note"),
-        ("| `take_note` | 45 |", "| `take_note` | 46 |", "counts of take_note"),
-        ("| all | 900 |", "| all | 901 |", "counts of all"),
+        ("| `take_note` | 142 |", "| `take_note` | 143 |", "counts of take_note"),
+        ("| all | 2641 |", "| all | 2642 |", "counts of all"),
+        ("| hard | 758 |", "| hard | 759 |", "counts of hard"),
         ("- **`take_note`**", "- take_note", "no definition of take_note"),
         ("| near-duplicate", "| nearly", "near-duplicate pairs"),
         ("| same-template", "| similar", "same-template pairs"),

@@ -20,7 +20,7 @@ from pipeline.errors import UnusableRuntimeError
 from pipeline.files import sha256_of
 from pipeline.models import save_classifier
 from pipeline.params import QuantizeSettings
-from pipeline.quantization import make_plan
+from pipeline.quantization import Scheme, make_plan
 from pipeline.records import Status
 from pipeline.vocabulary import save_tokenizer
 from stages import examine
@@ -43,6 +43,7 @@ def made(tmp_path_factory):
         toy_examples(12, "dev"),
         toy_examples(30, "train", seed=1),
         QuantizeSettings(allowed_drop_points=100),
+        Scheme(activations="example", pair_safe=True),
         sensitivity_rows=2,
     )
     artefacts = {

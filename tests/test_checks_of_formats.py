@@ -15,14 +15,14 @@ from test_checks import exported, found, ignore_the_mask, judged, swap_the_input
 from test_quantization import toy_examples
 from tiny_project import make_rows, make_teacher, make_tokenizer
 
-from eval.checks import Subject, int8, lengths, padding
+from eval.checks import Subject, int8, kernels, lengths, padding
 from eval.checks import settings as settings_check
 from export import encoder_graph, to_onnx
-from pipeline import plugins
+from pipeline import emulation, plugins
 from pipeline.errors import ExportError, ModelError
 from pipeline.models import save_classifier
 from pipeline.params import QuantizeSettings
-from pipeline.quantization import make_plan
+from pipeline.quantization import Scheme, make_plan, quantize_weight
 from pipeline.records import Status
 from pipeline.vocabulary import save_tokenizer
 from stages import examine
@@ -51,6 +51,7 @@ def source(tmp_path_factory):
         toy_examples(12, "dev"),
         toy_examples(30, "train", seed=1),
         QuantizeSettings(allowed_drop_points=100),
+        Scheme(activations="example", pair_safe=True),
         sensitivity_rows=2,
     )
     return folder, plan, words
@@ -294,3 +295,59 @@ def test_setting_of_the_card_reaches_the_runtime(sound):
         with runtime.open_session(folders["fp32"], artefact, 1) as session:
             ids = torch.ones(1, 5, dtype=torch.int64).numpy()
             assert session.run(ids, ids).shape[0] == 1
+
+
+# --- kernels -----------------------------------------------------------------------------------------------------
+
+
+def test_no_pair_of_weights_saturates_and_an_emulated_cpu_agrees(source, sound):
+    """Proved from the file where the runtime has such kernels; sampled where qemu-user is present."""
+    name, folders, artefacts = sound
+    result = kernels.check(subject_of(source, name, folders["int8"], artefacts["int8"]))
+    proved = hasattr(plugins.load("runtime", FORMATS[name][0]), "pair_summed_weights")
+    sampled = emulation.why_unusable() is None
+    assert result.status is (Status.PASS if proved or sampled else Status.NOT_MEASURED), result.reason
+    assert ("proved from the file" in result.reason) == proved
+    assert ("difference" in result.facts) == sampled
+
+
+PLAIN = {
+    "export.onnx_int8.quantize_weight": lambda weight, per_channel, pair_safe=False: quantize_weight(
+        weight, per_channel
+    ),
+    "export.to_openvino.least_scale": lambda weights: np.zeros(len(weights)),
+}
+
+
+@pytest.mark.parametrize("name", ["ort", "openvino"])
+def test_unsafe_pairs_are_found(source, tmp_path, monkeypatch, name):
+    """Planted fault: plain scales, as every other exporter has them."""
+    if plugins.load("format", name).__dict__.get("why_unusable", lambda: None)() is not None:
+        pytest.skip("the extra of this format is not installed")
+    for module in ("export.onnx_int8.quantize_weight", "export.to_openvino.least_scale"):
+        monkeypatch.setattr(module, PLAIN[module])
+    artefact = convert(source, tmp_path, name, "int8")
+    result = kernels.check(subject_of(source, name, tmp_path, artefact))
+    assert result.status is Status.FAIL and "pairs of neighbouring weights" in result.reason
+    assert result.facts["unsafe"] > 0
+
+
+def test_an_emulated_cpu_that_answers_otherwise_is_found(source, sound, monkeypatch):
+    """Planted fault: the proof is switched off, and the other CPU's answers are someone else's."""
+    if emulation.why_unusable() is not None:
+        pytest.skip(emulation.why_unusable())
+    name, folders, artefacts = sound
+    subject = subject_of(source, name, folders["int8"], artefacts["int8"])
+    monkeypatch.setattr(kernels, "_difference_without_vnni", lambda subject: 0.3)
+    result = kernels.check(subject)
+    assert result.status is Status.FAIL and "answers 0.3 of the spread away" in result.reason
+
+
+def test_without_an_emulator_only_a_proof_passes(source, sound, monkeypatch):
+    """Formats whose kernels cannot be proved are then not measured, which is no pass."""
+    monkeypatch.setattr(emulation, "COMMAND", "no-such-emulator")
+    name, folders, artefacts = sound
+    result = kernels.check(subject_of(source, name, folders["int8"], artefacts["int8"]))
+    proved = hasattr(plugins.load("runtime", FORMATS[name][0]), "pair_summed_weights")
+    assert result.status is (Status.PASS if proved else Status.NOT_MEASURED)
+    assert "not confirmed" in result.reason

@@ -171,6 +171,7 @@ def test_the_doctor_prints_a_row_for_each_and_a_missing_package_is_a_reason(monk
     doctor.command()
     out = capsys.readouterr().out
     assert out.count("cannot be imported: No module named 'coremltools'") == 2
+    assert len(re.findall(r"^int8 kernels: .+; .+$", out, re.MULTILINE)) == 1
     assert re.search(r"runtime +onnxruntime +yes +\d", out)
 
 

@@ -225,6 +225,10 @@ def test_a_long_list_of_problems_is_cut_and_counted(tmp_path):
         ({"text": 0}, r"no column 0; found columns 'text', 'label'.*header: false when the first row is data"),
         ({"header": False}, r"no column 'text', 'label'; found columns 0, 1"),
         ({"id": "key"}, r"train.csv:1: no column 'key'"),
+        (
+            {"slice": "style"},
+            r"train.csv:1: no column 'style'; found columns 'text', 'label'; set data.files.slice \(",
+        ),
         ({"train": "nothing.csv"}, r"nothing.csv: no such file; check data.files in params.yaml"),
         ({"train": "train.xlsx"}, r"train.xlsx: unknown ending '.xlsx', expected one of .csv, .tsv, .jsonl, .parquet"),
         ({"train": "bad.parquet"}, r"bad.parquet: not a readable Parquet file: "),
@@ -554,6 +558,29 @@ def test_prepared_data_comes_back_as_it_was(tmp_path):
         assert examples.take([1, 0]).ids == (rows[1].id, rows[0].id)
         assert (tmp_path / "one" / f"{split}.jsonl").read_bytes() == (tmp_path / "two" / f"{split}.jsonl").read_bytes()
     assert str(tmp_path) not in (tmp_path / "one" / "train.jsonl").read_text()
+
+
+def test_a_slice_column_is_kept(tmp_path):
+    """Through reading, writing and taking; a row without a value is of no slice, and is written without one."""
+    names = ("hard", "", " easy ")
+    for split in ("train", "test"):
+        rows = [(*row, names[i % 3]) for i, row in enumerate(table(split))]
+        write_csv(tmp_path / f"{split}.csv", rows, ("text", "label", "style"))
+    write_prepared(read(tmp_path, slice="style"), tmp_path)
+    examples = read_prepared(tmp_path, "test")
+    assert examples.slices[:4] == ("hard", "", "easy", "hard")
+    assert examples.take([2, 0]).slices == ("easy", "hard")
+    assert '"slice"' not in (tmp_path / "test.jsonl").read_text().splitlines()[1]
+
+
+def test_data_without_slices_has_none(tmp_path):
+    """Also where the column is there and not asked for."""
+    for split in ("train", "test"):
+        write_csv(tmp_path / f"{split}.csv", [(*row, "hard") for row in table(split)], ("text", "label", "style"))
+    write_prepared(read(tmp_path), tmp_path)
+    examples = read_prepared(tmp_path, "test")
+    assert examples.slices == examples.take([1]).slices == ()
+    assert '"slice"' not in (tmp_path / "test.jsonl").read_text()
 
 
 PREPARE = """

@@ -36,7 +36,7 @@ from pipeline.mil.package import read_package
 from pipeline.models import load_classifier, read_config, save_classifier, token_table
 from pipeline.params import ClassToken, MeasureSettings, QuantizeSettings, StudentSettings
 from pipeline.prepared import open_data, read_encoded
-from pipeline.quantization import make_plan
+from pipeline.quantization import Scheme, make_plan
 from pipeline.signals import TOKEN_POSITION, SignalReader
 from pipeline.students import build_student, student_config
 from pipeline.vocabulary import load_tokenizer, needed_tokens, save_tokenizer, trim, with_distillation_token
@@ -397,6 +397,9 @@ def test_signals_of_both_have_the_same_positions():
     assert found.token.shape == (3, 32)
 
 
+SCHEME = Scheme(activations="example", pair_safe=True)
+
+
 # --- exports -----------------------------------------------------------------------------------------------------
 
 
@@ -423,7 +426,7 @@ def to_onnx_file(model, folder, precision):
         if shape_of(model.config).distillation_token:
             for rows in examples:
                 rows.sequences[:] = with_token(rows.sequences)
-        plan = make_plan(model, *examples, QuantizeSettings(allowed_drop_points=100), sensitivity_rows=2)
+        plan = make_plan(model, *examples, QuantizeSettings(allowed_drop_points=100), SCHEME, sensitivity_rows=2)
     artefact = to_onnx.convert(source, out, precision, to_onnx.Params(), 20, plan)
     return source, out, artefact, onnx.load(out / artefact.file)
 

@@ -11,6 +11,7 @@ from pipeline.errors import DataError, ModelError
 from pipeline.params import Calibration, QuantizeSettings
 from pipeline.quantization import (
     EncodedExamples,
+    Scheme,
     activation_scale,
     answer,
     calibrate,
@@ -23,7 +24,8 @@ from pipeline.quantization import (
 from pipeline.records import read, write
 
 FAMILIES = ("bert", "distilbert", "roberta", "electra")
-STATIC = QuantizeSettings(mode="static", allowed_drop_points=100)
+LOOSE = QuantizeSettings(allowed_drop_points=100)
+EXAMPLE, TOKEN, FIXED, FLOAT = (Scheme(activations=name) for name in ("example", "token", "fixed", "float"))
 
 
 def toy_examples(count: int, prefix: str, seed: int = 0, labels=None) -> EncodedExamples:
@@ -213,7 +215,7 @@ def test_the_model_is_as_before_afterwards():
     model, rows = toy_model(), toy_examples(5, "dev")
     before = {name: weight.clone() for name, weight in model.state_dict().items()}
     expected = answer(model, rows)
-    with pytest.raises(KeyError), fake_quantized(model, quantizable_modules(model, True), True, {}):
+    with pytest.raises(KeyError), fake_quantized(model, quantizable_modules(model, True), True, EXAMPLE):
         assert not torch.equal(answer(model, rows), expected)
         raise KeyError
     assert torch.equal(answer(model, rows), expected)
@@ -223,7 +225,7 @@ def test_the_model_is_as_before_afterwards():
 def test_padding_does_not_change_quantized_answers():
     """A row answered alone and in a padded batch: its own range, without the padding."""
     model, rows = toy_model(), toy_examples(8, "dev")
-    with fake_quantized(model, quantizable_modules(model, True), True, {}):
+    with fake_quantized(model, quantizable_modules(model, True), True, EXAMPLE):
         torch.testing.assert_close(
             answer(model, rows, batch_size=8), answer(model, rows, batch_size=1), rtol=1e-4, atol=1e-4
         )
@@ -233,7 +235,7 @@ def test_eight_bits_lose_little():
     """A few per cent of the spread of the logits."""
     model, rows = toy_model(), toy_examples(40, "dev")
     whole = answer(model, rows)
-    with fake_quantized(model, quantizable_modules(model, True), True, {}):
+    with fake_quantized(model, quantizable_modules(model, True), True, EXAMPLE):
         difference = (answer(model, rows) - whole).abs().max() / (whole.max() - whole.min())
     assert 0 < difference < 0.1
 
@@ -252,9 +254,9 @@ def test_answers_that_are_not_finite_are_refused():
 def test_a_plan_survives_the_disk(tmp_path):
     """Written and read, it is the same; made twice, too."""
     model, dev, train = toy_model(), toy_examples(9, "dev"), toy_examples(120, "train")
-    plan = make_plan(model, dev, train, STATIC)
+    plan = make_plan(model, dev, train, LOOSE, FIXED)
     write(plan, tmp_path / "plan.json")
-    assert read(quantization.Plan, tmp_path / "plan.json") == plan == make_plan(model, dev, train, STATIC)
+    assert read(quantization.Plan, tmp_path / "plan.json") == plan == make_plan(model, dev, train, LOOSE, FIXED)
     assert set(plan.ranges) == set(quantizable_modules(model, embeddings=False))
     assert len(plan.sensitivity) == len(quantizable_modules(model, embeddings=True))
     assert plan.calibration.examples == 120 and plan.calibration.percentile == 99.99
@@ -264,7 +266,9 @@ def test_a_plan_survives_the_disk(tmp_path):
 def test_the_most_sensitive_module_stands_first():
     """A layer whose rows hold one huge weight each loses all others, and shows it."""
     model = spoiled_model()
-    plan = make_plan(model, self_labelled(model, 60), None, QuantizeSettings(allowed_drop_points=0, max_exclusions=1))
+    plan = make_plan(
+        model, self_labelled(model, 60), None, QuantizeSettings(allowed_drop_points=0, max_exclusions=1), EXAMPLE
+    )
     assert plan.sensitivity[0].module == "bert.encoder.layer.1.output.dense"
     assert plan.sensitivity[0].mean_kl > 10 * plan.sensitivity[1].mean_kl
     assert plan.exclude == ("bert.encoder.layer.1.output.dense",)
@@ -290,7 +294,9 @@ def test_a_drop_that_stays_too_large_is_warned_of():
     found = [0.5, 0.8, 0.6]
     assert quantization._exclude(["a", "b"], lambda names: found[len(names)], 0.9) == (["a"], 0.8)
     model = spoiled_model()
-    plan = make_plan(model, self_labelled(model, 60), None, QuantizeSettings(allowed_drop_points=0, max_exclusions=0))
+    plan = make_plan(
+        model, self_labelled(model, 60), None, QuantizeSettings(allowed_drop_points=0, max_exclusions=0), EXAMPLE
+    )
     assert plan.int8_accuracy < 1 and plan.exclude == ()
     assert any("points on dev with 0 modules in fp32, allowed are 0.0" in text for text in plan.warnings)
 
@@ -299,7 +305,7 @@ def test_a_drop_that_stays_too_large_is_warned_of():
 def test_static_without_examples_is_refused(calibration):
     """And says what to give."""
     with pytest.raises(DataError, match="no calibration examples"):
-        make_plan(toy_model(), toy_examples(3, "dev"), calibration, STATIC)
+        make_plan(toy_model(), toy_examples(3, "dev"), calibration, LOOSE, FIXED)
 
 
 def test_calibrating_on_no_rows_is_refused():
@@ -312,18 +318,18 @@ def test_calibration_rows_that_are_also_selection_rows_are_named():
     """Or the measured drop would be too good."""
     dev = toy_examples(6, "dev")
     with pytest.raises(DataError, match="2 calibration examples are also selection examples, such as 'dev-0', 'dev-1'"):
-        make_plan(toy_model(), dev, EncodedExamples(["x", "dev-1", "dev-0"], [[1]] * 3, [0] * 3), STATIC)
+        make_plan(toy_model(), dev, EncodedExamples(["x", "dev-1", "dev-0"], [[1]] * 3, [0] * 3), LOOSE, FIXED)
 
 
 def test_no_dev_rows_are_refused():
     """A plan needs something to choose by."""
     with pytest.raises(DataError, match="no dev examples"):
-        make_plan(toy_model(), EncodedExamples([], [], []), None, QuantizeSettings())
+        make_plan(toy_model(), EncodedExamples([], [], []), None, QuantizeSettings(), EXAMPLE)
 
 
 def test_few_calibration_examples_are_warned_of():
     """One is possible, but said."""
-    plan = make_plan(toy_model(), toy_examples(6, "dev"), toy_examples(1, "train"), STATIC)
+    plan = make_plan(toy_model(), toy_examples(6, "dev"), toy_examples(1, "train"), LOOSE, FIXED)
     assert any("calibrated on 1 examples, fewer than 100" in text for text in plan.warnings)
 
 
@@ -333,7 +339,7 @@ def test_an_input_that_never_changes_is_warned_of():
     with torch.no_grad():
         model.bert.pooler.dense.weight.zero_()
         model.bert.pooler.dense.bias.zero_()
-    plan = make_plan(model, toy_examples(6, "dev"), toy_examples(100, "train"), STATIC)
+    plan = make_plan(model, toy_examples(6, "dev"), toy_examples(100, "train"), LOOSE, FIXED)
     assert any("'classifier': its input was always 0" in text for text in plan.warnings)
     assert any("'bert.pooler.dense': 32 of 32 output channels are all zero" in text for text in plan.warnings)
 
@@ -341,8 +347,8 @@ def test_an_input_that_never_changes_is_warned_of():
 @pytest.mark.parametrize("method", ["minmax", "entropy", "percentile"])
 def test_every_method_makes_a_plan(method):
     """With ranges in order and finite answers."""
-    settings = QuantizeSettings(mode="static", calibration=Calibration(method=method, examples=50))
-    plan = make_plan(toy_model(), toy_examples(20, "dev"), toy_examples(90, "train"), settings)
+    settings = QuantizeSettings(calibration=Calibration(method=method, examples=50))
+    plan = make_plan(toy_model(), toy_examples(20, "dev"), toy_examples(90, "train"), settings, FIXED)
     assert plan.calibration.method == method and plan.calibration.examples == 50
     assert all(low <= high for low, high in plan.ranges.values())
 
@@ -356,5 +362,5 @@ def test_rows_are_spread_over_the_file():
 
 def test_sensitivity_uses_no_more_rows_than_told():
     """The whole dev split decides on the final drop only."""
-    plan = make_plan(toy_model(), toy_examples(20, "dev"), None, QuantizeSettings(), sensitivity_rows=5)
+    plan = make_plan(toy_model(), toy_examples(20, "dev"), None, QuantizeSettings(), EXAMPLE, sensitivity_rows=5)
     assert (plan.sensitivity_rows, plan.dev_rows) == (5, 20)

@@ -171,6 +171,32 @@ def test_a_student_no_better_than_the_floor_is_said_to_be_so(fresh):
     assert "does NOT beat the linear floor" in report.run(params, workspace).first_line
 
 
+def test_slices_have_a_table_of_their_own(tmp_path):
+    """Accuracy of every measured model on each slice, on the page and in the summary."""
+    slices = ["<hard>" if i % 4 == 0 else "everyday" for i in range(200)]
+    params, workspace = make_workspace(tmp_path, slices=slices)
+    report.run(params, workspace)
+    page = page_of(workspace)
+    table = page[page.index("By slice:") :].partition("</table>")[0]
+    assert re.findall(r'scope="col" class="n">(.*?)<small>(.*?)</small>', table) == [
+        ("&lt;hard&gt;", "50 rows"),
+        ("everyday", "150 rows"),
+    ]
+    names = re.findall(r'<th scope="row" class="hold">(.*?)</th>', table)
+    assert names == ["linear floor", "teacher", "student", "cpu"]  # ios was not measured
+    labels = records.read(records.Floors, workspace.floors).labels
+    answers = records.read(records.Score, workspace.scored("cpu")).predictions
+    right = sum(labels[i] == answers[i] for i in range(0, 200, 4))
+    assert f"{2 * right:.1f}" in re.findall(r">cpu</th><td class=\"n\">(.*?)<small>", table)[0]
+    summary = (workspace.report / "summary.md").read_text("utf-8")
+    assert re.search(rf"^- &lt;hard> \(50 rows\): linear floor .*, cpu {2 * right:.1f}", summary, re.MULTILINE)
+
+
+def test_data_without_slices_has_no_such_table(finished):
+    assert "By slice" not in page_of(finished[1])
+    assert "by slice" not in (finished[1].report / "summary.md").read_text("utf-8")
+
+
 def test_a_stage_that_could_not_run_gives_its_reason(finished):
     """The record's own reason, in the verdict and on the page."""
     _, workspace, verdict = finished

@@ -32,6 +32,7 @@ from pipeline.mil.interpreter import Interpreter, logits_of
 from pipeline.mil.package import SPECIFICATION, WEIGHTS, read_package
 from pipeline.mil.quiet import import_coremltools
 from pipeline.models import FACTORISED, load_classifier, new_model, save_classifier
+from pipeline.quantization import Scheme
 from pipeline.records import Artefact
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -43,7 +44,8 @@ ROWS = tuple(tuple(np.random.default_rng(i).integers(2, 60, 4 + i % 12).tolist()
 
 def plan(**changes: Any) -> Any:
     """What the exporter reads of a quantization plan."""
-    usual = {"mode": "dynamic", "per_channel": True, "embeddings": True, "exclude": (), "calibration_rows": ROWS}
+    usual = {"scheme": Scheme(activations="float"), "per_channel": True, "embeddings": True}
+    usual |= {"exclude": (), "calibration_rows": ROWS}
     return SimpleNamespace(**(usual | changes))
 
 

@@ -18,7 +18,7 @@ from export.to_executorch import BUNDLE, FILE, TOLERANCES, Params, convert
 from pipeline.errors import ExportError
 from pipeline.models import save_classifier
 from pipeline.params import StudentSettings
-from pipeline.quantization import Plan, quantizable_modules, quantize_weight
+from pipeline.quantization import Plan, Scheme, quantizable_modules, quantize_weight
 from pipeline.students import build_student
 
 pytest.importorskip("executorch", reason="the extra 'executorch' is not installed")
@@ -27,7 +27,7 @@ LONGEST = 12
 KEPT = "bert.encoder.layer.0.output.dense"
 TABLE = "bert.embeddings.word_embeddings"
 PLAN = Plan(
-    mode="dynamic",
+    scheme=Scheme(activations="token"),
     per_channel=True,
     embeddings=True,
     exclude=(KEPT,),
@@ -245,11 +245,10 @@ def test_the_record_says_what_was_written(fp32, int8):
 
 
 def test_what_the_plan_asks_and_the_format_has_not_is_said():
-    """Calibrated ranges, one scale for all channels, and a position table of 8 bits."""
-    asked = PLAN.model_copy(update={"mode": "static", "per_channel": False, "exclude": (), "warnings": ("one",)})
+    """One scale for all channels, and a position table of 8 bits."""
+    asked = PLAN.model_copy(update={"per_channel": False, "exclude": (), "warnings": ("one",)})
     notes = to_executorch._notes(asked, table=False)
     for words in (
-        "calibrated ones are not used",
         "XNNPACK has no such 8-bit layer",
         "the position table stays in fp32",
     ):

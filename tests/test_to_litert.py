@@ -18,7 +18,7 @@ from export.to_litert import FILE, PRECISIONS, TOLERANCES, Params, convert, read
 from pipeline.errors import ExportError, SettingsError
 from pipeline.models import save_classifier
 from pipeline.params import StudentSettings
-from pipeline.quantization import Plan
+from pipeline.quantization import Plan, Scheme
 from pipeline.students import build_student
 
 pytest.importorskip("litert_torch", reason="the extra 'litert' is not installed")
@@ -31,7 +31,7 @@ ROWS = tuple(tuple(range(2 + i, 2 + i + 3 + i % 15)) for i in range(20))
 
 
 def plan_of(**changes):
-    facts = {"mode": "dynamic", "per_channel": True, "embeddings": True, "calibration_rows": ROWS}
+    facts = {"scheme": Scheme(activations="token"), "per_channel": True, "embeddings": True, "calibration_rows": ROWS}
     figures = {"sensitivity_rows": 1, "dev_rows": 1, "fp32_accuracy": 1.0, "int8_accuracy": 1.0}
     return Plan(**(facts | figures | changes))
 

@@ -21,13 +21,14 @@ from pipeline.data import pad
 from pipeline.errors import ExportError
 from pipeline.models import save_classifier
 from pipeline.params import Calibration, QuantizeSettings, StudentSettings
-from pipeline.quantization import answer, fake_quantized, make_plan, quantizable_modules
+from pipeline.quantization import Scheme, answer, fake_quantized, make_plan, quantizable_modules
 from pipeline.students import build_student
 
 FAMILIES = ("bert", "distilbert", "roberta", "electra")
 ATTENTION = {"electra": "eager"}
-DYNAMIC = QuantizeSettings(allowed_drop_points=100)
-STATIC = QuantizeSettings(mode="static", allowed_drop_points=100)
+LOOSE = QuantizeSettings(allowed_drop_points=100)
+DYNAMIC = Scheme(activations="example", pair_safe=True)
+STATIC = Scheme(activations="fixed", pair_safe=True)
 
 
 @pytest.fixture(scope="module")
@@ -45,8 +46,10 @@ def models(tmp_path_factory):
     return {name: (saved[name], folders[name]) for name in saved}
 
 
-def plan_of(model, settings):
-    return make_plan(model, toy_examples(12, "dev"), toy_examples(100, "train", seed=1), settings, sensitivity_rows=2)
+def plan_of(model, scheme, **changes):
+    settings = LOOSE.model_copy(update=changes)
+    examples = toy_examples(12, "dev"), toy_examples(100, "train", seed=1)
+    return make_plan(model, *examples, settings, scheme, sensitivity_rows=2)
 
 
 def exported(folder, out, plan=None, params=None, max_length=20):
@@ -113,7 +116,7 @@ def test_int8_answers_as_the_plan_imitated(models, tmp_path, name, settings, mon
     against_fp32 = difference(folder, tmp_path / "out", artefact, TOLERANCES["int8"])
     assert against_fp32.same_label >= 0.9
     rows = toy_examples(20, "test", seed=5)
-    with fake_quantized(model, quantizable_modules(model, True), True, plan.ranges):
+    with fake_quantized(model, quantizable_modules(model, True), True, plan.scheme, plan.ranges):
         imitated = answer(model, rows).numpy()
     with onnxruntime.open_session(tmp_path / "out", artefact, 1) as session:
         found = np.concatenate([session.run(*batch) for batch in single_texts()])
@@ -131,7 +134,7 @@ def test_weights_agree_with_onnxruntimes_quantizer(models, tmp_path):
 
     model, folder = models["bert"]
     exported(folder, tmp_path / "fp32")
-    _, ours = exported(folder, tmp_path / "int8", plan_of(model, DYNAMIC))
+    _, ours = exported(folder, tmp_path / "int8", plan_of(model, Scheme(activations="example")))
     quantize_dynamic(
         tmp_path / "fp32/model.onnx", tmp_path / "theirs.onnx", per_channel=True, weight_type=QuantType.QInt8
     )
@@ -192,7 +195,7 @@ def test_a_plan_of_another_model_is_refused(models, tmp_path):
     ):
         exported(folder, tmp_path / "a", wrong)
     ranges = {name: found for name, found in plan.ranges.items() if name != "classifier"}
-    with pytest.raises(ExportError, match="no range for module 'classifier'"):
+    with pytest.raises(ExportError, match="no fixed range for module 'classifier'"):
         exported(folder, tmp_path / "b", plan.model_copy(update={"ranges": ranges}))
 
 
@@ -208,8 +211,7 @@ def test_a_module_without_a_node_is_refused(models, tmp_path):
 def test_static_ranges_of_every_method_are_in_the_file(models, tmp_path, method):
     """Scale and zero point of a layer's input are those of the plan."""
     model, folder = models["bert"]
-    settings = STATIC.model_copy(update={"calibration": Calibration(method=method)})
-    plan = plan_of(model, settings)
+    plan = plan_of(model, STATIC, calibration=Calibration(method=method))
     artefact, graph = exported(folder, tmp_path / "out", plan)
     held = {tensor.name: numpy_helper.to_array(tensor) for tensor in graph.graph.initializer}
     low, high = plan.ranges["classifier"]
@@ -220,11 +222,11 @@ def test_static_ranges_of_every_method_are_in_the_file(models, tmp_path, method)
     difference(folder, tmp_path / "out", artefact, TOLERANCES["int8"] if method != "entropy" else 1.0)
 
 
-@pytest.mark.parametrize("mode", ["dynamic", "static"])
-def test_one_scale_for_all_channels(models, tmp_path, mode):
+@pytest.mark.parametrize("scheme", [DYNAMIC, STATIC], ids=["dynamic", "static"])
+def test_one_scale_for_all_channels(models, tmp_path, scheme):
     """per_channel: false writes a single scale."""
     model, folder = models["bert"]
-    plan = plan_of(model, QuantizeSettings(mode=mode, per_channel=False, allowed_drop_points=100))
+    plan = plan_of(model, scheme, per_channel=False)
     artefact, graph = exported(folder, tmp_path / "out", plan)
     scales = [tensor for tensor in graph.graph.initializer if tensor.name.endswith("weight_scale")]
     assert scales
@@ -237,13 +239,13 @@ def test_one_scale_for_all_channels(models, tmp_path, mode):
 def test_tables_stay_in_fp32_when_asked(models, tmp_path):
     """embeddings: false leaves Gather as it is."""
     model, folder = models["bert"]
-    plan = plan_of(model, DYNAMIC.model_copy(update={"embeddings": False}))
+    plan = plan_of(model, DYNAMIC, embeddings=False)
     _, graph = exported(folder, tmp_path / "out", plan)
     assert quantized_modules(graph) == sorted(quantizable_modules(model, False))
 
 
-@pytest.mark.parametrize("mode", ["dynamic", "static"])
-def test_a_channel_of_zeros_gives_finite_answers(tmp_path, mode):
+@pytest.mark.parametrize("scheme", [DYNAMIC, STATIC], ids=["dynamic", "static"])
+def test_a_channel_of_zeros_gives_finite_answers(tmp_path, scheme):
     """Its scale is 1, and the plan's warning is in the artefact's notes."""
     model = toy_model()
     with torch.no_grad():
@@ -252,7 +254,7 @@ def test_a_channel_of_zeros_gives_finite_answers(tmp_path, mode):
         model.bert.pooler.dense.bias.zero_()  # then the classifier's input is always 0
     (tmp_path / "model").mkdir()
     save_classifier(model, tmp_path / "model")
-    plan = plan_of(model, QuantizeSettings(mode=mode, allowed_drop_points=100))
+    plan = plan_of(model, scheme)
     artefact, graph = exported(tmp_path / "model", tmp_path / "out", plan)
     scales = [numpy_helper.to_array(t) for t in graph.graph.initializer if "scale" in t.name]
     assert all(np.isfinite(scale).all() and (scale > 0).all() for scale in scales)

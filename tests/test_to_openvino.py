@@ -17,12 +17,12 @@ from export.to_openvino import PRECISIONS, TOLERANCES, Params, convert, why_unus
 from pipeline import extras
 from pipeline.errors import ExportError
 from pipeline.models import save_classifier
-from pipeline.quantization import Plan, quantizable_modules
+from pipeline.quantization import Plan, Scheme, quantizable_modules
 
 openvino = pytest.importorskip("openvino", reason="the extra 'openvino' is not installed")
 
 PLAN = Plan(
-    mode="dynamic",
+    scheme=Scheme(activations="fixed", pair_safe=True),
     per_channel=True,
     embeddings=True,
     calibration_rows=tuple(map(tuple, toy_examples(40, "train", seed=1).sequences)),
@@ -252,7 +252,7 @@ def test_the_record_says_what_was_written(exported):
     assert [(fact.name, fact.shape) for fact in artefact.outputs] == [("logits", ("batch", 3))]
     assert artefact.max_length == 20 and artefact.lengths is None
     assert {"openvino", "nncf"} <= set(artefact.tools) and None not in artefact.tools.values()
-    assert any("40 training texts" in note and "(dynamic)" in note for note in artefact.notes)
+    assert any("40 training texts" in note for note in artefact.notes)
     assert "nncf" not in exported["fp16"][1].tools
     assert sorted(content(out)) == ["model.bin", "model.xml"]
     assert [path.name for path in out.iterdir()] == ["model.openvino"]

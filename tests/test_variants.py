@@ -4,8 +4,9 @@ import pytest
 from tiny_project import make_settings
 
 from pipeline.batches import EncodedSplit
+from pipeline.dependencies import Trace
 from pipeline.params import DistillSettings, Params
-from pipeline.variants import Variant, code_digest, run_key, variants_of
+from pipeline.variants import Variant, run_key, variants_of
 
 LOSSES = {
     "logit_kl": {"weight": 1.0, "temperature": 2.0},
@@ -48,9 +49,12 @@ def test_control_without_logit_losses_gets_one():
     assert found[1].losses == {"logit_kl": {}}
 
 
-def key(settings=SETTINGS, params=PARAMS, train=SPLIT, dev=SPLIT, contents=("ab", "labels")):
+CODE = Trace({"pipeline/training.py": "ab"}, {"torch": "1"})
+
+
+def key(settings=SETTINGS, code=CODE, params=PARAMS, train=SPLIT, dev=SPLIT, contents=("ab", "labels")):
     """The key of a run, changed in one place by the tests."""
-    return run_key(settings, params, train, dev, *contents)
+    return run_key(settings, code, params, train, dev, *contents)
 
 
 @pytest.mark.parametrize(
@@ -79,19 +83,10 @@ def test_key_does_not_depend_on_the_order_of_settings():
     assert key(settings) == key(dict(reversed(settings.items())))
 
 
-def test_edited_code_has_another_key(monkeypatch):
-    """Or the old student would be shipped as the new code's."""
-    before = key()
-    monkeypatch.setattr("pipeline.variants.code_digest", lambda: "edited")
-    assert key() != before
-
-
-def test_code_digest_covers_every_file_of_the_pipeline(monkeypatch):
-    """Losses in their folder included."""
-    seen = []
-    monkeypatch.setattr("pipeline.variants.sha256_of", lambda file: seen.append(file.name) or "0")
-    code_digest()
-    assert {"training.py", "students.py", "signals.py", "attention_kl.py"} <= set(seen)
+def test_edited_code_has_another_key():
+    """Or the old student would be shipped as the new code's. So has another version of a package."""
+    assert key(code=Trace({"pipeline/training.py": "edited"}, CODE.packages)) != key()
+    assert key(code=Trace(CODE.code, {"torch": "2"})) != key()
 
 
 def test_targets_and_measuring_are_not_in_the_key():

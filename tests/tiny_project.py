@@ -122,7 +122,7 @@ def make_settings(root, **changes):
             "training": training | {"epochs": 12.0},
             "losses": {"logit_kl": {"temperature": 2.0}, "attention_kl": {"map": "last_only"}},
         },
-        "quantize": {"mode": "dynamic"},
+        "quantize": {},
         "targets": {"cpu_fp32": TARGET, "cpu": TARGET | {"precision": "int8"}},
         "measure": {"processes": 1, "pairs": 2, "max_rounds": 1, "warmup": 1, "lengths": [8]},
     }

@@ -3,6 +3,7 @@
 A check file has:
 
 - `TITLE`: what it asks, in a few words.
+- `FORMATS` (optional): the formats it is for, as a literal: targets of others do not depend on its code.
 - `applies(subject)`: whether it means anything for this artefact.
 - `check(subject)`: a `pipeline.records.Check`. Raises UnusableRuntimeError with the reason when it cannot be made on
   this machine; a WorkerError (the artefact's process crashed or hung) or ModelError (it is not what its card
@@ -57,8 +58,10 @@ class Subject:
     def artefact(self) -> Artefact:
         return self.exported.artefact
 
-    def open(self, runtime: str | None = None, *, count_kernels: bool = False) -> IsolatedSession:
-        """The artefact in its runtime, or in another one, in a child process.
+    def open(
+        self, runtime: str | None = None, *, count_kernels: bool = False, emulated: bool = False
+    ) -> IsolatedSession:
+        """The artefact in its runtime, or in another one, in a child process, or on an emulated x86 without VNNI.
 
         Raises:
             UnusableRuntimeError: that runtime does not run here.
@@ -70,7 +73,7 @@ class Subject:
         artefact = self.artefact
         if name != self.runtime:  # settings are in the words of the artefact's own runtime
             artefact = artefact.model_copy(update={"settings": {}})
-        return open_session(name, self.folder, artefact, self.threads, count_kernels=count_kernels)
+        return open_session(name, self.folder, artefact, self.threads, count_kernels=count_kernels, emulated=emulated)
 
     def open_student(self) -> Session:
         """The model it was made from, in PyTorch."""

@@ -12,6 +12,7 @@ from pipeline.params import MeasureSettings
 from pipeline.records import Check
 
 TITLE = "compute units"
+FORMATS = ("coreml",)
 TIMING = MeasureSettings(processes=3, pairs=40, max_rounds=1, warmup=5, threads=1, lengths=())
 
 

@@ -14,12 +14,13 @@ from pipeline.mil.interpreter import Overflow
 from pipeline.records import Check
 
 TITLE = "fp16 range"
+FORMATS = ("coreml",)
 LINT = "fp16.json"  # written by export/fp16_lint.py
 
 
 def applies(subject: Subject) -> bool:
     """Core ML programs that compute in fp16."""
-    return subject.artefact.format == "coreml" and subject.artefact.precision != "fp32"
+    return subject.artefact.format in FORMATS and subject.artefact.precision != "fp32"
 
 
 def check(subject: Subject) -> Check:

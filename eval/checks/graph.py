@@ -7,6 +7,7 @@ from pipeline.onnx_files import check_onnx_file
 from pipeline.records import Check
 
 TITLE = "lean graph"
+FORMATS = ("onnx",)
 # Operators that only compute shapes, or that spread a mask over heads and positions that broadcasting covers.
 PLUMBING = ("ConstantOfShape", "Expand", "If", "Loop", "NonZero", "Range", "ScatterND", "Tile", "Trilu", "Where")
 # A length that is free is read to cut the position table; RoBERTa counts positions by comparing ids with padding.
@@ -15,7 +16,7 @@ SOME = {"Shape": 2, "Equal": 1}
 
 def applies(subject: Subject) -> bool:
     """ONNX files; other formats compile shapes away before they ship."""
-    return subject.artefact.format == "onnx"
+    return subject.artefact.format in FORMATS
 
 
 def check(subject: Subject) -> Check:

@@ -89,10 +89,11 @@ def _judge_speed(timed: Measurement, facts: dict[str, Any]) -> Check:
 
 def _stray(floats: Sequence[str], subject: Subject) -> list[str]:
     """Products in float that the plan does not keep so; of those without a name, as many as are beyond its number."""
+    kept = (*subject.exclude, *subject.artefact.kept_in_float)
     nameless = [name for name in floats if name.startswith("#")]
-    named = [name for name in floats if name not in nameless and not _is_kept(name, subject)]
-    return [*named, *nameless[len(subject.exclude) :]]
+    named = [name for name in floats if name not in nameless and not _is_kept(name, kept)]
+    return [*named, *nameless[len(kept) :]]
 
 
-def _is_kept(name: str, subject: Subject) -> bool:
-    return any(name == module or name.startswith(f"{module}.") for module in subject.exclude)
+def _is_kept(name: str, modules: Sequence[str]) -> bool:
+    return any(name == module or name.startswith(f"{module}.") for module in modules)

@@ -7,13 +7,14 @@ from pipeline import plugins
 from pipeline.records import Check
 
 TITLE = "second opinion"
+FORMATS = ("onnx",)
 ROWS = 16
 OTHERS = ("openvino", "onnx_reference")
 
 
 def applies(subject: Subject) -> bool:
     """ONNX files: other formats have one engine."""
-    return subject.artefact.format == "onnx"
+    return subject.artefact.format in FORMATS
 
 
 def check(subject: Subject) -> Check:

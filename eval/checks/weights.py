@@ -25,6 +25,7 @@ from pipeline.palettes import make_palette
 from pipeline.records import Check
 
 TITLE = "weights"
+FORMATS = ("coreml",)
 NAMES = "weights.json"  # written by export/to_coreml.py
 # Times the squared error of the best palette. coremltools' own k-means, for groups of channels, came to 1.7.
 WORSE = 2.5

@@ -10,6 +10,8 @@ A runtime file has:
 - `prepare(folder, artefact)` and `open_prepared(folder, artefact, threads)` (optional, both): `open_session` in two
   steps, so that importing the library and checking the file are no part of the load time.
 - `count_kernels(folder, artefact)` (optional): `Kernels`, what the runtime makes of the artefact.
+- `pair_summed_weights(folder, artefact)` (optional): name -> 8-bit weights, a row for each output channel, of the
+  products that its kernels for x86 without VNNI add in pairs of 16 bits. Without it there are no such kernels.
 - `SETTINGS` (optional): how it opens an artefact, as text by name. A card repeats them and may change each.
 - `variants(artefact)` (optional): title -> changed settings, which the check of settings times beside those that ship.
 - `library_files()` (optional): the files that an app adds to have this runtime, as built for this machine.

@@ -22,10 +22,10 @@ from typing import Any, Self
 
 import numpy as np
 import psutil
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Int8
 
 from eval import dying
-from eval.runtimes import settings_of
+from eval.runtimes import onnxruntime, settings_of
 from pipeline.errors import ModelError
 from pipeline.onnx_files import check_file
 from pipeline.records import Artefact
@@ -133,6 +133,11 @@ def resident_bytes() -> int:
         except psutil.NoSuchProcess:
             continue
     return total
+
+
+def pair_summed_weights(folder: Path, artefact: Artefact) -> dict[str, Int8[np.ndarray, "rows columns"]]:
+    """As onnxruntime has them: relaxed SIMD of WebAssembly becomes the same instruction on x86."""
+    return onnxruntime.pair_summed_weights(folder, artefact.model_copy(update={"settings": {}}))
 
 
 def open_session(folder: Path, artefact: Artefact, threads: int) -> "BrowserSession":

@@ -9,7 +9,7 @@ from typing import Any, Self
 
 import numpy as np
 import onnx
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Int8
 
 from eval.runtimes import Kernels, settings_of
 from pipeline.errors import ModelError, first_line
@@ -18,15 +18,15 @@ from pipeline.records import Artefact
 
 FORMATS = ("onnx", "ort")
 STAND_IN = None
-# onnxruntime's operators that multiply by weights.
-INTEGER_PRODUCTS = (
-    "MatMulInteger",
-    "MatMulIntegerToFloat",
-    "DynamicQuantizeMatMul",
-    "QLinearMatMul",
-    "QGemm",
-    "QAttention",
-)
+# onnxruntime's operators that multiply by 8-bit weights, and the place of the weights among their inputs.
+INTEGER_PRODUCTS = {
+    "MatMulInteger": 1,
+    "MatMulIntegerToFloat": 1,
+    "DynamicQuantizeMatMul": 1,
+    "QLinearMatMul": 3,
+    "QGemm": 3,
+    "QAttention": 1,
+}
 FLOAT_PRODUCTS = ("MatMul", "Gemm", "FusedMatMul", "FusedGemm", "Attention")
 DTYPES = {"tensor(int64)": np.int64, "tensor(int32)": np.int32}
 SETTINGS = {
@@ -91,10 +91,7 @@ def open_prepared(folder: Path, artefact: Artefact, threads: int) -> "OnnxSessio
 
 def count_kernels(folder: Path, artefact: Artefact) -> Kernels:
     """What onnxruntime makes of the file on this machine: its graph after all of its own passes."""
-    with tempfile.TemporaryDirectory() as scratch:
-        optimised = Path(scratch) / "optimised.onnx"
-        _load(folder / artefact.file, 1, settings_of(artefact, SETTINGS), optimised)
-        graph = onnx.load(optimised).graph
+    graph = _optimised(folder, artefact)
     held = {tensor.name for tensor in graph.initializer}
     kinds = Counter(node.op_type for node in graph.node)
     return Kernels(
@@ -107,6 +104,29 @@ def count_kernels(folder: Path, artefact: Artefact) -> Kernels:
         cast=kinds["Cast"],
         nodes=kinds.total(),
     )
+
+
+def pair_summed_weights(folder: Path, artefact: Artefact) -> dict[str, Int8[np.ndarray, "rows columns"]]:
+    """Signed weights of every integer product, by node: MLAS multiplies them with unsigned activations."""
+    graph = _optimised(folder, artefact)
+    held = {tensor.name: tensor for tensor in graph.initializer}
+    found = {}
+    for node in graph.node:
+        place = INTEGER_PRODUCTS.get(node.op_type)
+        name = node.input[place] if place is not None and len(node.input) > place else None
+        if name in held and held[name].data_type == onnx.TensorProto.INT8:
+            by_rows = node.op_type == "QGemm" and any(item.name == "transB" and item.i for item in node.attribute)
+            weights = onnx.numpy_helper.to_array(held[name])
+            found[_module_of(node.name)] = weights if by_rows else weights.T
+    return found
+
+
+def _optimised(folder: Path, artefact: Artefact) -> onnx.GraphProto:
+    """What onnxruntime executes on this machine: the graph after all of its own passes."""
+    with tempfile.TemporaryDirectory() as scratch:
+        optimised = Path(scratch) / "optimised.onnx"
+        _load(folder / artefact.file, 1, settings_of(artefact, SETTINGS), optimised)
+        return onnx.load(optimised).graph
 
 
 def _module_of(name: str) -> str:

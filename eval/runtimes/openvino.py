@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING, Self
 from xml.parsers import expat
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Int8
 
 from eval.runtimes import Kernels, settings_of
 from pipeline.errors import ModelError
 from pipeline.extras import why_missing
 from pipeline.onnx_files import check_onnx_file
+from pipeline.openvino_products import eight_bit_products
 from pipeline.records import Artefact
 
 if TYPE_CHECKING:
@@ -127,6 +128,15 @@ def count_kernels(folder: Path, artefact: Artefact) -> Kernels:
         cast=kinds["Convert"],
         nodes=kinds.total() - kinds["Const"] - kinds["Input"] - kinds["Output"],
     )
+
+
+def pair_summed_weights(folder: Path, artefact: Artefact) -> dict[str, Int8[np.ndarray, "rows columns"]]:
+    """Signed weights of every integer product, by operator: oneDNN multiplies them with unsigned activations."""
+    import openvino
+
+    path = folder / artefact.file
+    model = openvino.Core().read_model(path if artefact.format == "onnx" else path / "model.xml")
+    return {product.name: product.weights.copy() for product in eight_bit_products(model)}
 
 
 def _module_of(layers: str) -> str:

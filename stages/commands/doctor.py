@@ -21,6 +21,8 @@ def command() -> None:
         highlight=False,
     )
     console.print(f"instruction sets that matter: {', '.join(facts['isa']) or 'none found'}", highlight=False)
+    kind, meaning = machine.int8_kernels(facts)
+    console.print(f"int8 kernels: {kind}; {meaning}", highlight=False)
     table = Table(box=None, pad_edge=False)
     for column in ("kind", "name", "here", "why not, or version"):
         table.add_column(column)

@@ -5,6 +5,7 @@ figures need no second path for it.
 """
 
 import json
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -29,11 +30,12 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Rows:
-    """The test split as people read it."""
+    """The test split as people read it; `slices` is empty when no row has one."""
 
     texts: tuple[str, ...] = ()
     labels: tuple[int, ...] = ()
     names: tuple[str, ...] = ()
+    slices: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -92,6 +94,11 @@ class Evidence:
     @property
     def labels(self) -> tuple[int, ...]:
         return self.floors.labels if self.floors is not None else self.rows.labels
+
+    @property
+    def slice_rows(self) -> dict[str, int]:
+        """Slice -> its number of test rows, in sorted order; a row may be of none."""
+        return dict(sorted(Counter(name for name in self.rows.slices if name).items()))
 
     @property
     def verdicts(self) -> tuple[BudgetVerdict, ...]:
@@ -178,7 +185,7 @@ def _read_object(path: Path) -> dict[str, Any]:
 def _read_plan(workspace: Workspace) -> dict[str, Any]:
     # As plain JSON, since the plan's own model is defined beside code that imports torch.
     records.open_folder(workspace.quantized, "quantized")
-    return _read_object(workspace.quantized / "plan.json")
+    return _read_object(workspace.quantized / "plan.json").get("entries", {})
 
 
 def _read_rows(workspace: Workspace) -> Rows:
@@ -187,7 +194,13 @@ def _read_rows(workspace: Workspace) -> Rows:
     number = {name: i for i, name in enumerate(names)}
     with (workspace.data / "test.jsonl").open(encoding="utf-8") as file:
         lines = [json.loads(line) for line in file]
-    return Rows(tuple(str(line["text"]) for line in lines), tuple(number[line["label"]] for line in lines), names)
+    slices = tuple(str(line.get("slice", "")) for line in lines)
+    return Rows(
+        texts=tuple(str(line["text"]) for line in lines),
+        labels=tuple(number[line["label"]] for line in lines),
+        names=names,
+        slices=slices if any(slices) else (),
+    )
 
 
 def _read_floors(workspace: Workspace, rows: Rows) -> Floors:

@@ -3,13 +3,14 @@
 Tables, figures and metrics.json all take their numbers from here, so that they cannot differ.
 """
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Literal
 
 import numpy as np
 
 from eval import figures
+from eval.slices import accuracy_by_slice
 from eval.statistics import TooFewError, share_interval
 from pipeline.records import LINEAR, Interval, Measurement
 from stages.reporting.evidence import Evidence, TargetEvidence, Trained
@@ -19,12 +20,13 @@ Role = Literal["floor", "teacher", "student", "target"]
 
 @dataclass(frozen=True)
 class ModelRow:
-    """What is known of one model; None where it was not measured or makes no sense."""
+    """What is known of one model; None or empty where it was not measured or makes no sense."""
 
     name: str
     role: Role
     made_of: str
     accuracy: Interval | None = None
+    by_slice: Mapping[str, Interval] = field(default_factory=dict)
     drop_points: Interval | None = None
     agreement: Interval | None = None
     macro_f1: float | None = None
@@ -48,6 +50,7 @@ def compare_models(evidence: Evidence) -> list[ModelRow]:
             role="floor",
             made_of="TF-IDF and a linear classifier" if floor.name == LINEAR else "always the most common class",
             accuracy=floor.accuracy,
+            by_slice=_by_slice(evidence, floor.predictions) if floor.name == LINEAR else {},
             macro_f1=floor.macro_f1,
             size_bytes=floor.size_bytes,
             p50_ms=_exact(floor.latency_ms),
@@ -63,11 +66,12 @@ def compare_models(evidence: Evidence) -> list[ModelRow]:
                 role="student",
                 made_of="PyTorch, fp32, before export",
                 accuracy=_accuracy(evidence.labels, evidence.student.predictions),
+                by_slice=_by_slice(evidence, evidence.student.predictions),
                 parameters=evidence.student.parameters,
                 size_bytes=evidence.student.weights_bytes,
             )
         )
-    return [*rows, *(_target_row(one, evidence.student) for one in evidence.targets)]
+    return [*rows, *(_target_row(one, evidence) for one in evidence.targets)]
 
 
 def calls_ms(measurement: Measurement, model: figures.Model) -> list[float]:
@@ -105,6 +109,7 @@ def _teacher_row(evidence: Evidence, teacher: Trained) -> ModelRow:
         role="teacher",
         made_of=made_of,
         accuracy=_accuracy(evidence.labels, teacher.predictions),
+        by_slice=_by_slice(evidence, teacher.predictions),
         parameters=teacher.parameters,
         size_bytes=size or teacher.weights_bytes,
         p50_ms=figure_or_none(figures.p50_ms, timed.measurement, model="reference") if timed else None,
@@ -112,8 +117,8 @@ def _teacher_row(evidence: Evidence, teacher: Trained) -> ModelRow:
     )
 
 
-def _target_row(one: TargetEvidence, student: Trained | None) -> ModelRow:
-    score, measurement = one.score, one.measurement
+def _target_row(one: TargetEvidence, evidence: Evidence) -> ModelRow:
+    score, measurement, student = one.score, one.measurement, evidence.student
     # a stand-in's answers count, its speed and memory say nothing
     timed = measurement if measurement.stand_in is None else measurement.model_copy(update={"not_measured": "stand-in"})
     return ModelRow(
@@ -121,6 +126,7 @@ def _target_row(one: TargetEvidence, student: Trained | None) -> ModelRow:
         role="target",
         made_of=f"{one.target.precision} {one.target.format} on {one.target.runtime}",
         accuracy=score.accuracy,
+        by_slice=_by_slice(evidence, score.predictions),
         drop_points=score.drop_from_teacher_points,
         agreement=score.agreement,
         macro_f1=score.macro_f1,
@@ -142,6 +148,11 @@ def _accuracy(labels: Sequence[int], predictions: Sequence[int]) -> Interval | N
         return None
     right = int(np.sum(np.asarray(labels) == np.asarray(predictions)))
     return share_interval(right, len(labels))
+
+
+def _by_slice(evidence: Evidence, predictions: Sequence[int]) -> dict[str, Interval]:
+    """Empty for what was not measured, and for data without slices."""
+    return accuracy_by_slice(evidence.rows.slices, evidence.rows.labels, predictions) if predictions else {}
 
 
 def _exact(value: float | None) -> Interval | None:

@@ -79,6 +79,7 @@ def render_page(evidence: Evidence, verdict: Verdict, rows: Sequence[ModelRow]) 
         evidence=evidence,
         verdict=verdict,
         rows=rows,
+        slices=evidence.slice_rows,
         lead=lead + ("." if separator else ""),
         detail=detail[:1].upper() + detail[1:],
         headline=wording.headline(verdict.status, verdict.budgets),

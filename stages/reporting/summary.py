@@ -15,6 +15,7 @@ from stages.reporting.wording import (
     show_megabytes,
     show_millions,
     show_percent,
+    show_whole,
     show_with_unit,
     why,
 )
@@ -58,6 +59,14 @@ def render_summary(evidence: Evidence, verdict: Verdict, rows: Sequence[ModelRow
             ),
         ),
     ]
+    sliced = [row for row in rows if row.by_slice]
+    if sliced:
+        lines = (
+            f"- {name} ({show_whole(count)} rows): "
+            + ", ".join(f"{row.name} {show_percent(row.by_slice[name].value)}" for row in sliced)
+            for name, count in evidence.slice_rows.items()
+        )
+        parts.append("Accuracy by slice of test:\n\n" + "\n".join(_escape(line) for line in lines))
     unmeasured = [f"- {_escape(one.reason)}" for one in verdict.budgets if one.status is Status.NOT_MEASURED]
     if unmeasured:
         parts.append("Not measured:\n\n" + "\n".join(unmeasured))
