@@ -1,8 +1,8 @@
-"""What a recipe's models score over seeds, from the teacher to the int8 file: the table in the README.
+"""What a recipe's models score over seeds, from the teacher to the int8 file: the table in docs/results.md.
 
     decant run banking77 --files FOLDER                              trains, exports, measures
     python -m benchmarks.recipes measure workspaces/banking77        int8 of each seed -> docs/results/banking77.json
-    python -m benchmarks.recipes table                               all records of docs/results -> README.md
+    python -m benchmarks.recipes table                               all records of docs/results -> docs/results.md
 
 Latency and its ratio to the teacher are the shipped seed's, from the workspace's own record. Every distilled seed is
 planned and exported here by the stages' functions, and its int8 file scored in onnxruntime on the whole test split.
@@ -32,7 +32,7 @@ from stages.comparing import results
 from stages.quantize import plans_for
 
 RESULTS = Path("docs/results")
-README = Path("README.md")
+PAGE = Path("docs/results.md")
 COMMAND = "python -m benchmarks.recipes table"
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, help=__doc__)
 
@@ -97,11 +97,11 @@ def _int8_accuracy(params: Params, workspace: Workspace, target: str, name: str)
 
 @app.command()
 def table() -> None:
-    """Writes the tables between the markers of README.md, and the plots beside their records."""
+    """Writes the tables between the markers of docs/results.md, and the plots beside their records."""
     for file in _compared(RESULTS):
         write_atomically(file.with_suffix(".svg"), results.plot(results.read(file)))
-    write_atomically(README, with_tables(README.read_text("utf-8"), RESULTS))
-    print(f"wrote the results into {README}")
+    write_atomically(PAGE, with_tables(PAGE.read_text("utf-8"), RESULTS))
+    print(f"wrote the results into {PAGE}")
 
 
 def with_tables(text: str, folder: Path) -> str:
@@ -109,7 +109,7 @@ def with_tables(text: str, folder: Path) -> str:
     for name, content in {"recipes": _recipes(folder), "methods": _methods(folder), "speed": _speed(folder)}.items():
         # a page may show fewer tables; that of the recipes has to have its place once there is one
         if begin_of(name, COMMAND) in text or (content and name == "recipes"):
-            text = fill(text, README, name, COMMAND, content)
+            text = fill(text, PAGE, name, COMMAND, content)
     return text
 
 
@@ -124,7 +124,7 @@ def _compared(folder: Path) -> list[Path]:
 def _methods(folder: Path) -> str:
     return "".join(
         f"\n{results.table(results.read(file))}\n"
-        f"![Every method and seed on {file.stem}](docs/results/methods/{file.stem}.svg)\n"
+        f"![Every method and seed on {file.stem}](results/methods/{file.stem}.svg)\n"
         for file in _compared(folder)
     )
 

@@ -63,6 +63,7 @@ def measure(
     machine: dict[str, Any] | None = None,
     tokenize_us: float | None = None,
     with_loads: bool = True,
+    earlier: Measurement | None = None,
 ) -> Measurement:
     """Everything timed for one target, every sample kept.
 
@@ -83,12 +84,14 @@ def measure(
         machine: its facts, kept beside the figures.
         tokenize_us: from `time_tokenizer`; never part of a call.
         with_loads: whether load time, first call and memory are measured too, in processes of their own.
+        earlier: samples of the same artefacts on this machine, to which more are added while a budget is undecided.
 
     Returns:
         A record; `not_measured` says why when the device or runtime cannot be used, or a worker failed.
 
     Raises:
-        IntegrityError: candidate and reference are the same artefact.
+        IntegrityError: candidate and reference are the same artefact, or the earlier samples are of others or of
+            another machine.
     """
     _refuse_same(target, candidate, reference)
     empty = Measurement(
@@ -106,11 +109,15 @@ def measure(
     reason = plugins.load("device", device).why_unusable()
     if reason is not None:
         return empty.model_copy(update={"not_measured": reason})
+    _refuse_other(earlier, empty)
     theirs = sequences if reference_sequences is None else reference_sequences
-    run = _Run(runtime, device, candidate, reference, sequences, theirs, pad_id, settings, seed, with_loads)
+    run = _Run(runtime, device, candidate, reference, sequences, theirs, pad_id, settings, seed, with_loads, earlier)
+    first = 1 + max((series.round for series in earlier.series), default=-1) if earlier is not None else 0
     try:
-        measurement = empty
-        for number in range(settings.max_rounds):
+        measurement = earlier or empty
+        for number in range(first, first + settings.max_rounds):
+            if earlier is not None and not should_sample_more(measurement, budgets):
+                break
             run.add_round(number)
             measurement = empty.model_copy(update=run.found())
             if not should_sample_more(measurement, budgets):
@@ -153,6 +160,7 @@ class _Run:
     settings: MeasureSettings
     seed: int
     with_loads: bool = True
+    earlier: Measurement | None = None
     series: list[Series] = field(default_factory=list)
     conditions: list[dict[str, Any]] = field(default_factory=list)
     loads: list[Result] = field(default_factory=list)
@@ -164,7 +172,7 @@ class _Run:
         jobs: list[Literal["load", "time", "canary"]] = ["time"] * processes
         jobs.insert((processes + 1) // 2, "canary")
         if self.with_loads:
-            jobs[:0] = ["load"] * max(processes, LOAD_PROCESSES - len(self.loads))
+            jobs[:0] = ["load"] * max(processes, LOAD_PROCESSES - len(self.loads) - len(self._before("load_ms")))
         for process, kind in enumerate(tqdm(jobs, desc=f"round {number + 1}", unit="process", disable=None)):
             if kind == "load":
                 self._load(number, process)
@@ -176,13 +184,16 @@ class _Run:
         return {
             "runtime_version": self.last.runtime_version,
             "stand_in": self.last.stand_in,
-            "conditions": tuple(self.conditions),
-            "series": tuple(self.series),
-            "load_ms": tuple(load.load_ms for load in self.loads),
-            "first_call_ms": tuple(load.first_call_ms for load in self.loads),
-            "memory_bytes": tuple(load.memory_bytes for load in self.loads),
+            "conditions": (*self._before("conditions"), *self.conditions),
+            "series": (*self._before("series"), *self.series),
+            "load_ms": (*self._before("load_ms"), *(load.load_ms for load in self.loads)),
+            "first_call_ms": (*self._before("first_call_ms"), *(load.first_call_ms for load in self.loads)),
+            "memory_bytes": (*self._before("memory_bytes"), *(load.memory_bytes for load in self.loads)),
             "library_bytes": self.last.library_bytes,
         }
+
+    def _before(self, field: str) -> tuple[Any, ...]:
+        return getattr(self.earlier, field) if self.earlier is not None else ()
 
     def _load(self, number: int, process: int) -> None:
         sequences, _ = self._draw(number, process, 1)
@@ -272,6 +283,19 @@ def _refuse_same(target: str, candidate: Exported, reference: Exported | None) -
             f"{target}: candidate '{candidate.folder}' and reference '{reference.folder}' are the same artefact "
             f"({digests[0][:16]}…); expected the student's and the teacher's; run `dvc repro` to export both again"
         )
+
+
+def _refuse_other(earlier: Measurement | None, now: Measurement) -> None:
+    """Samples of two artefacts, or of two machines, are no series."""
+    if earlier is None:
+        return
+    for fact in ("artefact_digest", "reference_digest", "machine", "threads", "runtime", "device"):
+        found, expected = getattr(earlier, fact), getattr(now, fact)
+        if found != expected:
+            raise IntegrityError(
+                f"{now.target}: the samples so far have another {fact}: {str(found)[:60]!r}, expected "
+                f"{str(expected)[:60]!r}; run `dvc repro` to measure anew"
+            )
 
 
 def _model_digest(exported: Exported) -> str:

@@ -22,10 +22,12 @@ Three traps, each checked on what was saved rather than on what was meant:
 
 import hashlib
 import json
+import platform
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib import util
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar
@@ -164,6 +166,16 @@ class Params(Settings):
                     f"{name} needs iOS18, deployment_target is {self.deployment_target}; raise it, or leave {name} out"
                 )
         return self
+
+
+def why_unusable() -> str | None:
+    """Why it cannot write here, or None: built from source, as on Linux for Arm, coremltools cannot write packages."""
+    found = util.find_spec("coremltools")
+    if found is None or found.origin is None:
+        return "not installed: coremltools"
+    if not list(Path(found.origin).parent.glob("libmilstoragepython*")):
+        return f"coremltools has no native part here ({platform.system()} {platform.machine()}), which writes packages"
+    return None
 
 
 def scheme(precision: str, params: Params) -> "Scheme | None":

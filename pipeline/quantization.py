@@ -28,7 +28,7 @@ from pipeline.pair_sums import least_scale, unsafe_pairs
 from pipeline.params import QuantizeSettings
 from pipeline.records import Record
 
-SENSITIVITY_ROWS = 512  # one row is 0.2 points; modules are ranked by divergence, which is far less noisy
+SENSITIVITY_ROWS = 256  # one row is 0.4 points; modules are ranked by divergence, which is far less noisy
 FEW_EXAMPLES = 100
 MIN_TABLE_ROWS = 8  # a table of token types has 2 rows: nothing to gain
 TINY = torch.finfo(torch.float32).tiny

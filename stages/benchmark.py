@@ -26,8 +26,11 @@ from stages.targets import artefact_bytes, artefact_of, no_measurement, parse_ta
 log = logging.getLogger(__name__)
 
 
-def run(params: Params, workspace: Workspace, name: str) -> None:
-    """Writes `artifacts/measured/<target>.json`."""
+def run(params: Params, workspace: Workspace, name: str, *, append: bool = False) -> None:
+    """Writes `artifacts/measured/<target>.json`; `append` adds to the samples that are there, if a budget needs more.
+
+    An optional target is sampled once: nothing waits for its verdict.
+    """
     target = params.targets[name]
     try:
         candidate = _exported(workspace.exported(name), "artefact")
@@ -38,6 +41,7 @@ def run(params: Params, workspace: Workspace, name: str) -> None:
         records.write(no_measurement(name, target, str(error)), workspace.measured(name))
         log.info("%s: not measured: %s", name, error)
         return
+    once = params.measure.model_copy(update={"max_rounds": 1})
     _, test = read_encoded(workspace, "test", params.data.max_length)
     tokenizer = Tokenizer.from_file(str(workspace.exported(name) / "tokenizer.json"))
     found = measure(
@@ -48,12 +52,13 @@ def run(params: Params, workspace: Workspace, name: str) -> None:
         reference=_reference(workspace, target.format),
         sequences=test.ids,
         pad_id=test.pad_id,
-        settings=params.measure,
+        settings=params.measure if target.required or append else once,
         seed=params.seed,
         reference_sequences=test.teacher_ids,
         budgets=target.budgets,
         machine=json.loads(workspace.machine.read_text("utf-8")),
         tokenize_us=time_tokenizer(tokenizer.encode, read_prepared(workspace.data, "test").texts),
+        earlier=records.read(Measurement, workspace.measured(name)) if append else None,
     )
     records.write(found, workspace.measured(name))
     log.info("%s: %s", name, _summary(found))

@@ -153,6 +153,28 @@ def test_rounds_are_added_only_while_a_budget_is_undecided(jobs, exported):
     assert rounds(run(exported, budgets=Budgets(speedup_vs_teacher=4.0))) == 3
 
 
+def test_samples_are_added_to_earlier_ones_while_a_budget_is_undecided(jobs, exported):
+    """Finding C14: a budget that was tightened asks for more, and every sample that was taken counts."""
+    first = run(exported, budgets=Budgets(speedup_vs_teacher=2.0))
+    taken = len(jobs)
+    again = run(exported, budgets=Budgets(speedup_vs_teacher=4.0), earlier=first)
+    assert rounds(again) == 1 + SETTINGS.max_rounds and again.series[: len(first.series)] == first.series
+    assert again.load_ms[: len(first.load_ms)] == first.load_ms and len(again.conditions) > len(first.conditions)
+    assert sorted({one.round for one in again.series}) == [0, 1, 2, 3]
+    before = len(jobs)
+    assert before > taken and run(exported, budgets=Budgets(speedup_vs_teacher=2.0), earlier=first) == first
+    assert len(jobs) == before
+
+
+@pytest.mark.parametrize("field", ["artefact_digest", "machine", "threads"])
+def test_samples_of_another_artefact_or_machine_are_not_added_to(jobs, exported, field):
+    """They would be no series."""
+    first = run(exported)
+    other = {"artefact_digest": "x" * 64, "machine": {"cpu": "another"}, "threads": 7}[field]
+    with pytest.raises(IntegrityError, match=f"the samples so far have another {field}"):
+        run(exported, budgets=Budgets(speedup_vs_teacher=4.0), earlier=first.model_copy(update={field: other}))
+
+
 def test_unfit_runner_is_given_another_chance(jobs, exported):
     """Until the rounds are used up."""
     jobs.options = {"noise": 0.02, "second_factor": 1.4}

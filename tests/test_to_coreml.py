@@ -378,3 +378,14 @@ def test_another_process_writes_the_same_bytes(packages: dict[str, Path], source
     assert files == sorted(file.relative_to(second) for file in second.rglob("*") if file.is_file())
     for file in files:
         assert (first / file).read_bytes() == (second / file).read_bytes(), file
+
+
+def test_coremltools_without_its_native_part_is_said_to_be_unusable(tmp_path, monkeypatch):
+    """Built from source on Linux for Arm it imports, and fails only when a package is written."""
+    assert to_coreml.why_unusable() is None
+    for origin, reason in (
+        (str(tmp_path / "__init__.py"), "no native part here"),
+        (None, "not installed: coremltools"),
+    ):
+        monkeypatch.setattr(to_coreml.util, "find_spec", lambda name, origin=origin: SimpleNamespace(origin=origin))
+        assert reason in to_coreml.why_unusable()

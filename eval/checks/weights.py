@@ -4,7 +4,8 @@ Answers alone would let a small mistake pass as the price of compression: two sw
 transposed square matrix in a layer that matters little. Each kind of compression has its own bound:
 
 - fp32 and fp16: a rounding.
-- 8 bits: half a step, where a step is the largest weight over 127, of its row or of all as the scales are.
+- 8 bits: half a step, where a step is the largest weight over 127, of its row or of all as the scales are; and the
+  roundings to fp16 on the way there and back.
 - palettes: every weight has the nearest entry of its palette, and the palette is nearly the best there is.
 - pruned: besides, what was dropped is smaller than what was kept.
 """
@@ -140,9 +141,7 @@ def _distance(stored: np.ndarray, expected: np.ndarray, storage: Storage) -> flo
         digits = 2.0**-11 if storage.kind == "fp16" else 2.0**-23
         return float((error / (digits * np.abs(expected) + 2.0**-24)).max())
     if storage.kind == "8 bits":
-        axes = tuple(range(1, expected.ndim)) if storage.by_row else None
-        reach = np.abs(expected).max(axis=axes, keepdims=True)
-        return float((error / (0.51 * reach / 127 + _rounding(expected))).max())
+        return float((error / _eight_bits(expected, storage.by_row)).max())
     if storage.kind == "pruned" and storage.palettes is None:
         return max(
             _pruning(expected, storage.mask), float((error[storage.mask] / _rounding(expected)[storage.mask]).max())
@@ -154,6 +153,43 @@ def _distance(stored: np.ndarray, expected: np.ndarray, storage: Storage) -> flo
         kept = mask[where]
         worst = max(worst, _palette(stored[where][kept], expected[where][kept], palette))
     return worst
+
+
+def _eight_bits(expected: Float[np.ndarray, "*shape"], by_row: bool) -> Float[np.ndarray, "*shape"]:
+    """How far each weight w can be from what 8 bits make of it: coremltools divides and multiplies in fp16.
+
+    It computes h = fp16(w), s = fp16(max |h| / 127), code = round(fp16(h / s)) within 127, and the file means
+    fp16(code s). Everything is from the student, so that a wrong scale in the file is no excuse. Half a step alone is
+    too little where |h| / s is 32 or more: there fp16 has steps of 1/32 and 1/16, and 72.529 becomes 72.5, then 72.
+
+    Source: coremltools 9.0, `optimize/_utils.py`, `quantize_weight_by_dtype`.
+    """
+    size = np.abs(expected)
+    reach = size.max(axis=tuple(range(1, size.ndim)) if by_row else None, keepdims=True)
+    # |h - w|: a rounding to fp16; before it perhaps one to fp32, of the sum of two parts
+    weight = _half_spacing(size) + 2.0**-24 * size
+    # |s - max |h| / 127|: a rounding to fp16, of a quotient whose dividend was rounded as the weights are
+    largest = reach + _half_spacing(reach) + 2.0**-24 * reach
+    scale = _half_spacing(largest / 127)
+    step = largest / 127 + scale
+    # |h / s|; what is past 127.5 is cut off, and so it is where s may be nothing
+    least = np.maximum((reach - _half_spacing(reach)) / 127 - scale, 2.0**-149)
+    quotient = np.minimum((size + weight) / least, 127.5)
+    # |code s - h|: half a step and the rounding of the quotient, in steps; or, where 127 steps fall short of
+    # max |h|, by what s was rounded down, 127 times (more than half a step only where s is subnormal)
+    code = np.maximum((0.5 + _half_spacing(quotient)) * step, 127 * scale)
+    # |fp16(code s) - code s|: a rounding to fp16
+    product = _half_spacing(size + weight + code)
+    return weight + code + product
+
+
+def _half_spacing(size: Float[np.ndarray, "*shape"]) -> Float[np.ndarray, "*shape"]:
+    """The most by which rounding to fp16 moves a number >= 0: half of 2^-10 of the power of two below it.
+
+    Numbers under 2^-14 are subnormal: their spacing is 2^-24.
+    """
+    _, exponent = np.frexp(np.maximum(size, 2.0**-14))  # size = [0.5, 1) times 2^exponent
+    return np.ldexp(1.0, exponent - 12)
 
 
 def _rounding(expected: np.ndarray) -> np.ndarray:
