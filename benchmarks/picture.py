@@ -74,12 +74,14 @@ def plot(record: Mapping[str, Any]) -> str:
     """The picture as SVG; the same record gives the same text."""
     rows = record["rows"]
     with mpl.rc_context({"svg.hashsalt": "demo", "svg.fonttype": "path", "font.size": 9}):
-        figure = Figure(figsize=(8.6, 0.34 * len(rows) + 0.9), facecolor=PAPER)
+        figure = Figure(figsize=(8.6, 0.34 * len(rows) + 1.1), facecolor=PAPER)
         left, middle, right = figure.subplots(1, 3, sharey=True, width_ratios=(2.2, 1.2, 1.2))
         places = [len(rows) - 1 - i for i in range(len(rows))]
         _accuracy(left, rows, places)
         _bars(middle, [row["size_mb"] for row in rows], places, "size, MB", "{:.1f}")
         _bars(right, [row["p50_ms"] for row in rows], places, "median time of one text, ms", "{:.2f}")
+        vnni = " with VNNI" if any("vnni" in flag for flag in record["isa"]) else ""
+        figure.supxlabel(f"times on {record['cpu']}{vnni}", x=0.99, ha="right", fontsize=8, color=MUTED)
         figure.tight_layout()
         out = io.StringIO()
         figure.savefig(out, format="svg", metadata={"Date": None, "Creator": None})
@@ -92,10 +94,11 @@ def _accuracy(axes: Any, rows: Sequence[Mapping[str, Any]], places: Sequence[int
         axes.plot(100 * row["accuracy"], place, "o", color=MARK, markersize=5)
         axes.annotate(f"{100 * row['accuracy']:.1f}", (100 * row["accuracy"], place), (0, 5), color=INK,
                       textcoords="offset points", ha="center", fontsize=8)  # fmt: skip
-    axes.set_yticks(places, [row["name"] for row in rows], color=INK)
+    axes.set_yticks(places, [row["name"] for row in rows])
     axes.set_ylim(-0.6, len(rows) - 0.2)
     axes.set_title("test accuracy, %, with 95 % interval", fontsize=9, color=INK, loc="left")
     _quiet(axes)
+    axes.tick_params(axis="y", labelcolor=INK)
 
 
 def _bars(axes: Any, values: Sequence[float | None], places: Sequence[int], title: str, text: str) -> None:
@@ -105,7 +108,7 @@ def _bars(axes: Any, values: Sequence[float | None], places: Sequence[int], titl
         shown = text.format(value) if value is not None else "not measured here"
         axes.annotate(shown, (value or 0, place), (3, 0), textcoords="offset points", va="center", fontsize=8,
                       color=INK if value is not None else MUTED)  # fmt: skip
-    axes.set_xlim(0, 1.3 * max(value for value in values if value is not None))
+    axes.set_xlim(0, 1.3 * max((value for value in values if value is not None), default=1.0))
     axes.set_title(title, fontsize=9, color=INK, loc="left")
     axes.set_xticks([])
     _quiet(axes)

@@ -1,4 +1,4 @@
-"""Writes the facts about this machine, digests of the data files and the base model, and what each stage depends on.
+"""Writes the facts about this machine, digests of inputs, and what each stage depends on.
 
 Always runs, in about a second. Its outputs change only when the machine, the data files, the base model, the code or a
 package change, and each stage depends on one file that holds its share of that, so the rest of the pipeline re-runs

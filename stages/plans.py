@@ -1,4 +1,4 @@
-"""Which entry of the quantization plan a target takes: what the stages share that make it and use it."""
+"""Which entry of the quantization plan a target takes."""
 
 import json
 from types import ModuleType

@@ -1,4 +1,4 @@
-"""Makes the quantization plan: which modules stay in float, and the calibrated ranges, for each scheme in use.
+"""Makes the quantization plan: for each scheme in use, which modules stay in float.
 
 Ranges come from training rows, choices from dev; test is for reporting only.
 Run as `python -m stages.quantize`.

@@ -27,8 +27,8 @@ import pipeline.words
 from pipeline.augment_settings import AugmentSettings
 from pipeline.augmentation import Augmented, augment, cached_augmentation
 from pipeline.data import MAX_CELL_CHARACTERS, normalise
+from pipeline.dependencies import Trace
 from pipeline.errors import DataError, ModelError
-from pipeline.files import sha256_of
 from pipeline.masked_words import load_masked_lm, masked_words
 from pipeline.models import save_classifier
 from pipeline.text_changes import mask_text, mask_words, mix_spans, swap_words
@@ -746,9 +746,7 @@ def test_edited_code_makes_another_cache(inputs, monkeypatch):
     """Texts that older code made are not taken for the newer one's."""
     monkeypatch.setattr(pipeline.augmentation, "augment", lambda *args: [])
     cached_augmentation(**inputs)
-    monkeypatch.setattr(
-        pipeline.augmentation, "sha256_of", lambda path: "edited" if path.name == "words.py" else sha256_of(path)
-    )
+    monkeypatch.setattr(pipeline.augmentation, "trace", lambda modules, chosen: Trace({"words.py": "edited"}, {}))
     cached_augmentation(**inputs)
     assert len(folders(inputs)) == 2
 

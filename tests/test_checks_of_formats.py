@@ -191,7 +191,13 @@ def test_kernels_are_counted(sound):
     name, folders, artefacts = sound
     runtime = plugins.load("runtime", FORMATS[name][0])
     kernels = {precision: runtime.count_kernels(folders[precision], artefacts[precision]) for precision in folders}
-    assert kernels["int8"].float_weights == () and kernels["int8"].integer > 0
+    # OpenVINO's 8-bit product with a tanh is wrong on x86 without VNNI
+    kept = ("bert.pooler.dense",) if name == "openvino" else ()
+    assert (
+        kernels["int8"].float_weights == kept
+        and set(kept) <= set(artefacts["int8"].kept_in_float)
+        and kernels["int8"].integer > 0
+    )
     assert kernels["fp32"].integer == 0 and len(kernels["fp32"].float_weights) >= kernels["int8"].integer
     if name in ("litert", "executorch"):  # elsewhere query, key and value are one product
         assert kernels["int8"].integer == len(kernels["fp32"].float_weights) == MODULES

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import coreml, picture, recipes, runtimes
+from benchmarks import coreml, recipes, runtimes
 from pipeline.errors import SettingsError
 from pipeline.mil.interpreter import OPERATIONS
 from stages.comparing import results
@@ -23,15 +23,6 @@ def test_the_page_of_results_shows_what_the_records_say():
 def test_the_plots_show_what_the_records_say():
     for file in (ROOT / "docs" / "results" / "methods").glob("*.json"):
         assert file.with_suffix(".svg").read_text("utf-8") == results.plot(results.read(file))
-
-
-def test_the_picture_of_the_readme_shows_what_its_record_says():
-    """And a model without a time is in it."""
-    record = json.loads((ROOT / picture.RECORD).read_text("utf-8"))
-    drawn = picture.plot(record)
-    assert (ROOT / picture.PICTURE).read_text("utf-8") == drawn
-    record["rows"][0]["p50_ms"] = None
-    assert picture.plot(record) != drawn
 
 
 def test_a_changed_figure_is_noticed(tmp_path):

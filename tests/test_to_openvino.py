@@ -57,6 +57,12 @@ def read(out):
     return openvino.Core().read_model(out / "model.openvino/model.xml")
 
 
+def before_tanh(model):
+    """Whose 8-bit product would be computed together with a tanh, which is wrong on x86 without VNNI."""
+    names = {"bert": "bert.pooler.dense", "roberta": "classifier.dense"}
+    return {names[model.config.model_type]} if model.config.model_type in names else set()
+
+
 def content(out):
     return {path.name: path.read_bytes() for path in sorted((out / "model.openvino").iterdir())}
 
@@ -139,7 +145,7 @@ def test_other_families_in_8_bits(tmp_path, family):
     save_classifier(model, tmp_path / "model")
     artefact = write(tmp_path / "model", tmp_path / "out")
     graph = read(tmp_path / "out")
-    assert eight_bit(graph) == set(quantizable_modules(model, True)) - sliced(graph)
+    assert eight_bit(graph) == set(quantizable_modules(model, True)) - sliced(graph) - before_tanh(model)
     found = difference(tmp_path / "model", tmp_path / "out", artefact, tolerance=1.0)
     assert found.mean_difference < 0.05 and found.same_label >= 0.9
 
@@ -169,8 +175,10 @@ def test_only_what_the_plan_says_is_8_bit(source, exported):
     """Its modules' weights and their inputs; no sum, no product of two activations, no table of two rows."""
     out, artefact = exported["int8"]
     graph = read(out)
-    assert eight_bit(graph) == set(quantizable_modules(source[0], embeddings=True)) - sliced(graph)
-    assert rounded(graph) == set(quantizable_modules(source[0], embeddings=False))
+    pooler = before_tanh(source[0])
+    assert eight_bit(graph) == set(quantizable_modules(source[0], embeddings=True)) - sliced(graph) - pooler
+    assert rounded(graph) == set(quantizable_modules(source[0], embeddings=False)) - pooler
+    assert pooler and pooler <= set(artefact.kept_in_float)
     assert sliced(graph) and all(any(name in note for note in artefact.notes) for name in sliced(graph))
 
 
@@ -205,6 +213,7 @@ def test_what_is_left_out_stays_in_fp32(source, tmp_path, change):
         set(quantizable_modules(source[0], tables)) - set(plan.exclude) for tables in (False, plan.embeddings)
     )
     joined = set() if "query" not in str(change) else {name for name in wanted if "layer.0.attention.self" in name}
+    joined |= before_tanh(source[0])
     assert eight_bit(graph) == wanted - sliced(graph) - joined
     assert rounded(graph) == linear - joined
     assert all(any(name in note for note in artefact.notes) for name in (*plan.exclude, *joined))

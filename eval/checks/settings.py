@@ -57,8 +57,14 @@ def check(subject: Subject) -> Check:
             *(f"{title} cannot run: {problem}" for title, problem in problems.items()),
         ]
     )
-    # Threads are the app's to give: more of them cost battery, whatever they gain.
-    better = [title for title in found if not _more_threads(variants[title]) and found[title].low > WORTH]
+    # Threads are the app's to give: more of them cost battery, whatever they gain. And what is faster on this kind of
+    # CPU alone is no advice for a file that ships to others.
+    local = getattr(plugins.load("runtime", subject.runtime), "OF_THE_CPU", ())
+    better = [
+        title
+        for title in found
+        if not _more_threads(variants[title]) and set(local).isdisjoint(variants[title]) and found[title].low > WORTH
+    ]
     if better:
         advice = f"set options.settings of the target to {variants[better[0]]}"
         return failed(TITLE, f"times as fast as shipped: {shown}; {advice}", **facts)

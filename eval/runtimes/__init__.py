@@ -14,6 +14,7 @@ A runtime file has:
   products that its kernels for x86 without VNNI add in pairs of 16 bits. Without it there are no such kernels.
 - `SETTINGS` (optional): how it opens an artefact, as text by name. A card repeats them and may change each.
 - `variants(artefact)` (optional): title -> changed settings, which the check of settings times beside those that ship.
+- `OF_THE_CPU` (optional): names of settings that the kind of CPU decides; that check times them and advises none.
 - `library_files()` (optional): the files that an app adds to have this runtime, as built for this machine.
 - `NOT_TIMED` (optional): why a time taken with it would say nothing; then none is taken.
 - `BATCH` (optional): texts that it answers at once, each as if it were alone, whatever the artefact takes.

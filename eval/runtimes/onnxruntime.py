@@ -41,6 +41,10 @@ SETTINGS = {
 }
 
 
+# Which of these is faster differs from one kind of CPU to another.
+OF_THE_CPU = ("precise_sums",)
+
+
 def why_unusable() -> str | None:
     """The reason why it cannot run here, or None."""
     return None if util.find_spec("onnxruntime") else "the package 'onnxruntime' is not installed"

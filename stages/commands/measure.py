@@ -1,8 +1,9 @@
-"""Takes more samples of one target, where a budget that was tightened became inconclusive, and judges again.
+"""Takes more samples of one target and judges again.
 
     decant measure cpu
 
-What was sampled before is kept, as long as artefact and machine are the same; no other target is touched.
+For a budget that was tightened and became inconclusive. What was sampled before is kept, as long as artefact and
+machine are the same; no other target is touched.
 """
 
 from pathlib import Path
