@@ -329,7 +329,7 @@ PLAIN = {
 def test_unsafe_pairs_are_found(source, tmp_path, monkeypatch, name):
     """Planted fault: plain scales, as every other exporter has them."""
     if plugins.load("format", name).__dict__.get("why_unusable", lambda: None)() is not None:
-        pytest.skip("the extra of this format is not installed")
+        pytest.skip("the extra of this format is not installed")  # nothing to plant the fault in; CI has all extras
     for module in ("export.onnx_int8.quantize_weight", "export.to_openvino.least_scale"):
         monkeypatch.setattr(module, PLAIN[module])
     artefact = convert(source, tmp_path, name, "int8")
@@ -341,7 +341,7 @@ def test_unsafe_pairs_are_found(source, tmp_path, monkeypatch, name):
 def test_an_emulated_cpu_that_answers_otherwise_is_found(source, sound, monkeypatch):
     """Planted fault: the proof is switched off, and the other CPU's answers are someone else's."""
     if emulation.why_unusable() is not None:
-        pytest.skip(emulation.why_unusable())
+        pytest.skip(emulation.why_unusable())  # qemu-user is optional, and its absence is tested below
     name, folders, artefacts = sound
     subject = subject_of(source, name, folders["int8"], artefacts["int8"])
     monkeypatch.setattr(kernels, "_difference_without_vnni", lambda subject: 0.3)

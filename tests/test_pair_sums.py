@@ -97,6 +97,7 @@ print((found == exact).all(), (found == saturating_product(activations, weights)
 """
 
 
+# The kernel exists on no other CPU: without qemu-user only a machine without VNNI could show it.
 @pytest.mark.skipif(emulation.why_unusable() is not None, reason=str(emulation.why_unusable()))
 def test_onnxruntimes_kernel_without_vnni_is_the_one_described():
     """To the last digit, so the NumPy product stands for it where no such CPU is at hand."""
