@@ -23,7 +23,7 @@ from eval.runtimes import coreml_reference, pytorch
 from eval.statistics import share_interval
 from export import to_coreml
 from pipeline import guard
-from pipeline.data import batches_by_length
+from pipeline.batches import batches_by_length
 from pipeline.files import write_atomically
 from pipeline.machine import facts
 from pipeline.mil.counts import count

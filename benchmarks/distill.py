@@ -32,14 +32,15 @@ from eval.worker import peak_bytes
 from pipeline import guard
 from pipeline.answers import predict_logits
 from pipeline.architectures import shape_of
-from pipeline.batches import Collator, EncodedSplit, LengthGroupedSampler
-from pipeline.data import encode, load_dataset, pad
+from pipeline.batches import Collator, LengthGroupedSampler, pad
+from pipeline.data import encode, load_dataset
 from pipeline.files import write_atomically
 from pipeline.machine import facts
 from pipeline.model_files import find_model
 from pipeline.models import load_teacher
 from pipeline.needs import needs_of
 from pipeline.params import DataSettings, InitSettings, StudentSettings, TeacherSettings
+from pipeline.prepared import EncodedSplit
 from pipeline.signals import SignalReader
 from pipeline.students import build_student
 from pipeline.teacher_signals import cached_teacher_signals

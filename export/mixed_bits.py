@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn.functional import kl_div
 from transformers import PreTrainedModel
 
-from pipeline.data import batches_by_length, pad
+from pipeline.batches import batches_by_length, pad
 from pipeline.errors import ExportError
 from pipeline.palettes import BITS, through_palette
 

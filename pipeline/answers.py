@@ -10,10 +10,10 @@ from transformers import (
     PreTrainedModel,
 )
 
-from pipeline.batches import EncodedSplit
-from pipeline.data import batches_by_length, pad
+from pipeline.batches import batches_by_length, pad
 from pipeline.errors import IntegrityError, TrainingError
 from pipeline.files import output_folder
+from pipeline.prepared import EncodedSplit
 from pipeline.records import open_folder, seal
 
 log = logging.getLogger(__name__)

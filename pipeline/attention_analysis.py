@@ -8,10 +8,10 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from pipeline.architectures import shape_of
-from pipeline.batches import Collator, EncodedSplit, spread_rows
-from pipeline.data import batches_by_length
+from pipeline.batches import Collator, batches_by_length, spread_rows
 from pipeline.divergences import masked_log_probs
 from pipeline.layer_maps import layer_pairs
+from pipeline.prepared import EncodedSplit
 from pipeline.signals import SignalReader, attention_scores
 
 SMOOTHING = 1e-3  # share of each row that is spread evenly, as the reference code does, so that no key has chance 0

@@ -5,11 +5,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from pipeline.augmentation import cached_augmentation
-from pipeline.batches import EncodedSplit
 from pipeline.data import encode, read_prepared
 from pipeline.losses.cross_entropy import UNLABELLED
 from pipeline.params import Params
-from pipeline.prepared import open_data
+from pipeline.prepared import EncodedSplit, open_data
 from pipeline.signals import TOKEN_POSITION
 from pipeline.vocabulary import load_tokenizer
 from pipeline.workspace import Workspace

@@ -1,36 +1,29 @@
-"""One split as token ids, and its rows in padded batches of similar length."""
+"""Rows of a split in padded batches of similar length."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
-from pipeline.data import pad
+from pipeline.prepared import EncodedSplit
 
 
-@dataclass(frozen=True)
-class EncodedSplit:
-    """One split as token ids. `teacher_ids` are given only when the student's vocabulary is not the teacher's."""
+def pad(sequences: Sequence[Sequence[int]], pad_id: int, length: int | None = None) -> dict[str, Tensor]:
+    """A batch of int64 `input_ids` and `attention_mask` (B, L), padded on the right to the longest, or to `length`."""
+    L = length or max(len(sequence) for sequence in sequences)
+    ids = torch.full((len(sequences), L), pad_id, dtype=torch.long)
+    mask = torch.zeros((len(sequences), L), dtype=torch.long)
+    for i, sequence in enumerate(sequences):
+        ids[i, : len(sequence)] = torch.tensor(sequence, dtype=torch.long)
+        mask[i, : len(sequence)] = 1
+    return {"input_ids": ids, "attention_mask": mask}
 
-    names: tuple[str, ...]  # example ids, for messages
-    ids: list[list[int]]
-    labels: tuple[int, ...]
-    pad_id: int
-    teacher_ids: list[list[int]] | None = None
-    teacher_pad_id: int = 0
-    teacher_logits: Tensor | None = None  # (rows, classes)
-    has_token: bool = False  # whether `ids` have a distillation token, which `teacher_ids` never have
-    delimiter_ids: tuple[int, ...] = ()  # what the student's tokenizer sets around a text: class, separator and so on
 
-    def __len__(self) -> int:
-        return len(self.ids)
-
-    @property
-    def for_teacher(self) -> tuple[list[list[int]], int]:
-        """The rows as the teacher reads them, and its padding token."""
-        return (self.ids, self.pad_id) if self.teacher_ids is None else (self.teacher_ids, self.teacher_pad_id)
+def batches_by_length(lengths: Sequence[int], batch_size: int) -> list[list[int]]:
+    """Row numbers in batches of similar length, longest first, so that a lack of memory shows at once."""
+    order = sorted(range(len(lengths)), key=lambda i: (-lengths[i], i))
+    return [order[i : i + batch_size] for i in range(0, len(order), batch_size)]
 
 
 def spread_rows(total: int, count: int) -> list[int]:

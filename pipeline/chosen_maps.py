@@ -6,9 +6,10 @@ from typing import Any
 from transformers import PreTrainedModel
 
 from pipeline.architectures import shape_of
-from pipeline.batches import Collator, EncodedSplit, spread_rows
+from pipeline.batches import Collator, spread_rows
 from pipeline.cka import best_monotone_map, cka_matrix
 from pipeline.layer_maps import CKA, layer_misfit
+from pipeline.prepared import EncodedSplit
 from pipeline.signals import SignalReader, taken
 
 ROWS = 256

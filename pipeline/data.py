@@ -11,15 +11,16 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
-import torch
-from transformers import PreTrainedTokenizerBase
 
 from pipeline.errors import DataError, first_line
 from pipeline.inputs import files_source, split_files
 from pipeline.params import DataSettings, FilesSource, HubSource
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 SPLITS = ("train", "dev", "test")
 MAX_CELL_CHARACTERS = 100_000
@@ -480,25 +481,8 @@ def clean(text: str) -> str:
     return text.encode("utf-8", "replace").decode("utf-8").replace("\0", "")
 
 
-def encode(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], max_length: int) -> list[list[int]]:
+def encode(tokenizer: "PreTrainedTokenizerBase", texts: Sequence[str], max_length: int) -> list[list[int]]:
     """Token ids of each text with special tokens, cut to `max_length`. Never empty: special tokens remain."""
     if not texts:
         return []
     return tokenizer([clean(text) for text in texts], truncation=True, max_length=max_length)["input_ids"]
-
-
-def pad(sequences: Sequence[Sequence[int]], pad_id: int, length: int | None = None) -> dict[str, torch.Tensor]:
-    """A batch of int64 `input_ids` and `attention_mask` (B, L), padded on the right to the longest, or to `length`."""
-    L = length or max(len(sequence) for sequence in sequences)
-    ids = torch.full((len(sequences), L), pad_id, dtype=torch.long)
-    mask = torch.zeros((len(sequences), L), dtype=torch.long)
-    for i, sequence in enumerate(sequences):
-        ids[i, : len(sequence)] = torch.tensor(sequence, dtype=torch.long)
-        mask[i, : len(sequence)] = 1
-    return {"input_ids": ids, "attention_mask": mask}
-
-
-def batches_by_length(lengths: Sequence[int], batch_size: int) -> list[list[int]]:
-    """Row numbers in batches of similar length, longest first, so that a lack of memory shows at once."""
-    order = sorted(range(len(lengths)), key=lambda i: (-lengths[i], i))
-    return [order[i : i + batch_size] for i in range(0, len(order), batch_size)]

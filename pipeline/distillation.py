@@ -10,6 +10,7 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
@@ -18,16 +19,15 @@ from pipeline import guard, plugins
 from pipeline.answers import cached_teacher_logits, check_not_collapsed, correct_share, predict_logits
 from pipeline.architectures import shape_of
 from pipeline.augmented import with_augmented
-from pipeline.batches import EncodedSplit, spread_rows
+from pipeline.batches import batches_by_length, pad, spread_rows
 from pipeline.chosen_maps import chosen_maps
-from pipeline.data import batches_by_length, pad
 from pipeline.dependencies import Trace, trace
 from pipeline.errors import IntegrityError
 from pipeline.files import output_folder
 from pipeline.models import count_parameters, load_classifier, save_classifier
 from pipeline.needs import needs_of
 from pipeline.params import Params, TrainingSettings
-from pipeline.prepared import open_data, read_encoded
+from pipeline.prepared import EncodedSplit, open_data, read_encoded
 from pipeline.records import Card, open_folder, seal
 from pipeline.students import build_student
 from pipeline.teacher_signals import TeacherSignals, cached_teacher_signals, size_bytes
@@ -143,6 +143,7 @@ class Distillation:
             lines = (json.dumps(entry, sort_keys=True) + "\n" for entry in run.log)
             (partial / "log.jsonl").write_text("".join(lines), "utf-8")
             (partial / "predictions.json").write_text(json.dumps(answers["test"].argmax(-1).tolist()), "utf-8")
+            np.save(partial / "test_logits.npy", answers["test"].numpy())  # what every target is compared with
             card = seal(partial, KIND, self.sources, facts)
         log.info(
             "%s: %.2f %% on dev, %.2f %% on test after %d steps (%.0f s)",

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoModelForMaskedLM, PreTrainedModel, PreTrainedTokenizerBase
 
-from pipeline.data import batches_by_length
+from pipeline.batches import batches_by_length
 from pipeline.errors import ModelError, first_line
 from pipeline.models import check_finite, check_vocabulary, positions_of, read_config
 from pipeline.vocabulary import load_tokenizer

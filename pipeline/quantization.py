@@ -21,8 +21,8 @@ from torch.nn.functional import kl_div
 from tqdm import tqdm
 from transformers import PreTrainedModel
 
+from pipeline.batches import batches_by_length, pad
 from pipeline.calibration import Histogram, Range
-from pipeline.data import batches_by_length, pad
 from pipeline.errors import DataError, ExportError, ModelError
 from pipeline.pair_sums import least_scale, unsafe_pairs
 from pipeline.params import QuantizeSettings

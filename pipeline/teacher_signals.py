@@ -17,10 +17,10 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from pipeline.architectures import shape_of
-from pipeline.batches import EncodedSplit
-from pipeline.data import batches_by_length, pad
+from pipeline.batches import batches_by_length, pad
 from pipeline.errors import IntegrityError
 from pipeline.files import output_folder
+from pipeline.prepared import EncodedSplit
 from pipeline.records import open_folder, seal
 from pipeline.signals import SignalReader, Signals, taken
 

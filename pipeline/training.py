@@ -32,7 +32,7 @@ from transformers import (
 from pipeline import plugins
 from pipeline.answers import correct_share, predict_logits
 from pipeline.architectures import Shape, shape_of
-from pipeline.batches import Collator, EncodedSplit, LengthGroupedSampler, Rows
+from pipeline.batches import Collator, LengthGroupedSampler, Rows
 from pipeline.class_token import ClassTokenNoise
 from pipeline.errors import IntegrityError, SettingsError, TrainingError
 from pipeline.files import write_atomically
@@ -40,6 +40,7 @@ from pipeline.layer_maps import CKA
 from pipeline.losses import LossParams
 from pipeline.needs import needs_of
 from pipeline.params import ClassToken, TrainingSettings
+from pipeline.prepared import EncodedSplit
 from pipeline.records import open_folder, seal
 from pipeline.signals import SignalReader, Signals
 from pipeline.teacher_signals import TeacherSignals

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from pipeline import plugins
-from pipeline.batches import EncodedSplit
 from pipeline.dependencies import Trace
 from pipeline.params import DistillSettings, Params
+from pipeline.prepared import EncodedSplit
 
 
 @dataclass(frozen=True)

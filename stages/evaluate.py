@@ -6,8 +6,9 @@ Run as `python -m stages.evaluate --target cpu`.
 import json
 import logging
 
+import numpy as np
+
 from eval.accuracy import answer, score
-from eval.runtimes import pytorch
 from eval.worker import WorkerError
 from pipeline import guard, plugins, records
 from pipeline.errors import UnusableRuntimeError
@@ -46,12 +47,10 @@ def _score(params: Params, workspace: Workspace, name: str, card: Card) -> Score
         raise UnusableRuntimeError(reason)
     _, test = read_encoded(workspace, "test", params.data.max_length)
     open_folder(workspace.teacher, "teacher")
+    open_folder(workspace.student, "student")
     folder, threads = workspace.exported(name), params.measure.threads
     with device.open_session(target.runtime, folder, artefact, threads) as session:
         logits = answer(session, test.ids, artefact, test.pad_id, getattr(runtime, "BATCH", None))
-    plain = artefact.model_copy(update={"lengths": None, "inputs": (), "precision": "fp32", "file": "student"})
-    with pytorch.open_session(workspace.student, None, params.threads) as student:
-        student_logits = answer(student, test.ids, plain, test.pad_id)
     found = score(
         target=name,
         runtime=target.runtime,
@@ -59,7 +58,7 @@ def _score(params: Params, workspace: Workspace, name: str, card: Card) -> Score
         artefact_digest=card.digest,
         logits=logits,
         labels=test.labels,
-        student_logits=student_logits,
+        student_logits=np.load(workspace.student / "test_logits.npy", allow_pickle=False),
         teacher_predictions=json.loads((workspace.teacher / "predictions.json").read_text("utf-8")),
         stand_in=runtime.STAND_IN,
         runtime_version=session.runtime_version,

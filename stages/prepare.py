@@ -15,6 +15,7 @@ from pipeline.files import output_folder
 from pipeline.model_files import find_model
 from pipeline.models import check_positions, check_vocabulary, read_config
 from pipeline.params import Params, load
+from pipeline.prepared import write_encoded
 from pipeline.records import seal
 from pipeline.students import student_config
 from pipeline.vocabulary import load_tokenizer, needed_tokens, save_tokenizer, trim, with_distillation_token
@@ -42,7 +43,7 @@ def run(params: Params, workspace: Workspace) -> None:
     if has_token:
         student_tokenizer = with_distillation_token(student_tokenizer)
     student_config(config, params.student, len(keep) if keep else None)  # a student that cannot be built stops here
-    facts = {
+    facts: dict[str, object] = {
         **dataset.findings,
         "tokens": _token_facts(dataset, student_tokenizer, params.data.max_length),
         "keep_tokens": keep,
@@ -51,6 +52,9 @@ def run(params: Params, workspace: Workspace) -> None:
     }
     with output_folder(workspace.data) as partial:
         write_prepared(dataset, partial)
+        facts["encoding"] = write_encoded(
+            partial, student_tokenizer, tokenizer, params.data.max_length, has_token=has_token
+        )
         save_tokenizer(student_tokenizer, partial / "tokenizer")
         save_tokenizer(tokenizer, partial / "teacher_tokenizer")
         seal(partial, KIND, facts=facts)

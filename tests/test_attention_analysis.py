@@ -7,7 +7,7 @@ import torch
 from toy_models import toy_model
 
 from pipeline.attention_analysis import attention_distance, head_divergences, jensen_shannon
-from pipeline.batches import EncodedSplit
+from pipeline.prepared import EncodedSplit
 
 SPLIT = EncodedSplit(
     names=tuple("abcdef"),

@@ -4,10 +4,10 @@ import pytest
 import torch
 from toy_models import toy_model
 
-from pipeline.batches import EncodedSplit
 from pipeline.chosen_maps import chosen_maps
 from pipeline.errors import SettingsError
 from pipeline.params import TrainingSettings
+from pipeline.prepared import EncodedSplit
 from pipeline.training import Distiller, fit
 
 

@@ -18,18 +18,17 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
+from pipeline.batches import batches_by_length, pad
 from pipeline.data import (
     MAX_CELL_CHARACTERS,
     MAX_PROBLEMS_SHOWN,
     Dataset,
     Row,
-    batches_by_length,
     clean,
     encode,
     load_dataset,
     near_duplicates,
     normalise,
-    pad,
     read_prepared,
     write_prepared,
 )

@@ -28,14 +28,14 @@ from eval.runtimes import onnxruntime, pytorch
 from eval.worker import Turn, execute
 from export import to_coreml, to_onnx
 from pipeline.architectures import DISTILLATION_TOKEN, layers_of, shape_of
-from pipeline.batches import Collator, EncodedSplit
+from pipeline.batches import Collator, pad
 from pipeline.class_token import ClassTokenNoise
-from pipeline.data import encode, pad
+from pipeline.data import encode
 from pipeline.errors import ModelError
 from pipeline.mil.package import read_package
 from pipeline.models import load_classifier, read_config, save_classifier, token_table
 from pipeline.params import ClassToken, MeasureSettings, QuantizeSettings, StudentSettings
-from pipeline.prepared import open_data, read_encoded
+from pipeline.prepared import EncodedSplit, open_data, read_encoded
 from pipeline.quantization import Scheme, make_plan
 from pipeline.signals import TOKEN_POSITION, SignalReader
 from pipeline.students import build_student, student_config

@@ -17,11 +17,12 @@ from tokenizers import Tokenizer
 from eval.checks import int8
 from export import to_onnx
 from pipeline import distillation, records
-from pipeline.data import read_prepared
+from pipeline.data import encode, read_prepared
 from pipeline.errors import IntegrityError, ModelError, SettingsError, TrainingError
 from pipeline.files import sha256_of
 from pipeline.models import load_classifier
 from pipeline.params import load
+from pipeline.prepared import read_encoded
 from pipeline.records import Examination, Floors, Measurement, Parity, Score, Status, open_folder
 from pipeline.vocabulary import load_tokenizer
 from pipeline.workspace import Workspace
@@ -111,6 +112,27 @@ def test_prepared_data_is_the_data(built):
     )
 
 
+def test_token_ids_are_made_once(built):
+    """They are what both tokenizers say; a length other than theirs, or data from before, stops with what to do."""
+    params, workspace = built
+    longest = params.data.max_length
+    examples, split = read_encoded(workspace, "test", longest)
+    assert split.ids == encode(load_tokenizer(workspace.data / "tokenizer"), examples.texts, longest)
+    assert (split.teacher_ids, split.has_token, split.pad_id) == (None, False, make_tokenizer().pad_token_id)
+    with pytest.raises(IntegrityError, match=f"cut to {longest}, expected data.max_length {longest + 1}; run `dvc"):
+        read_encoded(workspace, "test", longest + 1)
+
+
+def test_data_without_token_ids_are_prepared_again(copy):
+    """Planted: what an earlier version wrote."""
+    params, workspace = copy
+    card = json.loads((workspace.data / "card.json").read_text())
+    del card["facts"]["encoding"]
+    (workspace.data / "card.json").write_text(json.dumps(card))
+    with pytest.raises(IntegrityError, match="found no token ids"):
+        read_encoded(workspace, "dev", params.data.max_length)
+
+
 def test_floors_are_scored_on_test(built):
     """Majority class: a third; words tell the class, so a linear classifier is good."""
     found = records.read(Floors, built[1].floors)
@@ -182,8 +204,9 @@ def test_scores_are_those_of_the_exported_files(built):
     """fp32 answers every row as the student does; int8 nearly."""
     _, workspace = built
     found = {target: records.read(Score, workspace.scored(target)) for target in TARGETS}
-    student = json.loads((workspace.student / "predictions.json").read_text())
-    assert list(found["cpu_fp32"].predictions) == student
+    student = np.load(workspace.student / "test_logits.npy", allow_pickle=False)
+    assert list(found["cpu_fp32"].predictions) == student.argmax(1).tolist()
+    assert 0 < found["cpu_fp32"].worst_logit_difference < 1e-4 < found["cpu"].worst_logit_difference
     assert found["cpu_fp32"].agreement.value == 1
     assert found["cpu"].agreement.value > 0.85
     for score in found.values():

@@ -7,8 +7,9 @@ from tiny_project import flip_bit
 from toy_models import toy_model
 
 from pipeline.architectures import shape_of
-from pipeline.batches import Collator, EncodedSplit, spread_rows
+from pipeline.batches import Collator, spread_rows
 from pipeline.needs import needs_of
+from pipeline.prepared import EncodedSplit
 from pipeline.signals import SignalReader
 from pipeline.teacher_signals import cached_teacher_signals, size_bytes
 from pipeline.training import Distiller, loss_params

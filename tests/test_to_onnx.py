@@ -17,7 +17,7 @@ from eval import parity
 from eval.runtimes import onnxruntime, pytorch
 from export import lean_graph, onnx_int8, to_onnx
 from export.to_onnx import TOLERANCES, Params, convert
-from pipeline.data import pad
+from pipeline.batches import pad
 from pipeline.errors import ExportError
 from pipeline.models import save_classifier
 from pipeline.params import Calibration, QuantizeSettings, StudentSettings

@@ -14,7 +14,7 @@ from eval import parity
 from eval.runtimes import onnxruntime, pytorch
 from export import to_onnx
 from export.to_ort import FILE, OPERATORS, PRECISIONS, TOLERANCES, Params, convert, sort_kernel_table
-from pipeline.data import pad
+from pipeline.batches import pad
 from pipeline.errors import ExportError
 from pipeline.models import save_classifier
 from pipeline.quantization import answer

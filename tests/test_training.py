@@ -13,11 +13,12 @@ from toy_models import toy_model
 from pipeline import training
 from pipeline.answers import cached_teacher_logits, check_not_collapsed, correct_share, predict_logits
 from pipeline.architectures import shape_of
-from pipeline.batches import EncodedSplit, LengthGroupedSampler
+from pipeline.batches import LengthGroupedSampler
 from pipeline.errors import IntegrityError, SettingsError, TrainingError
 from pipeline.losses import attention_kl, cross_entropy, hidden_mse, minilm_v2
 from pipeline.models import save_classifier
 from pipeline.params import TrainingSettings
+from pipeline.prepared import EncodedSplit
 from pipeline.training import CHECKPOINT, Distiller, check_fit, fit, newest_checkpoint
 
 KEY = "settings and data"

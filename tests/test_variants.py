@@ -3,9 +3,9 @@
 import pytest
 from tiny_project import make_settings
 
-from pipeline.batches import EncodedSplit
 from pipeline.dependencies import Trace
 from pipeline.params import DistillSettings, Params
+from pipeline.prepared import EncodedSplit
 from pipeline.variants import Variant, run_key, variants_of
 
 LOSSES = {

@@ -9,7 +9,7 @@ import re
 
 from eval.checks import Subject, failed, passed
 from eval.runtimes import coreml_reference
-from pipeline.data import batches_by_length
+from pipeline.batches import batches_by_length
 from pipeline.mil.interpreter import Overflow
 from pipeline.records import Check
 
