@@ -7,6 +7,7 @@ under DVC a stage asks the kernel to be ended with its parent, and each output h
 import contextlib
 import ctypes
 import fcntl
+import gc
 import logging
 import os
 import signal
@@ -32,6 +33,8 @@ def run(main: Callable[[], int | None]) -> None:
 
     A PipelineError or a full disk prints one message. Anything else is a bug and keeps its traceback.
     """
+    gc.freeze()  # what was imported stays to the end, and need not be walked through
+    gc.enable()
     signal.signal(signal.SIGTERM, _exit_143)
     _end_with_dvc()
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)

@@ -20,7 +20,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,  # guard.run prints one message for a user's mistake, a plain traceback for a bug
     help="From a transformer teacher to a phone, with proof.",
 )
-HELPERS = {"targets"}  # files in stages/ that are no stage
+HELPERS = {"plans", "targets"}  # files in stages/ that are no stage
 
 
 @app.callback(invoke_without_command=True)

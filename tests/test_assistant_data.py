@@ -180,11 +180,13 @@ def near_duplicate_pairs(rows_by_split, threshold=JACCARD_THRESHOLD):
     grams = vectoriser.fit_transform([f" {normalise(row['text'])} " for _, row in rows])
     sizes = grams.sum(axis=1).A1
     shared = (grams @ grams.T).tocoo()
-    pairs = []
-    for i, j, both in zip(shared.row, shared.col, shared.data, strict=True):
-        if i < j and both / (sizes[i] + sizes[j] - both) >= threshold:
-            pairs.append((*rows[i], *rows[j], float(both / (sizes[i] + sizes[j] - both))))
-    return pairs
+    left, right = shared.row, shared.col
+    similarity = shared.data / (sizes[left] + sizes[right] - shared.data)
+    found = (left < right) & (similarity >= threshold)
+    return [
+        (*rows[i], *rows[j], float(value))
+        for i, j, value in zip(left[found], right[found], similarity[found], strict=True)
+    ]
 
 
 def within_and_across(pairs):

@@ -64,7 +64,11 @@ def convert(source, out, name, precision):
     return exporter.convert(folder, out, precision, params, MAX_LENGTH, plan if precision == "int8" else None)
 
 
-@pytest.fixture(scope="module", params=sorted(FORMATS))
+# ExecuTorch takes several seconds to import, in each process that a check starts: `make test-all` has it.
+EACH_FORMAT = [pytest.param(name, marks=pytest.mark.slow) if name == "executorch" else name for name in sorted(FORMATS)]
+
+
+@pytest.fixture(scope="module", params=EACH_FORMAT)
 def sound(request, source, tmp_path_factory):
     """(format, precision -> folder, precision -> artefact)."""
     name = request.param

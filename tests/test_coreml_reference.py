@@ -2,6 +2,8 @@
 
 import json
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -78,7 +80,11 @@ def checked(check: Any, found: tuple[Path, Artefact], student: Path) -> Check:
 
 @pytest.mark.parametrize("family", sorted(FAMILIES))
 @pytest.mark.parametrize(
-    "options", [{"lengths": (8, 16)}, {"lengths": LengthRange(min=2, max=16)}], ids=["list", "range"]
+    "options",
+    [
+        pytest.param({"lengths": (8, 16)}, id="list"),
+        pytest.param({"lengths": LengthRange(min=2, max=16)}, id="range", marks=pytest.mark.slow),
+    ],
 )
 def test_every_family_is_executed_as_pytorch_answers(family: str, options: dict[str, Any], tmp_path: Path) -> None:
     """In fp32 to rounding, at a listed length and inside a range."""
@@ -103,7 +109,9 @@ def test_in_double_precision_only_the_constants_of_the_file_differ(tmp_path: Pat
     assert (found - expected).abs().max() < 2e-7
 
 
-@pytest.mark.parametrize("family", sorted(FAMILIES))
+@pytest.mark.parametrize(
+    "family", ["bert", *(pytest.param(name, marks=pytest.mark.slow) for name in sorted(FAMILIES) if name != "bert")]
+)
 def test_channels_first_answers_as_the_plain_layout(family: str, tmp_path: Path) -> None:
     """The same weights as convolutions, in fp32 to rounding and in 8 bits within its tolerance."""
     student = save(one_layer(family), tmp_path / "model")
@@ -135,6 +143,29 @@ def test_a_session_answers_batches_and_refuses_what_is_too_long(exports: Any, so
     )
     for found in exports.values():
         assert checked(weights, found, source).status is Status.PASS
+
+
+READ_ALONE = """
+import sys
+from pathlib import Path
+from pipeline.mil.package import read_package
+from pipeline.mil import quiet
+
+assert len(read_package(Path(sys.argv[1])).operations) > 20
+assert not {"coremltools", "executorch", "transformers"} & sys.modules.keys()
+alone = quiet.import_specification().Model_pb2.Model
+assert quiet.import_coremltools().proto.Model_pb2.Model is alone
+assert "executorch" not in sys.modules
+assert len(read_package(Path(sys.argv[1])).operations) > 20
+"""
+
+
+def test_a_package_is_read_without_the_rest_of_coremltools(exports: Any) -> None:
+    """Which may still be imported behind it, without executorch, and has the same classes."""
+    folder, artefact = exports["fp16"]
+    command = [sys.executable, "-c", READ_ALONE, str(folder / artefact.file)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
 
 
 # --- planted faults ----------------------------------------------------------------------------------------------
@@ -217,6 +248,7 @@ def test_an_activation_that_overflows_is_caught_and_auto_keeps_it_in_fp32(loud: 
     assert halves > 40  # all but what had to stay
 
 
+@pytest.mark.slow
 def test_an_overflow_that_the_lint_did_not_foretell_is_said(loud: Path, tmp_path: Path) -> None:
     """Planted: a lint that saw nothing."""
     found = (tmp_path / "out", export(loud, tmp_path / "out", "fp16"))
@@ -312,7 +344,7 @@ def test_a_row_of_zeros_is_caught_beside_a_large_weight() -> None:
     assert weights._distance(stored, expected, weights.Storage("8 bits", by_row=False)) < 1
 
 
-@pytest.mark.parametrize(("sparsity", "group"), [(0.3, 8), (0.9, None)])
+@pytest.mark.parametrize(("sparsity", "group"), [(0.3, 8), pytest.param(0.9, None, marks=pytest.mark.slow)])
 def test_pruned_weights_are_those_that_were_small(
     sparsity: float, group: int | None, source: Path, tmp_path: Path
 ) -> None:
@@ -371,6 +403,7 @@ def test_8_bit_products_are_counted(source: Path, tmp_path: Path) -> None:
     assert coreml_reference.count_kernels(tmp_path / "int8", plain).integer == 0
 
 
+@pytest.mark.slow
 def test_a_head_that_overflows_is_kept_in_fp32_by_itself(tmp_path: Path) -> None:
     """Channels first: the second part of a split is large, the first is not."""
     model = one_layer("bert")
@@ -500,9 +533,9 @@ def test_options_that_do_not_belong_together_are_refused(
 @pytest.mark.parametrize(
     ("target", "precision", "options"),
     [
-        ("iOS16", "palette6", {}),
+        pytest.param("iOS16", "palette6", {}, marks=pytest.mark.slow),
         ("iOS16", "int8", {}),
-        ("iOS17", "w8a8", {}),
+        pytest.param("iOS17", "w8a8", {}, marks=pytest.mark.slow),
         ("iOS18", "palette4", {"group_channels": 8}),
     ],
 )

@@ -23,6 +23,22 @@ def run_python(*options: str, code: str, folder: Path) -> subprocess.CompletedPr
     return subprocess.run(command, capture_output=True, text=True, cwd=folder, check=False, timeout=60)
 
 
+def test_the_collector_rests_only_while_a_stage_is_imported(tmp_path):
+    """Not in a program that imports the package, such as these tests; and not while a stage works."""
+    code = """
+import gc, sys
+sys.path.insert(0, {root!r})
+sys.argv[0] = {argument!r}
+import stages
+from pipeline import guard
+print(gc.isenabled())
+guard.run(lambda: print(gc.isenabled()))
+"""
+    for argument, imported in (("-m", "False"), ("pytest", "True")):
+        done = run_python(code=code.format(root=str(ROOT), argument=argument), folder=tmp_path)
+        assert (done.returncode, done.stdout.split()) == (0, [imported, "True"]), done.stderr
+
+
 def test_a_stage_in_a_bare_python_says_which_it_is_and_what_to_do(tmp_path):
     """As under `dvc repro` when the environment is not activated: -I -S leaves the standard library alone."""
     done = run_python("-I", "-S", code=STAGE.format(root=str(ROOT)), folder=tmp_path)

@@ -442,6 +442,7 @@ def test_losses_that_do_not_fit_are_refused_before_training(copy):
 # --- other shapes of a distillation ------------------------------------------------------------------------------
 
 
+@pytest.mark.slow  # the recipe smoke, which continuous integration runs, has other shapes too
 def test_small_student_with_controls_goes_all_the_way(copy):
     """Trimmed, narrower, factorised, in two phases, with a second seed and controls: each of as many steps."""
     _, workspace = copy

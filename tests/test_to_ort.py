@@ -98,6 +98,7 @@ def test_operators_are_those_of_onnxruntimes_own_tool(saved, tmp_path, optimizat
     )
 
 
+@pytest.mark.slow  # the ONNX file under it has the same test
 def test_another_process_gives_the_same_bytes(saved, tmp_path):
     """onnxruntime's hashes differ from process to process, and with them the table that is sorted here."""
     _, folder = saved

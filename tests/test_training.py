@@ -348,9 +348,9 @@ def damage_newest(work, how):
     ("how", "message"),
     [
         ("model.safetensors", r"model.safetensors: damaged: found SHA-256 \w+…, expected \w+…"),
-        ("optimizer.pt", "optimizer.pt: damaged"),
-        ("trainer_state.json", "trainer_state.json: damaged"),
-        ("rng_state.pth", "rng_state.pth: damaged"),
+        pytest.param("optimizer.pt", "optimizer.pt: damaged", marks=pytest.mark.slow),
+        pytest.param("trainer_state.json", "trainer_state.json: damaged", marks=pytest.mark.slow),
+        pytest.param("rng_state.pth", "rng_state.pth: damaged", marks=pytest.mark.slow),
         ("missing file", "optimizer.pt: missing"),
         ("cut short", "model.safetensors: truncated by 100 bytes"),
         ("no card", "no card.json, so it was never finished"),

@@ -189,13 +189,13 @@ def _described(array: Any) -> InputFact:
 def _read_specification(path: Path) -> Any:
     from google.protobuf.message import DecodeError
 
-    from pipeline.mil.quiet import import_coremltools
+    from pipeline.mil.quiet import import_specification
 
     manifest = json.loads(_content(path, "Manifest.json", MAX_MANIFEST_BYTES))
     root = manifest["itemInfoEntries"][manifest["rootModelIdentifier"]]["path"]
     if root != SPECIFICATION.removeprefix("Data/"):
         raise ModelError(f"{path}: its manifest names the model '{root}', expected '{SPECIFICATION}'; export it again")
-    spec = import_coremltools().proto.Model_pb2.Model()
+    spec = import_specification().Model_pb2.Model()
     try:
         spec.ParseFromString(_content(path, SPECIFICATION, MAX_SPECIFICATION_BYTES))
     except DecodeError as error:
@@ -231,10 +231,10 @@ class _Reader:
     """Turns the messages of one program into operations."""
 
     def __init__(self, path: Path) -> None:
-        from pipeline.mil.quiet import import_coremltools
+        from pipeline.mil.quiet import import_specification
 
         self._path = path
-        self._enum = import_coremltools().proto.MIL_pb2.DataType
+        self._enum = import_specification().MIL_pb2.DataType
         self._files: dict[str, WeightFile] = {}
         self._bytes = 0  # of all constants: a blob may be named any number of times
 

@@ -1,9 +1,13 @@
-"""Importing coremltools in peace."""
+"""Importing coremltools in peace, and no more of it than is needed."""
 
 import logging
 import sys
 import warnings
+from importlib import util
+from pathlib import Path
 from types import ModuleType
+
+_ALONE = "coremltools_proto"
 
 
 class _KnownNotes(logging.Filter):
@@ -26,9 +30,42 @@ def import_coremltools() -> ModuleType:
     logger = logging.getLogger("coremltools")
     if not any(isinstance(known, _KnownNotes) for known in logger.filters):
         logger.addFilter(_KnownNotes())
-    with warnings.catch_warnings():
-        # It imports executorch wherever that is installed; what that still uses of Python and torch is its business.
-        warnings.simplefilter("ignore", DeprecationWarning)
-        import coremltools
+    # Wherever executorch is installed, it is imported for a dialect of programs that we do not convert: more seconds,
+    # and another way through coremltools than on a machine without it.
+    is_hidden = not {"coremltools", "executorch"} & sys.modules.keys()
+    if is_hidden:
+        sys.modules["executorch"] = None  # type: ignore[assignment]  # Python's way to say that there is none
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)
+            import coremltools
 
-    return coremltools
+            return coremltools
+    finally:
+        if is_hidden:
+            del sys.modules["executorch"]
+
+
+def import_specification() -> ModuleType:
+    """The protobuf classes of Core ML's file format, all that reading a package needs: in a tenth of a second.
+
+    Raises:
+        ModuleNotFoundError: coremltools is not installed.
+    """
+    if "coremltools" in sys.modules:
+        from coremltools import proto
+
+        return proto
+    if _ALONE in sys.modules:
+        return sys.modules[_ALONE]
+    found = util.find_spec("coremltools")
+    if found is None or found.origin is None:
+        raise ModuleNotFoundError("No module named 'coremltools'", name="coremltools")
+    # The package under another name, since importing `coremltools.proto` by its own runs all of coremltools first.
+    # Protobuf knows a file's classes by their content, so that a later import of the whole finds the same ones.
+    folder = Path(found.origin).parent / "proto"
+    spec = util.spec_from_file_location(_ALONE, folder / "__init__.py", submodule_search_locations=[str(folder)])
+    assert spec is not None and spec.loader is not None
+    module = sys.modules[_ALONE] = util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
