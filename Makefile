@@ -7,7 +7,7 @@ READY := $(VENV)/.ready
 # `make demo TORCH_INDEX=https://...` names another.
 TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 
-# Files whose tests execute 8-bit artefacts: what they answer must not depend on the CPU's instructions.
+# Files whose tests open 8-bit artefacts themselves: what those answer must not depend on the CPU's instructions.
 EIGHT_BIT := $(addprefix tests/test_,to_onnx.py to_ort.py to_openvino.py to_litert.py to_executorch.py distillation_token.py)
 
 .PHONY: demo mac browser test test-all test-without-vnni lint types layers lock schema clean help
@@ -31,8 +31,8 @@ test: $(READY) ## the fast test suite
 test-all: $(READY) ## every test
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto --dist loadfile
 
-test-without-vnni: $(READY) ## the tests of 8-bit files, executed on an emulated CPU without VNNI (needs qemu-user)
-	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto --without-vnni $(EIGHT_BIT)
+test-without-vnni: $(READY) ## tests of formats, their 8-bit files executed on an emulated CPU without VNNI (needs qemu-user)
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto --dist loadfile --without-vnni $(EIGHT_BIT)
 
 lint: $(READY) ## ruff: rules and format
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check .

@@ -63,6 +63,7 @@ def measure(
     machine: dict[str, Any] | None = None,
     tokenize_us: float | None = None,
     with_loads: bool = True,
+    with_canary: bool = True,
     earlier: Measurement | None = None,
 ) -> Measurement:
     """Everything timed for one target, every sample kept.
@@ -84,6 +85,7 @@ def measure(
         machine: its facts, kept beside the figures.
         tokenize_us: from `time_tokenizer`; never part of a call.
         with_loads: whether load time, first call and memory are measured too, in processes of their own.
+        with_canary: whether the candidate is timed beside itself too, where somebody asks how noisy the run was.
         earlier: samples of the same artefacts on this machine, to which more are added while a budget is undecided.
 
     Returns:
@@ -111,7 +113,8 @@ def measure(
         return empty.model_copy(update={"not_measured": reason})
     _refuse_other(earlier, empty)
     theirs = sequences if reference_sequences is None else reference_sequences
-    run = _Run(runtime, device, candidate, reference, sequences, theirs, pad_id, settings, seed, with_loads, earlier)
+    exports = (candidate, reference, sequences, theirs, pad_id)
+    run = _Run(runtime, device, *exports, settings, seed, with_loads, with_canary, earlier)
     first = 1 + max((series.round for series in earlier.series), default=-1) if earlier is not None else 0
     try:
         measurement = earlier or empty
@@ -160,6 +163,7 @@ class _Run:
     settings: MeasureSettings
     seed: int
     with_loads: bool = True
+    with_canary: bool = True
     earlier: Measurement | None = None
     series: list[Series] = field(default_factory=list)
     conditions: list[dict[str, Any]] = field(default_factory=list)
@@ -170,7 +174,8 @@ class _Run:
         """Load processes, then timing processes with the canary's in their middle."""
         processes = self.settings.processes
         jobs: list[Literal["load", "time", "canary"]] = ["time"] * processes
-        jobs.insert((processes + 1) // 2, "canary")
+        if self.with_canary:
+            jobs.insert((processes + 1) // 2, "canary")
         if self.with_loads:
             jobs[:0] = ["load"] * max(processes, LOAD_PROCESSES - len(self.loads) - len(self._before("load_ms")))
         for process, kind in enumerate(tqdm(jobs, desc=f"round {number + 1}", unit="process", disable=None)):

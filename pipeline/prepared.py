@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedTokenizerBase
 
+TEST_LOGITS = "test_logits.npy"  # in a trained model's folder: what it answers to test, in the order of the rows
+
 
 @dataclass(frozen=True)
 class EncodedSplit:

@@ -34,8 +34,10 @@ if _fault := why_broken(sys.platform, tuple(sys.version_info)):
     print(f"error: {_fault}", file=sys.stderr)
     raise SystemExit(4)
 
-# Python's collector walks through every object time and again while the big packages are imported, and as the process
-# ends: a third of what an idle stage takes. `guard.run` switches it on again before the stage's own work.
+# Python's garbage collector walks through every object time and again while the big packages are imported, and as the
+# process ends: a third of what an idle stage takes. `guard.run` enables the collector before the stage's own work.
+# Exit handlers run last in, first out, so what others clean up at exit comes before the freeze; files and processes are
+# closed by `with`, and none waits for the collector.
 if sys.argv[0] == "-m":  # which it is while `python -m stages.<stage>` looks for its file, and never in a test
     gc.disable()
     atexit.register(gc.freeze)

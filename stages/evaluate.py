@@ -7,13 +7,14 @@ import json
 import logging
 
 import numpy as np
+from jaxtyping import Float
 
 from eval.accuracy import answer, score
 from eval.worker import WorkerError
 from pipeline import guard, plugins, records
-from pipeline.errors import UnusableRuntimeError
+from pipeline.errors import IntegrityError, UnusableRuntimeError
 from pipeline.params import Params, load
-from pipeline.prepared import read_encoded
+from pipeline.prepared import TEST_LOGITS, read_encoded
 from pipeline.records import Card, Score, open_folder
 from pipeline.workspace import Workspace
 from stages.targets import artefact_of, parse_target
@@ -47,7 +48,7 @@ def _score(params: Params, workspace: Workspace, name: str, card: Card) -> Score
         raise UnusableRuntimeError(reason)
     _, test = read_encoded(workspace, "test", params.data.max_length)
     open_folder(workspace.teacher, "teacher")
-    open_folder(workspace.student, "student")
+    student_logits = _student_logits(workspace)
     folder, threads = workspace.exported(name), params.measure.threads
     with device.open_session(target.runtime, folder, artefact, threads) as session:
         logits = answer(session, test.ids, artefact, test.pad_id, getattr(runtime, "BATCH", None))
@@ -58,7 +59,7 @@ def _score(params: Params, workspace: Workspace, name: str, card: Card) -> Score
         artefact_digest=card.digest,
         logits=logits,
         labels=test.labels,
-        student_logits=np.load(workspace.student / "test_logits.npy", allow_pickle=False),
+        student_logits=student_logits,
         teacher_predictions=json.loads((workspace.teacher / "predictions.json").read_text("utf-8")),
         stand_in=runtime.STAND_IN,
         runtime_version=session.runtime_version,
@@ -71,6 +72,16 @@ def _score(params: Params, workspace: Workspace, name: str, card: Card) -> Score
         100 * found.agreement.value,
     )
     return found
+
+
+def _student_logits(workspace: Workspace) -> Float[np.ndarray, "examples classes"]:
+    """What the student itself answers to test, which every target is compared with."""
+    card = open_folder(workspace.student, "student")
+    if TEST_LOGITS not in card.files:
+        raise IntegrityError(
+            f"{workspace.student}: no {TEST_LOGITS}: an earlier version made it; run `dvc repro --force distill`"
+        )
+    return np.load(workspace.student / TEST_LOGITS, allow_pickle=False)
 
 
 def main() -> None:

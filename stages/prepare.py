@@ -52,11 +52,11 @@ def run(params: Params, workspace: Workspace) -> None:
     }
     with output_folder(workspace.data) as partial:
         write_prepared(dataset, partial)
-        facts["encoding"] = write_encoded(
-            partial, student_tokenizer, tokenizer, params.data.max_length, has_token=has_token
-        )
         save_tokenizer(student_tokenizer, partial / "tokenizer")
         save_tokenizer(tokenizer, partial / "teacher_tokenizer")
+        # What the saved tokenizers say, since those are what ships.
+        saved = load_tokenizer(partial / "tokenizer"), load_tokenizer(partial / "teacher_tokenizer")
+        facts["encoding"] = write_encoded(partial, *saved, params.data.max_length, has_token=has_token)
         seal(partial, KIND, facts=facts)
     rows, near = dataset.findings["rows"], dataset.findings["near_duplicates"]
     log.info(

@@ -22,8 +22,8 @@ from pipeline.errors import IntegrityError, ModelError, SettingsError, TrainingE
 from pipeline.files import sha256_of
 from pipeline.models import load_classifier
 from pipeline.params import load
-from pipeline.prepared import read_encoded
-from pipeline.records import Examination, Floors, Measurement, Parity, Score, Status, open_folder
+from pipeline.prepared import TEST_LOGITS, read_encoded
+from pipeline.records import Examination, Floors, Measurement, Parity, Score, Status, open_folder, seal
 from pipeline.vocabulary import load_tokenizer
 from pipeline.workspace import Workspace
 from stages import benchmark, convert, distill, evaluate, examine, floors, machine, prepare, quantize, reference, teach
@@ -123,12 +123,26 @@ def test_token_ids_are_made_once(built):
         read_encoded(workspace, "test", longest + 1)
 
 
+def test_a_trimmed_student_reads_ids_of_its_own(tmp_path):
+    """Beside the teacher's, as each of the two saved tokenizers gives them."""
+    params, workspace = make(tmp_path, prepare, student__vocabulary="trimmed")
+    longest = params.data.max_length
+    examples, split = read_encoded(workspace, "dev", longest)
+    ours, theirs = (load_tokenizer(workspace.data / name) for name in ("tokenizer", "teacher_tokenizer"))
+    assert len(ours) < len(theirs)
+    assert split.ids == encode(ours, examples.texts, longest)
+    assert split.teacher_ids == encode(theirs, examples.texts, longest)
+    assert (split.pad_id, split.teacher_pad_id, split.has_token) == (ours.pad_token_id, theirs.pad_token_id, False)
+    assert split.delimiter_ids == (ours.cls_token_id, ours.sep_token_id)
+    _, alone = read_encoded(workspace, "dev", longest, for_teacher=True)
+    assert (alone.ids, alone.teacher_ids, alone.pad_id) == (split.teacher_ids, None, theirs.pad_token_id)
+
+
 def test_data_without_token_ids_are_prepared_again(copy):
     """Planted: what an earlier version wrote."""
     params, workspace = copy
-    card = json.loads((workspace.data / "card.json").read_text())
-    del card["facts"]["encoding"]
-    (workspace.data / "card.json").write_text(json.dumps(card))
+    facts = open_folder(workspace.data, "data").facts
+    seal(workspace.data, "data", facts={name: fact for name, fact in facts.items() if name != "encoding"})
     with pytest.raises(IntegrityError, match="found no token ids"):
         read_encoded(workspace, "dev", params.data.max_length)
 
@@ -307,6 +321,33 @@ def test_finished_student_is_not_trained_again(copy, caplog, monkeypatch):
     assert {folder: hashes(workspace.artifacts / folder) for folder in ("student", "variants")} == expected
 
 
+def test_a_finished_student_answers_the_test_rows_of_now(copy, monkeypatch):
+    """Planted: test in another order and a row shorter, on which no weight depends; nothing is trained."""
+    params, workspace = copy
+    before = np.load(workspace.student / TEST_LOGITS, allow_pickle=False)
+    header, _, *others = (workspace.root / "inputs" / "test.csv").read_text("utf-8").splitlines()
+    (workspace.root / "inputs" / "test.csv").write_text("\n".join([header, *reversed(others)]) + "\n", "utf-8")
+    monkeypatch.setattr(distillation, "fit", None)
+    run(params, workspace, prepare, distill)
+    after = np.load(workspace.student / TEST_LOGITS, allow_pickle=False)
+    np.testing.assert_allclose(after, before[:0:-1], atol=1e-5)
+    assert json.loads((workspace.student / "predictions.json").read_text()) == after.argmax(1).tolist()
+    card = open_folder(workspace.student, "student")
+    assert card.sources["data"] == open_folder(workspace.data, "data").digest
+    labels = read_prepared(workspace.data, "test").labels
+    assert card.facts["test_accuracy"] == float(np.mean(after.argmax(1) == np.asarray(labels)))
+
+
+def test_a_student_of_an_earlier_version_is_asked_again(copy):
+    """Planted: a folder without its answers."""
+    params, workspace = copy
+    card = open_folder(workspace.student, "student")
+    (workspace.student / TEST_LOGITS).unlink()
+    seal(workspace.student, "student", card.sources, card.facts)
+    with pytest.raises(IntegrityError, match=r"no test_logits.npy: an earlier version made it; run `dvc repro --force"):
+        evaluate.run(params, workspace, "cpu")
+
+
 # --- refused -----------------------------------------------------------------------------------------------------
 
 
@@ -442,7 +483,6 @@ def test_losses_that_do_not_fit_are_refused_before_training(copy):
 # --- other shapes of a distillation ------------------------------------------------------------------------------
 
 
-@pytest.mark.slow  # the recipe smoke, which continuous integration runs, has other shapes too
 def test_small_student_with_controls_goes_all_the_way(copy):
     """Trimmed, narrower, factorised, in two phases, with a second seed and controls: each of as many steps."""
     _, workspace = copy

@@ -181,7 +181,6 @@ def test_exported_again_gives_the_same_bytes(saved, fp32, tmp_path, capfd):
 
 
 @pytest.mark.slow
-@pytest.mark.slow
 def test_another_process_gives_the_same_bytes(saved, int8, tmp_path):
     """With another hash seed. Slow: imports torch and ExecuTorch again."""
     code = (

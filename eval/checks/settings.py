@@ -44,6 +44,7 @@ def check(subject: Subject) -> Check:
             settings=TIMING if title in advisable else TOLD,
             seed=subject.seed,
             with_loads=False,
+            with_canary=False,
         )
         if timed.not_measured is None:
             found[title] = speedup(timed)
@@ -57,7 +58,7 @@ def check(subject: Subject) -> Check:
     }
     shown = ", ".join(
         [
-            *(f"{title} {ratio.value:.2f} [{ratio.low:.2f}, {ratio.high:.2f}]" for title, ratio in found.items()),
+            *(f"{title} {_shown(ratio, title in advisable)}" for title, ratio in found.items()),
             *(f"{title} cannot run: {problem}" for title, problem in problems.items()),
         ]
     )
@@ -72,6 +73,11 @@ def check(subject: Subject) -> Check:
 
 def _variants(runtime: ModuleType, subject: Subject) -> dict[str, dict[str, str]]:
     return runtime.variants(subject.artefact) if hasattr(runtime, "variants") else {}
+
+
+def _shown(ratio: Interval, advisable: bool) -> str:
+    # Processes differ more than calls, so an interval from one process is none.
+    return f"{ratio.value:.2f}" + (f" [{ratio.low:.2f}, {ratio.high:.2f}]" if advisable else " in one process")
 
 
 def _is_advisable(runtime: ModuleType, changed: dict[str, str]) -> bool:

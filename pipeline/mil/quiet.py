@@ -2,7 +2,6 @@
 
 import logging
 import sys
-import warnings
 from importlib import util
 from pathlib import Path
 from types import ModuleType
@@ -30,20 +29,16 @@ def import_coremltools() -> ModuleType:
     logger = logging.getLogger("coremltools")
     if not any(isinstance(known, _KnownNotes) for known in logger.filters):
         logger.addFilter(_KnownNotes())
-    # Wherever executorch is installed, it is imported for a dialect of programs that we do not convert: more seconds,
+    # It imports executorch wherever that is installed, for a dialect of programs that we do not convert: more seconds,
     # and another way through coremltools than on a machine without it.
-    is_hidden = not {"coremltools", "executorch"} & sys.modules.keys()
-    if is_hidden:
-        sys.modules["executorch"] = None  # type: ignore[assignment]  # Python's way to say that there is none
+    before = {"executorch": sys.modules["executorch"]} if "executorch" in sys.modules else {}
+    sys.modules["executorch"] = None  # type: ignore[assignment]  # Python's way to say that there is none
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", DeprecationWarning)
-            import coremltools
-
-            return coremltools
+        import coremltools
     finally:
-        if is_hidden:
-            del sys.modules["executorch"]
+        del sys.modules["executorch"]
+        sys.modules.update(before)
+    return coremltools
 
 
 def import_specification() -> ModuleType:

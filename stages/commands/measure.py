@@ -23,7 +23,7 @@ def command(
     target: Annotated[str, typer.Argument(help="A name under targets: in params.yaml.")],
     folder: Annotated[Path, typer.Option(help="The project.")] = Path(),
 ) -> int:
-    # imports torch, which the list of commands need not
+    # half a second of imports, which the list of commands need not wait for
     from stages import benchmark
 
     workspace = Workspace(folder)

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline.params import Params
+from pipeline.prepared import open_data
 from pipeline.workspace import Workspace
 
 
@@ -28,9 +29,6 @@ class Places:
 
     def data(self, params: Params) -> Path:
         """A workspace of prepared data: one for all methods whose students read the same tokens."""
-        # The command line lists its commands without importing torch, and one of them imports this file.
-        from pipeline.prepared import open_data
-
         decisive = [
             open_data(Workspace(self.workspace)).digest,  # of the files as they are now
             params.seed,

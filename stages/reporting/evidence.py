@@ -189,7 +189,7 @@ def _read_plan(workspace: Workspace) -> dict[str, Any]:
 
 
 def _read_rows(workspace: Workspace) -> Rows:
-    # Not pipeline.data.read_prepared: that file imports torch, and a report needs none.
+    # Not pipeline.data.read_prepared: that file also cuts and compares splits, which takes scikit-learn.
     names = tuple(json.loads((workspace.data / "labels.json").read_text("utf-8")))
     number = {name: i for i, name in enumerate(names)}
     with (workspace.data / "test.jsonl").open(encoding="utf-8") as file:
