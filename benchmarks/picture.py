@@ -29,7 +29,7 @@ NAMES = {
     "cpu_fp32": "cpu_fp32: ONNX, float",
     "cpu": "cpu: ONNX, 8-bit",
     "android": "android: LiteRT, 8-bit",
-    "ios": "ios: Core ML, fp16",
+    "ios": "ios: Core ML, float",
 }
 INK, MUTED, MARK, PAPER = "#1f2933", "#7b8794", "#1f6feb", "#ffffff"
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, help=__doc__)
