@@ -1,11 +1,18 @@
-"""How a child process ends: with its parent, and with a reason that can stand in a record."""
+"""How a child process ends: with its parent, and with a reason that can stand in a record.
+
+`python -m eval.dying COMMAND...` becomes a command that ends with its parent, for programs that are not ours. (Python's
+`preexec_fn` would fork this process as it is, threads of JAX and others included, which can hang it.)
+"""
 
 import ctypes
+import os
 import signal
 import sys
+from pathlib import Path
 
 _PR_SET_PDEATHSIG = 1
 SHOWN_CHARACTERS = 300
+ROOT = Path(__file__).resolve().parents[1]
 
 
 def with_parent() -> None:
@@ -21,3 +28,13 @@ def reason(returncode: int, printed: str) -> str:
         return f"crashed ({name}){' (out of memory?)' if name == 'SIGKILL' else ''}"
     lines = [line for line in printed.splitlines() if line.strip()]
     return f"failed (exit status {returncode}): {lines[-1][:SHOWN_CHARACTERS] if lines else 'it printed nothing'}"
+
+
+def command(*words: str) -> list[str]:
+    """The command that does the same and ends with this process; to be started in the folder `ROOT`."""
+    return [sys.executable, "-m", __name__, *words]
+
+
+if __name__ == "__main__":
+    with_parent()
+    os.execv(sys.argv[1], sys.argv[1:])

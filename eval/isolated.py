@@ -31,7 +31,6 @@ from pipeline import emulation, plugins
 from pipeline.errors import ModelError, PipelineError, UnusableRuntimeError
 from pipeline.records import Artefact
 
-ROOT = Path(__file__).resolve().parents[1]
 OPEN_TIMEOUT_S = 120.0  # importing a runtime on a busy machine takes up to twenty seconds
 RUN_TIMEOUT_S = 60.0
 # Far above what a classifier of some hundred megabytes needs, far below what makes a machine swap.
@@ -145,7 +144,7 @@ def open_session(
     log = tempfile.TemporaryFile()  # noqa: SIM115
     process = subprocess.Popen(
         [*(emulation.prefix() if emulated else []), sys.executable, "-m", "eval.isolated", str(theirs.fileno())],
-        cwd=ROOT,
+        cwd=dying.ROOT,
         env={**os.environ, **thread_environment(threads)},
         stdin=subprocess.DEVNULL,
         stdout=log,

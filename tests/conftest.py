@@ -42,13 +42,26 @@ def without_vnni(request):
     for name in WITH_8_BIT_KERNELS:
         runtime = plugins.load("runtime", name)
         if runtime.why_unusable() is None:
-            opened = partial(_open_without_vnni, name, runtime.open_session)
+            opened = partial(_open_without_vnni, request.node, name, runtime.open_session)
             request.getfixturevalue("monkeypatch").setattr(runtime, "open_session", opened)
 
 
-def _open_without_vnni(name, open_here, folder, artefact, threads):
+def _open_without_vnni(test, name, open_here, folder, artefact, threads):
     from eval.isolated import open_session
 
     if artefact.precision != "int8":
         return open_here(folder, artefact, threads)
+    test.user_properties.append(("without VNNI", name))
     return open_session(name, folder, artefact, threads, emulated=True)
+
+
+def pytest_terminal_summary(terminalreporter, config):
+    """Which tests did so: a run in which none executed anything there would be as green."""
+    if not config.getoption("--without-vnni"):
+        return
+    for outcome in ("passed", "failed"):
+        tests = [report for report in terminalreporter.getreports(outcome) if dict(report.user_properties)]
+        terminalreporter.write_line(f"{len(tests)} {outcome} with 8-bit files on an emulated CPU without VNNI:")
+        for test in sorted(tests, key=lambda report: report.nodeid):
+            runtimes = sorted({name for _, name in test.user_properties})
+            terminalreporter.write_line(f"  {test.nodeid} ({', '.join(runtimes)})")

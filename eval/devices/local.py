@@ -3,14 +3,12 @@
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 from eval import dying
 from eval.isolated import open_session
 from eval.worker import Job, Result, WorkerError, parse_result, thread_environment
 
 __all__ = ["open_session", "run_worker", "why_unusable"]
-ROOT = Path(__file__).resolve().parents[2]
 
 
 def why_unusable() -> str | None:
@@ -32,7 +30,7 @@ def run_worker(job: Job, timeout_s: float) -> Result:
             text=True,
             errors="replace",
             timeout=timeout_s,
-            cwd=ROOT,
+            cwd=dying.ROOT,
             env={**os.environ, **thread_environment(job.threads)},
             check=False,
         )

@@ -247,11 +247,11 @@ class Page:
         flags = [*FLAGS, *(["--no-sandbox"] if os.geteuid() == 0 else []), f"--user-data-dir={self._profile}"]
         url = f"http://127.0.0.1:{self._server.server_port}/{self.secret}/"
         return subprocess.Popen(
-            [browser, *flags, url],
+            dying.command(browser, *flags, url),
+            cwd=dying.ROOT,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
-            preexec_fn=dying.with_parent,
         )
 
     def load(self, path: Path, types: dict[str, str]) -> tuple[int, dict[str, Any]]:
