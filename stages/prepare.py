@@ -5,6 +5,7 @@ Run as `python -m stages.prepare`.
 
 import logging
 from collections import Counter
+from pathlib import Path
 
 import numpy as np
 from transformers import PreTrainedTokenizerBase
@@ -25,14 +26,17 @@ log = logging.getLogger(__name__)
 KIND = "data"
 
 
-def run(params: Params, workspace: Workspace) -> None:
-    """Writes the prepared splits, `tokenizer/` for the student and `teacher_tokenizer/`."""
+def run(params: Params, workspace: Workspace, root: Path | None = None) -> None:
+    """Writes the prepared splits, `tokenizer/` for the student and `teacher_tokenizer/`.
+
+    `root` is the project whose data files are read, where it is not the workspace itself.
+    """
     folder = find_model(params.teacher.model, params.teacher.revision)
     config = read_config(folder)
     check_positions(config, params.data.max_length)
     tokenizer = load_tokenizer(folder)
     check_vocabulary(config, len(tokenizer))
-    dataset = load_dataset(params.data, workspace.root, params.seed)
+    dataset = load_dataset(params.data, root or workspace.root, params.seed)
     keep, student_tokenizer, has_token = None, tokenizer, params.student.distillation_token
     if params.student.vocabulary == "trimmed":
         keep = needed_tokens(tokenizer, [row.text for row in dataset.splits["train"]])

@@ -135,8 +135,8 @@ guard.run(stages.distill.main)
 """
 POINTS = {
     "while the teacher's answers are written": """
-real = pipeline.training.seal
-pipeline.training.seal = lambda folder, kind, *a, **k: hold() if kind == "teacher_logits" else real(folder, kind)
+real = pipeline.answers.seal
+pipeline.answers.seal = lambda folder, kind, *a, **k: hold() if kind == "teacher_logits" else real(folder, kind)
 """,
     "checkpoint written, card not yet": """
 real = pipeline.training.seal
@@ -161,8 +161,8 @@ def rmtree(path, *args, **kwargs):
 shutil.rmtree = rmtree
 """,
     "after the last step of the first seed": """
-real = stages.distill.predict_logits
-stages.distill.predict_logits = lambda *a: hold()
+real = pipeline.distillation.predict_logits
+pipeline.distillation.predict_logits = lambda *a: hold()
 """,
     "while the second seed trains": """
 real = pipeline.training._Trainer.compute_loss
@@ -173,8 +173,8 @@ def compute_loss(self, *args, **kwargs):
 pipeline.training._Trainer.compute_loss = compute_loss
 """,
     "while a finished model is written": """
-real = stages.distill.save_tokenizer
-stages.distill.save_tokenizer = lambda *a: hold()
+real = pipeline.distillation.save_tokenizer
+pipeline.distillation.save_tokenizer = lambda *a: hold()
 """,
     "between variants and student": """
 real = stages.distill.output_folder

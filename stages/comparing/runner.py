@@ -62,7 +62,7 @@ def prepare_data(settings: dict[str, Params], places: Places) -> None:
         try:
             open_data(place)
         except IntegrityError:
-            prepare.run(params, place)
+            prepare.run(params, place, places.workspace)
         place.teacher.unlink(missing_ok=True)
         place.teacher.symlink_to(Workspace(places.workspace).teacher.resolve())
 
