@@ -447,6 +447,7 @@ def test_onnx_answers_as_pytorch_from_the_same_operators(tmp_path, family, preci
     assert changed and all((ours[0], theirs[0]) == (61, 60) and ours[1:] == theirs[1:] for ours, theirs in changed)
 
 
+# two more conversions for the second precision, ten seconds
 @pytest.mark.parametrize("precision", ["fp16", pytest.param("int8", marks=pytest.mark.slow)])
 def test_core_ml_packages_hold_one_row_more_and_the_same_operators(tmp_path, precision):
     """Executed by the reference interpreter, since Core ML itself needs a Mac."""

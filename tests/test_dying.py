@@ -27,7 +27,8 @@ def test_a_command_runs_as_it_would_by_itself():
     assert (done.returncode, done.stdout) == (7, "['a b', '--flag']\n")
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="only Linux's kernel can be asked for it")
+# Elsewhere `with_parent` does nothing, since there is no prctl: an orphan would end by itself, after a minute.
+@pytest.mark.skipif(sys.platform != "linux", reason="PR_SET_PDEATHSIG is a wish that only Linux's kernel grants")
 def test_a_command_ends_with_its_parent():
     """Planted: a parent that is killed, and has no time to end anybody."""
     with subprocess.Popen([sys.executable, "-c", STARTED], cwd=dying.ROOT, stdout=subprocess.PIPE, text=True) as parent:

@@ -65,7 +65,7 @@ def int8(saved, tmp_path_factory):
     return out, convert(saved[1], out, "int8", Params(), LONGEST, PLAN)
 
 
-@pytest.mark.slow
+@pytest.mark.slow  # a conversion of its own
 def test_a_factorised_table_is_8_bit_too(tmp_path):
     """The narrow table is the plan's, and its projection a layer like others."""
     model = build_student(toy_model(), StudentSettings(layers=1, embedding=8), seed=0).eval()
@@ -180,7 +180,7 @@ def test_exported_again_gives_the_same_bytes(saved, fp32, tmp_path, capfd):
             assert trace.encode() not in content
 
 
-@pytest.mark.slow
+@pytest.mark.slow  # a second process imports ExecuTorch; the same process has a fast test
 def test_another_process_gives_the_same_bytes(saved, int8, tmp_path):
     """With another hash seed. Slow: imports torch and ExecuTorch again."""
     code = (

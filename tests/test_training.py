@@ -348,6 +348,7 @@ def damage_newest(work, how):
     ("how", "message"),
     [
         ("model.safetensors", r"model.safetensors: damaged: found SHA-256 \w+…, expected \w+…"),
+        # three more files by the same way, a training each
         pytest.param("optimizer.pt", "optimizer.pt: damaged", marks=pytest.mark.slow),
         pytest.param("trainer_state.json", "trainer_state.json: damaged", marks=pytest.mark.slow),
         pytest.param("rng_state.pth", "rng_state.pth: damaged", marks=pytest.mark.slow),
