@@ -32,7 +32,8 @@ from pipeline.models import load_classifier
 from pipeline.palettes import make_palette, through_palette
 from pipeline.records import Artefact, Check, Status
 
-# What is marked slow here converts once more, in another family, precision or shape than a fast test of the same beside it.
+# What is marked slow here converts once more, in another family, precision or shape than a fast test of the same has.
+
 CHOICES = {"precision": "fp16", "params": PARAMS}
 
 
