@@ -30,7 +30,8 @@ def main():
     with guard.lock(out), output_folder(out) as partial:
         (partial / "half").write_text("x")
         Path(sys.argv[2]).write_text("busy")
-        time.sleep(120)
+        while True:
+            time.sleep(0.01)  # a signal just before one long sleep would wait for its end
 
 guard.run(main)
 """
