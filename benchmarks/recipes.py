@@ -22,12 +22,12 @@ from eval import figures
 from eval.accuracy import answer
 from eval.runtimes import onnxruntime
 from export import to_onnx
-from pipeline import guard, records
-from pipeline.files import write_atomically
-from pipeline.params import Params, load
-from pipeline.prepared import read_encoded
-from pipeline.records import Floors, Measurement, Score, open_folder
-from pipeline.workspace import Workspace
+from pipeline.base import guard, records
+from pipeline.base.files import write_atomically
+from pipeline.base.records import Floors, Measurement, Score, open_folder
+from pipeline.base.workspace import Workspace
+from pipeline.data.prepared import read_encoded
+from pipeline.settings.params import Params, load
 from stages.comparing import results
 from stages.quantize import plans_for
 

@@ -34,16 +34,16 @@ from eval.padding import pad
 from eval.runtimes import Session
 from eval.statistics import median_ratio_interval, share_interval
 from eval.worker import WorkerError, thread_environment
-from pipeline import guard, plugins
-from pipeline.architectures import shape_of
-from pipeline.files import write_atomically
-from pipeline.machine import facts
-from pipeline.models import read_config
-from pipeline.params import load
-from pipeline.prepared import read_encoded
-from pipeline.quantization import Plans
-from pipeline.records import Artefact, open_folder
-from pipeline.workspace import Workspace
+from pipeline.base import guard, plugins
+from pipeline.base.files import write_atomically
+from pipeline.base.machine import facts
+from pipeline.base.records import Artefact, open_folder
+from pipeline.base.workspace import Workspace
+from pipeline.data.prepared import read_encoded
+from pipeline.families.architectures import shape_of
+from pipeline.models.checkpoints import read_config
+from pipeline.quantization.plan import Plans
+from pipeline.settings.params import load
 
 LENGTHS = (8, 16, 32, 64, 128)
 THREADS = (1, 2)

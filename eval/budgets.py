@@ -30,9 +30,19 @@ from typing import Literal, TypeVar
 
 from eval import figures
 from eval.statistics import TooFewError, drop_interval, flips, mcnemar, share_interval, two_sided
-from pipeline.errors import IntegrityError
-from pipeline.params import Budgets, Target
-from pipeline.records import LINEAR, BudgetVerdict, Examination, Floor, Floors, Interval, Measurement, Score, Status
+from pipeline.base.errors import IntegrityError
+from pipeline.base.records import (
+    LINEAR,
+    BudgetVerdict,
+    Examination,
+    Floor,
+    Floors,
+    Interval,
+    Measurement,
+    Score,
+    Status,
+)
+from pipeline.settings.params import Budgets, Target
 
 ACCURACY_CONFIDENCE = two_sided(0.95)
 UNFIT_LIMIT = 1.5  # an interval widened by more than this factor is a guess

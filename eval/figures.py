@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Float
 
 from eval.statistics import TooFewError, median_ratio_interval, quantile_interval, two_sided
-from pipeline.records import Interval, Measurement, Series
+from pipeline.base.records import Interval, Measurement, Series
 
 Clock = Literal["wall", "cpu"]
 Model = Literal["candidate", "reference", "canary", "canary_twin"]

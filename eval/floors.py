@@ -10,7 +10,7 @@ from sklearn.svm import LinearSVC
 
 from eval.accuracy import macro_f1
 from eval.statistics import share_interval
-from pipeline.records import LINEAR, MAJORITY, Floor, Floors
+from pipeline.base.records import LINEAR, MAJORITY, Floor, Floors
 
 TIMED_CALLS = 100
 

@@ -27,9 +27,9 @@ from safetensors.numpy import load, save
 from eval import dying
 from eval.runtimes import Kernels
 from eval.worker import WorkerError, thread_environment
-from pipeline import emulation, plugins
-from pipeline.errors import ModelError, PipelineError, UnusableRuntimeError
-from pipeline.records import Artefact
+from pipeline.base import emulation, plugins
+from pipeline.base.errors import ModelError, PipelineError, UnusableRuntimeError
+from pipeline.base.records import Artefact
 
 OPEN_TIMEOUT_S = 120.0  # importing a runtime on a busy machine takes up to twenty seconds
 RUN_TIMEOUT_S = 60.0
@@ -129,7 +129,7 @@ def open_session(
         folder: where the artefact lies.
         artefact: what its card says.
         threads: of the runtime.
-        emulated: whether the process runs on an emulated x86 without VNNI; `pipeline.emulation` says whether it can.
+        emulated: whether the process runs on an emulated x86 without VNNI; `pipeline.base.emulation` says if it can.
         count_kernels: whether `kernels` of the session is filled, where the runtime can tell.
         open_timeout_s: for importing the runtime and loading the file.
         run_timeout_s: for each call.

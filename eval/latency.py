@@ -19,10 +19,10 @@ from eval.budgets import judge_timing
 from eval.figures import LATENCY_CONFIDENCE
 from eval.statistics import samples_needed
 from eval.worker import Job, Loadable, Result, Turn, WorkerError
-from pipeline import plugins
-from pipeline.errors import IntegrityError, UnusableRuntimeError
-from pipeline.params import Budgets, MeasureSettings
-from pipeline.records import Artefact, Measurement, Series, Status
+from pipeline.base import plugins
+from pipeline.base.errors import IntegrityError, UnusableRuntimeError
+from pipeline.base.records import Artefact, Measurement, Series, Status
+from pipeline.settings.params import Budgets, MeasureSettings
 
 log = logging.getLogger(__name__)
 

@@ -8,8 +8,8 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from eval.statistics import drop_interval
-from pipeline.errors import IntegrityError
-from pipeline.records import Interval, Record
+from pipeline.base.errors import IntegrityError
+from pipeline.base.records import Interval, Record
 
 
 class Hop(Record):

@@ -5,8 +5,8 @@ from collections.abc import Sequence
 import numpy as np
 from jaxtyping import Int
 
-from pipeline.errors import ModelError
-from pipeline.records import Artefact
+from pipeline.base.errors import ModelError
+from pipeline.base.records import Artefact
 
 
 def padded_length(length: int, artefact: Artefact) -> int:

@@ -10,8 +10,8 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from eval.runtimes import Session
-from pipeline.errors import NamesDifferError, ParityError, ShapesDifferError, ValuesDifferError
-from pipeline.records import Parity
+from pipeline.base.errors import NamesDifferError, ParityError, ShapesDifferError, ValuesDifferError
+from pipeline.base.records import Parity
 
 Batch = tuple[Int[np.ndarray, "batch length"], Int[np.ndarray, "batch length"]]
 

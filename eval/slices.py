@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Sequence
 
 from eval.statistics import share_interval
-from pipeline.records import Interval
+from pipeline.base.records import Interval
 
 
 def accuracy_by_slice(slices: Sequence[str], labels: Sequence[int], predictions: Sequence[int]) -> dict[str, Interval]:

@@ -13,8 +13,8 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 from scipy import optimize, stats
 
-from pipeline.errors import PipelineError
-from pipeline.records import Interval
+from pipeline.base.errors import PipelineError
+from pipeline.base.records import Interval
 
 # Below this many changed answers the normal approximation is too coarse (measuring.md, B5).
 MIN_FLIPS_FOR_NORMAL = 25

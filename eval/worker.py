@@ -24,9 +24,9 @@ from pydantic import Field, ValidationError, model_validator
 from eval import dying
 from eval.padding import pad
 from eval.runtimes import Session
-from pipeline import machine, plugins
-from pipeline.errors import PipelineError
-from pipeline.records import Artefact, Record
+from pipeline.base import machine, plugins
+from pipeline.base.errors import PipelineError
+from pipeline.base.records import Artefact, Record
 
 Model = Literal["candidate", "reference"]
 # JSON that says 0, -1, 1.5 where a whole number belongs, or NaN is refused rather than turned into a number.

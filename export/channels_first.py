@@ -16,7 +16,7 @@ from transformers import PreTrainedModel
 from transformers.activations import ACT2FN
 
 from export.encoder_graph import MASKED, EncoderGraph
-from pipeline.architectures import family_of, layers_of, shape_of
+from pipeline.families.architectures import family_of, layers_of, shape_of
 
 # in place of the dots in a module's name, which names of submodules cannot have
 SEPARATOR = "__"

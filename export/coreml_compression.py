@@ -6,7 +6,7 @@ from types import ModuleType
 from typing import Any, NamedTuple
 
 from pipeline.mil.interpreter import Range
-from pipeline.palettes import make_palette
+from pipeline.mil.palettes import make_palette
 
 NAMESPACE = "compression"
 

@@ -19,8 +19,8 @@ from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 from transformers import PreTrainedModel
 
-from pipeline.architectures import encoder_of
-from pipeline.errors import ExportError
+from pipeline.base.errors import ExportError
+from pipeline.families.architectures import encoder_of
 
 # Finite in fp16 (largest 65,504), with room for a score beside it; e^-10000 is 0 in every format. The smallest fp16
 # itself would not do: added to a negative score it overflows to the -inf that is to be avoided.

@@ -22,7 +22,7 @@ from typing import Literal
 import numpy as np
 import torch
 
-from pipeline.batches import pad
+from pipeline.data.batches import pad
 from pipeline.mil.interpreter import Interpreter, Range
 from pipeline.mil.package import Constant, Operation, read_package
 

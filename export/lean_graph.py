@@ -21,7 +21,7 @@ from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper, numpy_h
 from onnx.reference import ReferenceEvaluator
 
 from export.onnx_int8 import drop_unused_weights, module_of
-from pipeline.quantization import MIN_TABLE_ROWS
+from pipeline.quantization.plan import MIN_TABLE_ROWS
 
 SMALL = 64  # elements; a larger constant is a weight, which no rewrite computes
 MASKED = float(np.finfo(np.float32).min)  # what PyTorch adds to the score of a masked key

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from pipeline.errors import SettingsError
+from pipeline.base.errors import SettingsError
 
 
 def check_ascending(lengths: Sequence[int]) -> None:

@@ -14,9 +14,9 @@ from torch import Tensor
 from torch.nn.functional import kl_div
 from transformers import PreTrainedModel
 
-from pipeline.batches import batches_by_length, pad
-from pipeline.errors import ExportError
-from pipeline.palettes import BITS, through_palette
+from pipeline.base.errors import ExportError
+from pipeline.data.batches import batches_by_length, pad
+from pipeline.mil.palettes import BITS, through_palette
 
 SENSITIVITY_ROWS = 128  # divergence is far less noisy than accuracy
 OVERHEAD = 1.02  # palettes and alignment, as measured on saved packages of students; the file is looked at besides

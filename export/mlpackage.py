@@ -9,8 +9,8 @@ from pathlib import Path
 
 import numpy as np
 
-from pipeline.errors import ExportError
-from pipeline.files import sha256_of
+from pipeline.base.errors import ExportError
+from pipeline.base.files import sha256_of
 from pipeline.mil.package import SYSTEMS, Argument, Operation, read_package
 
 # Written by coremltools for another tool's debugger, and in no manifest.

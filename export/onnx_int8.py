@@ -14,10 +14,10 @@ import torch
 from jaxtyping import Float
 from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
-from pipeline.calibration import Range
-from pipeline.errors import ExportError
-from pipeline.plugins import nearest
-from pipeline.quantization import Plan, activation_scale, quantize_weight
+from pipeline.base.errors import ExportError
+from pipeline.base.plugins import nearest
+from pipeline.quantization.calibration import Range
+from pipeline.quantization.plan import Plan, activation_scale, quantize_weight
 
 # Positions that are counted from 0 are a Slice of their table, others a Gather.
 TABLE_READERS = ("Gather", "Slice")

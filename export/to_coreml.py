@@ -51,18 +51,18 @@ from export.mlpackage import (
     quiet_conversion,
     rewrite_manifest,
 )
-from pipeline.errors import ExportError, PipelineError, SettingsError
-from pipeline.files import sha256_of
-from pipeline.machine import version_of
+from pipeline.base.errors import ExportError, PipelineError, SettingsError
+from pipeline.base.files import sha256_of
+from pipeline.base.machine import version_of
+from pipeline.base.records import Artefact, TensorFact
 from pipeline.mil.package import SPECIFICATION, WEIGHTS, Operation, read_package
 from pipeline.mil.quiet import import_coremltools
-from pipeline.models import load_classifier
-from pipeline.params import Count, Settings
-from pipeline.quantization import quantizable_modules
-from pipeline.records import Artefact, TensorFact
+from pipeline.models.checkpoints import load_classifier
+from pipeline.quantization.plan import quantizable_modules
+from pipeline.settings.params import Count, Settings
 
 if TYPE_CHECKING:
-    from pipeline.quantization import Plan, Scheme
+    from pipeline.quantization.plan import Plan, Scheme
 
 T = TypeVar("T")
 PRECISIONS = ("fp32", "fp16", "auto", "int8", "w8a8", "palette8", "palette6", "palette4", "mixed")
@@ -180,7 +180,7 @@ def why_unusable() -> str | None:
 
 def scheme(precision: str, params: Params) -> "Scheme | None":
     """int8 is weights alone, w8a8 has fixed ranges; the others look at the plan's calibration rows only."""
-    from pipeline.quantization import Scheme
+    from pipeline.quantization.plan import Scheme
 
     if precision not in {"int8", "w8a8"}:
         return None

@@ -25,16 +25,16 @@ from torch.fx import GraphModule, Node
 from transformers import PreTrainedModel
 
 from export.encoder_graph import COUNTED, EncoderGraph, check_answers, export_graph
-from pipeline import extras
-from pipeline.errors import ExportError, first_line
-from pipeline.machine import version_of
-from pipeline.models import load_classifier, positions_of, token_table
-from pipeline.params import Settings
-from pipeline.quantization import TINY, Scheme, quantizable_modules, quantize_weight
-from pipeline.records import Artefact, TensorFact
+from pipeline.base import extras
+from pipeline.base.errors import ExportError, first_line
+from pipeline.base.machine import version_of
+from pipeline.base.records import Artefact, TensorFact
+from pipeline.models.checkpoints import load_classifier, positions_of, token_table
+from pipeline.quantization.plan import TINY, Scheme, quantizable_modules, quantize_weight
+from pipeline.settings.params import Settings
 
 if TYPE_CHECKING:
-    from pipeline.quantization import Plan
+    from pipeline.quantization.plan import Plan
 
 PRECISIONS = ("fp32", "int8")
 # Share of the spread of the reference logits. Measured: 63 made-up texts of 1 to 64 tokens, a trained 2-layer student.
@@ -64,7 +64,7 @@ def convert(source: Path, out: Path, precision: str, params: Params, max_length:
     """Writes `model.pte`, and `model.bpte` with inputs and answers to test it by, into the existing empty folder `out`.
 
     Args:
-        source: a model folder, as `pipeline.models.load_classifier` reads it.
+        source: a model folder, as `pipeline.models.checkpoints.load_classifier` reads it.
         out: where to write.
         precision: one of PRECISIONS. int8 is 8-bit weights and activations whose range is taken token by token as they
             come; attention between tokens, normalizations and the position table stay in fp32.

@@ -31,13 +31,13 @@ from torch import Tensor, nn
 
 from export.encoder_graph import EncoderGraph, check_answers
 from export.lengths import check_ascending, choose_lengths
-from pipeline.errors import ExportError, SettingsError, first_line
-from pipeline.extras import why_missing
-from pipeline.machine import version_of
-from pipeline.models import load_classifier, positions_of
-from pipeline.params import Count, Settings
-from pipeline.quantization import Plan, Scheme, quantizable_modules
-from pipeline.records import Artefact, TensorFact
+from pipeline.base.errors import ExportError, SettingsError, first_line
+from pipeline.base.extras import why_missing
+from pipeline.base.machine import version_of
+from pipeline.base.records import Artefact, TensorFact
+from pipeline.models.checkpoints import load_classifier, positions_of
+from pipeline.quantization.plan import Plan, Scheme, quantizable_modules
+from pipeline.settings.params import Count, Settings
 
 PRECISIONS = ("fp32", "fp16", "int8")
 # Share of the spread of the reference logits. Measured on 300 texts with a trained student of 2 layers, 192 wide.
@@ -102,7 +102,7 @@ def convert(source: Path, out: Path, precision: str, params: Params, max_length:
     """Writes `model.tflite` into the existing empty folder `out`. Same source, same bytes.
 
     Args:
-        source: a model folder, as `pipeline.models.load_classifier` reads it.
+        source: a model folder, as `pipeline.models.checkpoints.load_classifier` reads it.
         out: where to write.
         precision: one of PRECISIONS. fp16 is weights only; sums are fp32 unless a GPU takes them.
         params: the exporter's options.

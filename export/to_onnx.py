@@ -19,13 +19,13 @@ from transformers import PreTrainedModel
 
 from export.lean_graph import make_lean, merge_parts
 from export.onnx_int8 import drop_unused_weights, quantize_graph
-from pipeline.errors import ExportError, ModelError
-from pipeline.machine import version_of
-from pipeline.models import load_classifier, positions_of
-from pipeline.onnx_files import check_onnx_file
-from pipeline.params import Settings
-from pipeline.quantization import PairFacts, Plan, Scheme, quantizable_modules
-from pipeline.records import Artefact, TensorFact
+from pipeline.base.errors import ExportError, ModelError
+from pipeline.base.machine import version_of
+from pipeline.base.records import Artefact, TensorFact
+from pipeline.formats.onnx_files import check_onnx_file
+from pipeline.models.checkpoints import load_classifier, positions_of
+from pipeline.quantization.plan import PairFacts, Plan, Scheme, quantizable_modules
+from pipeline.settings.params import Settings
 
 PRECISIONS = ("fp32", "int8")
 TOLERANCES = {
@@ -70,7 +70,7 @@ def convert(source: Path, out: Path, precision: str, params: Params, max_length:
     """Writes `model.onnx` into the existing empty folder `out`. Same source, same bytes.
 
     Args:
-        source: a model folder, as `pipeline.models.load_classifier` reads it.
+        source: a model folder, as `pipeline.models.checkpoints.load_classifier` reads it.
         out: where to write.
         precision: one of PRECISIONS.
         params: the exporter's options.

@@ -22,16 +22,16 @@ from transformers import PreTrainedModel
 
 from export import to_onnx
 from export.onnx_int8 import module_of
-from pipeline.errors import ExportError
-from pipeline.extras import why_missing
-from pipeline.machine import version_of
-from pipeline.models import load_classifier
-from pipeline.openvino_products import eight_bit_products
-from pipeline.pair_sums import least_scale, unsafe_pairs
-from pipeline.params import Settings
-from pipeline.plugins import nearest
-from pipeline.quantization import PairFacts, Plan, Scheme, quantizable_modules
-from pipeline.records import Artefact
+from pipeline.base.errors import ExportError
+from pipeline.base.extras import why_missing
+from pipeline.base.machine import version_of
+from pipeline.base.plugins import nearest
+from pipeline.base.records import Artefact
+from pipeline.formats.openvino_products import eight_bit_products
+from pipeline.models.checkpoints import load_classifier
+from pipeline.quantization.pair_sums import least_scale, unsafe_pairs
+from pipeline.quantization.plan import PairFacts, Plan, Scheme, quantizable_modules
+from pipeline.settings.params import Settings
 
 if TYPE_CHECKING:
     import openvino
@@ -80,7 +80,7 @@ def convert(source: Path, out: Path, precision: str, params: Params, max_length:
     That holds on one kind of CPU: NNCF's ranges are computed, and another CPU may round the last bit differently.
 
     Args:
-        source: a model folder, as `pipeline.models.load_classifier` reads it.
+        source: a model folder, as `pipeline.models.checkpoints.load_classifier` reads it.
         out: where to write.
         precision: one of PRECISIONS. fp16 is about the weights; on a CPU they are computed with in fp32.
         params: the exporter's options.

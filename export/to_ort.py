@@ -11,10 +11,10 @@ from typing import Any, Literal
 from pydantic import Field
 
 from export import to_onnx
-from pipeline.errors import ExportError, first_line
-from pipeline.machine import version_of
-from pipeline.quantization import Plan
-from pipeline.records import Artefact
+from pipeline.base.errors import ExportError, first_line
+from pipeline.base.machine import version_of
+from pipeline.base.records import Artefact
+from pipeline.quantization.plan import Plan
 
 PRECISIONS = to_onnx.PRECISIONS
 TOLERANCES = to_onnx.TOLERANCES  # the same operators on the same numbers
@@ -39,7 +39,7 @@ def convert(source: Path, out: Path, precision: str, params: Params, max_length:
     """Writes `model.ort` and `required_operators.config` into the existing empty folder `out`. Same source, same bytes.
 
     Args:
-        source: a model folder, as `pipeline.models.load_classifier` reads it.
+        source: a model folder, as `pipeline.models.checkpoints.load_classifier` reads it.
         out: where to write.
         precision: one of PRECISIONS.
         params: the exporter's options.

@@ -1,4 +1,4 @@
-"""What every other folder may use: settings, records, data, models, signals, training."""
+"""What every other folder may use, in rooms; each imports only rooms that stand before it (pyproject.toml)."""
 
 import logging
 

@@ -12,7 +12,7 @@ from rich.table import Table
 
 import stages
 import stages.commands
-from pipeline import guard
+from pipeline.base import guard
 
 app = typer.Typer(
     add_completion=False,

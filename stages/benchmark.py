@@ -14,13 +14,13 @@ from tokenizers import Tokenizer
 from eval import figures
 from eval.latency import Exported, measure, time_tokenizer
 from eval.statistics import TooFewError
-from pipeline import guard, plugins, records
-from pipeline.data import read_prepared
-from pipeline.errors import UnusableRuntimeError
-from pipeline.params import Params, load
-from pipeline.prepared import read_encoded
-from pipeline.records import Measurement, open_folder
-from pipeline.workspace import Workspace
+from pipeline.base import guard, plugins, records
+from pipeline.base.errors import UnusableRuntimeError
+from pipeline.base.records import Measurement, open_folder
+from pipeline.base.workspace import Workspace
+from pipeline.data.prepared import read_encoded
+from pipeline.data.reading import read_prepared
+from pipeline.settings.params import Params, load
 from stages.targets import artefact_bytes, artefact_of, no_measurement, parse_target
 
 log = logging.getLogger(__name__)

@@ -17,13 +17,13 @@ from eval.isolated import open_session
 from eval.padding import pad
 from eval.runtimes import pytorch
 from eval.worker import WorkerError
-from pipeline import guard, plugins
-from pipeline.errors import ExportError
-from pipeline.files import output_folder
-from pipeline.params import Params, Target, load
-from pipeline.prepared import read_encoded
-from pipeline.records import Artefact, Parity, open_folder, seal
-from pipeline.workspace import Workspace
+from pipeline.base import guard, plugins
+from pipeline.base.errors import ExportError
+from pipeline.base.files import output_folder
+from pipeline.base.records import Artefact, Parity, open_folder, seal
+from pipeline.base.workspace import Workspace
+from pipeline.data.prepared import read_encoded
+from pipeline.settings.params import Params, Target, load
 from stages.plans import exporter_of, plan_of
 from stages.targets import artefact_bytes, parse_target
 

@@ -7,13 +7,13 @@ import shutil
 import statistics
 from typing import Any
 
-from pipeline import guard
-from pipeline.distillation import KIND, Distillation
-from pipeline.files import output_folder
-from pipeline.params import Params, load
-from pipeline.records import Card, seal
-from pipeline.variants import variants_of
-from pipeline.workspace import Workspace
+from pipeline.base import guard
+from pipeline.base.files import output_folder
+from pipeline.base.records import Card, seal
+from pipeline.base.workspace import Workspace
+from pipeline.distillation.distil import KIND, Distillation
+from pipeline.distillation.variants import variants_of
+from pipeline.settings.params import Params, load
 
 
 def run(params: Params, workspace: Workspace) -> None:

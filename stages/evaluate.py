@@ -11,12 +11,12 @@ from jaxtyping import Float
 
 from eval.accuracy import answer, score
 from eval.worker import WorkerError
-from pipeline import guard, plugins, records
-from pipeline.errors import IntegrityError, UnusableRuntimeError
-from pipeline.params import Params, load
-from pipeline.prepared import TEST_LOGITS, read_encoded
-from pipeline.records import Card, Score, open_folder
-from pipeline.workspace import Workspace
+from pipeline.base import guard, plugins, records
+from pipeline.base.errors import IntegrityError, UnusableRuntimeError
+from pipeline.base.records import Card, Score, open_folder
+from pipeline.base.workspace import Workspace
+from pipeline.data.prepared import TEST_LOGITS, read_encoded
+from pipeline.settings.params import Params, load
 from stages.targets import artefact_of, parse_target
 
 log = logging.getLogger(__name__)

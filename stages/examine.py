@@ -13,13 +13,13 @@ from types import ModuleType
 from eval.checks import Subject
 from eval.latency import Exported
 from eval.worker import WorkerError
-from pipeline import guard, plugins, records
-from pipeline.errors import ModelError, UnusableRuntimeError
-from pipeline.files import sha256_of
-from pipeline.params import Params, load
-from pipeline.prepared import read_encoded
-from pipeline.records import Card, Check, Examination, Status, open_folder
-from pipeline.workspace import Workspace
+from pipeline.base import guard, plugins, records
+from pipeline.base.errors import ModelError, UnusableRuntimeError
+from pipeline.base.files import sha256_of
+from pipeline.base.records import Card, Check, Examination, Status, open_folder
+from pipeline.base.workspace import Workspace
+from pipeline.data.prepared import read_encoded
+from pipeline.settings.params import Params, load
 from stages.plans import plan_of
 from stages.targets import artefact_bytes, artefact_of, parse_target
 

@@ -6,11 +6,11 @@ Its latency belongs to the machine, so the machine's facts are a dependency. Run
 import logging
 
 from eval.floors import measure_floors
-from pipeline import guard, records
-from pipeline.data import read_prepared
-from pipeline.params import Params, load
-from pipeline.records import open_folder
-from pipeline.workspace import Workspace
+from pipeline.base import guard, records
+from pipeline.base.records import open_folder
+from pipeline.base.workspace import Workspace
+from pipeline.data.reading import read_prepared
+from pipeline.settings.params import Params, load
 
 log = logging.getLogger(__name__)
 

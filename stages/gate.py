@@ -8,9 +8,9 @@ from rich.table import Table
 from rich.text import Text
 
 from eval.budgets import exit_status
-from pipeline import guard, records
-from pipeline.records import BudgetVerdict, Status, Verdict
-from pipeline.workspace import Workspace
+from pipeline.base import guard, records
+from pipeline.base.records import BudgetVerdict, Status, Verdict
+from pipeline.base.workspace import Workspace
 from stages.reporting.wording import MARKS, headline, show_figure, show_figure_interval, show_limit
 
 COLOURS = {Status.PASS: "green", Status.FAIL: "red", Status.INCONCLUSIVE: "yellow", Status.NOT_MEASURED: "yellow"}

@@ -11,12 +11,12 @@ import shutil
 from pathlib import Path
 from typing import Any, Literal
 
-from pipeline import dependencies, guard, machine
-from pipeline.errors import DataError
-from pipeline.files import sha256_of, write_atomically
-from pipeline.inputs import base_model_files, data_files, describe_source
-from pipeline.params import Params, Target, load
-from pipeline.workspace import Workspace
+from pipeline.base import dependencies, guard, machine
+from pipeline.base.errors import DataError
+from pipeline.base.files import sha256_of, write_atomically
+from pipeline.base.workspace import Workspace
+from pipeline.data.inputs import base_model_files, data_files, describe_source
+from pipeline.settings.params import Params, Target, load
 
 # Every stage, in the order of dvc.yaml, and how much of the machine its result depends on: training and converting are
 # held to give the same on any, what is answered depends on the instruction sets, and a time on everything.

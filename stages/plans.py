@@ -4,10 +4,10 @@ import json
 from types import ModuleType
 from typing import Any
 
-from pipeline import plugins
-from pipeline.params import Params, Target
-from pipeline.quantization import Plan, Plans, Scheme
-from pipeline.workspace import Workspace
+from pipeline.base import plugins
+from pipeline.base.workspace import Workspace
+from pipeline.quantization.plan import Plan, Plans, Scheme
+from pipeline.settings.params import Params, Target
 
 
 def exporter_of(target: Target) -> tuple[ModuleType, Any]:

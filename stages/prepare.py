@@ -10,17 +10,17 @@ from pathlib import Path
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
-from pipeline import guard
-from pipeline.data import SPLITS, Dataset, encode, load_dataset, write_prepared
-from pipeline.files import output_folder
-from pipeline.model_files import find_model
-from pipeline.models import check_positions, check_vocabulary, read_config
-from pipeline.params import Params, load
-from pipeline.prepared import write_encoded
-from pipeline.records import seal
-from pipeline.students import student_config
-from pipeline.vocabulary import load_tokenizer, needed_tokens, save_tokenizer, trim, with_distillation_token
-from pipeline.workspace import Workspace
+from pipeline.base import guard
+from pipeline.base.files import output_folder
+from pipeline.base.records import seal
+from pipeline.base.workspace import Workspace
+from pipeline.data.prepared import write_encoded
+from pipeline.data.reading import SPLITS, Dataset, encode, load_dataset, write_prepared
+from pipeline.models.checkpoints import check_positions, check_vocabulary, read_config
+from pipeline.models.model_files import find_model
+from pipeline.models.students import student_config
+from pipeline.models.vocabulary import load_tokenizer, needed_tokens, save_tokenizer, trim, with_distillation_token
+from pipeline.settings.params import Params, load
 
 log = logging.getLogger(__name__)
 KIND = "data"

@@ -10,14 +10,14 @@ from pathlib import Path
 
 import torch
 
-from pipeline import guard
-from pipeline.files import output_folder
-from pipeline.models import load_classifier
-from pipeline.params import Params, load
-from pipeline.prepared import read_encoded
-from pipeline.quantization import EncodedExamples, Plans, make_plans
-from pipeline.records import open_folder, seal
-from pipeline.workspace import Workspace
+from pipeline.base import guard
+from pipeline.base.files import output_folder
+from pipeline.base.records import open_folder, seal
+from pipeline.base.workspace import Workspace
+from pipeline.data.prepared import read_encoded
+from pipeline.models.checkpoints import load_classifier
+from pipeline.quantization.plan import EncodedExamples, Plans, make_plans
+from pipeline.settings.params import Params, load
 from stages.plans import schemes_of
 
 log = logging.getLogger(__name__)

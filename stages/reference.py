@@ -5,11 +5,11 @@ Run as `python -m stages.reference`.
 
 import logging
 
-from pipeline import guard, plugins
-from pipeline.files import output_folder
-from pipeline.params import Params, load
-from pipeline.records import open_folder, seal
-from pipeline.workspace import Workspace
+from pipeline.base import guard, plugins
+from pipeline.base.files import output_folder
+from pipeline.base.records import open_folder, seal
+from pipeline.base.workspace import Workspace
+from pipeline.settings.params import Params, load
 
 log = logging.getLogger(__name__)
 KIND = "reference"

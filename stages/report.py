@@ -8,11 +8,11 @@ import json
 import logging
 
 from eval.budgets import overall
-from pipeline import guard, records
-from pipeline.files import output_folder
-from pipeline.params import Params, load
-from pipeline.records import Verdict, seal
-from pipeline.workspace import Workspace
+from pipeline.base import guard, records
+from pipeline.base.files import output_folder
+from pipeline.base.records import Verdict, seal
+from pipeline.base.workspace import Workspace
+from pipeline.settings.params import Params, load
 from stages.reporting.evidence import gather
 from stages.reporting.models import compare_models
 from stages.reporting.numbers import metrics, plots

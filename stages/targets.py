@@ -2,10 +2,10 @@
 
 import argparse
 
-from pipeline.errors import SettingsError, UnusableRuntimeError
-from pipeline.params import Params, Target
-from pipeline.plugins import nearest
-from pipeline.records import Artefact, Card, Measurement
+from pipeline.base.errors import SettingsError, UnusableRuntimeError
+from pipeline.base.plugins import nearest
+from pipeline.base.records import Artefact, Card, Measurement
+from pipeline.settings.params import Params, Target
 
 
 def parse_target(params: Params, description: str | None) -> str:

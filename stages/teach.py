@@ -8,20 +8,20 @@ import logging
 
 import torch
 
-from pipeline import guard
-from pipeline.answers import check_not_collapsed, correct_share, predict_logits
-from pipeline.dependencies import trace
-from pipeline.files import output_folder
-from pipeline.inputs import describe_source
-from pipeline.model_files import find_model
-from pipeline.models import count_parameters, load_teacher, save_classifier
-from pipeline.params import Params, load
-from pipeline.prepared import open_data, read_encoded
-from pipeline.records import seal
-from pipeline.training import Distiller, TrainingRun, fit
-from pipeline.variants import run_key
-from pipeline.vocabulary import load_tokenizer, save_tokenizer
-from pipeline.workspace import Workspace
+from pipeline.base import guard
+from pipeline.base.dependencies import trace
+from pipeline.base.files import output_folder
+from pipeline.base.records import seal
+from pipeline.base.workspace import Workspace
+from pipeline.data.inputs import describe_source
+from pipeline.data.prepared import open_data, read_encoded
+from pipeline.distillation.variants import run_key
+from pipeline.models.checkpoints import count_parameters, load_teacher, save_classifier
+from pipeline.models.model_files import find_model
+from pipeline.models.vocabulary import load_tokenizer, save_tokenizer
+from pipeline.settings.params import Params, load
+from pipeline.training.answers import check_not_collapsed, correct_share, predict_logits
+from pipeline.training.loop import Distiller, TrainingRun, fit
 
 log = logging.getLogger(__name__)
 KIND = "teacher"
@@ -40,7 +40,7 @@ def run(params: Params, workspace: Workspace) -> None:
     )
     training = TrainingRun(steps=0, best_dev_accuracy=float("nan"))
     if params.teacher.fine_tune:
-        code = trace(["pipeline.training"], {"loss": ["cross_entropy"]})
+        code = trace(["pipeline.training.loop"], {"loss": ["cross_entropy"]})
         key = run_key(_settings(params), code, params, train, dev, _base_model(workspace), *dev_examples.names)
         distiller = Distiller(teacher, None, {"cross_entropy": {}})
         training = fit(

@@ -11,15 +11,15 @@ from jaxtyping import install_import_hook
 # before any test imports them; modules imported earlier would stay unchecked
 install_import_hook(
     [
-        "pipeline.attention_analysis",
-        "pipeline.cka",
-        "pipeline.class_divergences",
-        "pipeline.divergences",
-        "pipeline.hidden_states",
-        "pipeline.layer_maps",
+        "pipeline.signals.attention_analysis",
+        "pipeline.signals.cka",
+        "pipeline.signals.class_divergences",
+        "pipeline.signals.divergences",
+        "pipeline.signals.hidden_states",
+        "pipeline.models.layer_maps",
         "pipeline.losses",
-        "pipeline.signals",
-        "pipeline.teacher_signals",
+        "pipeline.signals.reader",
+        "pipeline.training.teacher_signals",
     ],
     "beartype.beartype",
 )
@@ -36,7 +36,7 @@ def without_vnni(request):
     """With `--without-vnni`, sessions on 8-bit files open in a process on an emulated CPU; the rest stays native."""
     if not request.config.getoption("--without-vnni"):
         return
-    from pipeline import emulation, plugins
+    from pipeline.base import emulation, plugins
 
     assert emulation.why_unusable() is None, emulation.why_unusable()
     for name in WITH_8_BIT_KERNELS:

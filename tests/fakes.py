@@ -8,7 +8,7 @@ import numpy as np
 
 import eval.runtimes
 from eval.worker import Job, Loadable, Result, Samples, Turn
-from pipeline.records import Artefact, Measurement, Series, TensorFact
+from pipeline.base.records import Artefact, Measurement, Series, TensorFact
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -43,7 +43,7 @@ def open_session(folder, artefact, threads):
     if artefact.file == "raise":
         raise ValueError("cannot load this")
     if artefact.file == "refuse":
-        from pipeline.errors import ModelError
+        from pipeline.base.errors import ModelError
 
         raise ModelError("refuse: truncated by 3 bytes; export it again")
     if artefact.file == "greedy":
@@ -64,7 +64,7 @@ class Session:
         if self.name == "hang_later":
             time.sleep(60)
         if self.name == "refuse_later":
-            from pipeline.errors import ModelError
+            from pipeline.base.errors import ModelError
 
             raise ModelError("an input of 9 tokens, expected at most 8; cut it")
         CALLS.append((self.name, ids.tolist(), mask.tolist(), os.environ.get("OMP_NUM_THREADS")))

@@ -9,10 +9,10 @@ from fakes import make_measurement
 
 from eval.accuracy import macro_f1
 from eval.statistics import drop_interval, flips, share_interval
-from pipeline import records
-from pipeline.params import load
-from pipeline.records import Artefact, Check, Examination, Floor, Floors, Parity, Score, Status, TensorFact, seal
-from pipeline.workspace import Workspace
+from pipeline.base import records
+from pipeline.base.records import Artefact, Check, Examination, Floor, Floors, Parity, Score, Status, TensorFact, seal
+from pipeline.base.workspace import Workspace
+from pipeline.settings.params import load
 
 NAMES = ("call_someone", "get_weather", "play_music", "set_alarm")
 TARGET = {

@@ -5,7 +5,7 @@ import pytest
 from fakes import make_artefact
 
 from eval.accuracy import AnswersUnusableError, answer, choose_batch_size, macro_f1, score
-from pipeline.errors import ModelError
+from pipeline.base.errors import ModelError
 
 SEQUENCES = [[5, 6], [1], [9, 9, 9], [2, 2, 2, 2, 2], [3, 1]]
 

@@ -6,8 +6,8 @@ import pytest
 import torch
 from toy_models import toy_model
 
-from pipeline.attention_analysis import attention_distance, head_divergences, jensen_shannon
-from pipeline.prepared import EncodedSplit
+from pipeline.data.prepared import EncodedSplit
+from pipeline.signals.attention_analysis import attention_distance, head_divergences, jensen_shannon
 
 SPLIT = EncodedSplit(
     names=tuple("abcdef"),

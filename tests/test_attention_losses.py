@@ -16,12 +16,12 @@ from pydantic import ValidationError
 from test_losses import TEACHER, make_signals, value, with_gradient
 from toy_models import toy_batch, toy_model
 
-from pipeline import plugins
-from pipeline.architectures import Shape
-from pipeline.divergences import masked_probs, row_kl
-from pipeline.layer_maps import heads_misfit
+from pipeline.base import plugins
+from pipeline.families.architectures import Shape
 from pipeline.losses import a2d, attention_kl, attention_kl_adaptive, attention_mean_kl, attention_prob_mse, shd
-from pipeline.signals import SignalReader, attention_scores
+from pipeline.models.layer_maps import heads_misfit
+from pipeline.signals.divergences import masked_probs, row_kl
+from pipeline.signals.reader import SignalReader, attention_scores
 
 FEW_HEADS = Shape(layers=2, hidden=48, heads=2, ffn=0, labels=3, distillation_token=True)
 LENGTHS = test_losses.LENGTHS

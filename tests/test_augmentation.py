@@ -22,18 +22,18 @@ from tokenizers import Tokenizer, models
 from toy_models import toy_model
 from transformers import BertConfig, BertForMaskedLM, PreTrainedTokenizerFast
 
-import pipeline.augmentation
-import pipeline.words
-from pipeline.augment_settings import AugmentSettings
-from pipeline.augmentation import Augmented, augment, cached_augmentation
-from pipeline.data import MAX_CELL_CHARACTERS, normalise
-from pipeline.dependencies import Trace
-from pipeline.errors import DataError, ModelError
-from pipeline.masked_words import load_masked_lm, masked_words
-from pipeline.models import save_classifier
-from pipeline.text_changes import mask_text, mask_words, mix_spans, swap_words
-from pipeline.vocabulary import save_tokenizer
-from pipeline.words import find_words, is_replaceable, key_of, match_case, neighbours, substitute
+import pipeline.augment.augmentation
+import pipeline.augment.words
+from pipeline.augment.augmentation import Augmented, augment, cached_augmentation
+from pipeline.augment.masked_words import load_masked_lm, masked_words
+from pipeline.augment.text_changes import mask_text, mask_words, mix_spans, swap_words
+from pipeline.augment.words import find_words, is_replaceable, key_of, match_case, neighbours, substitute
+from pipeline.base.dependencies import Trace
+from pipeline.base.errors import DataError, ModelError
+from pipeline.data.reading import MAX_CELL_CHARACTERS, normalise
+from pipeline.models.checkpoints import save_classifier
+from pipeline.models.vocabulary import save_tokenizer
+from pipeline.settings.augment import AugmentSettings
 
 COLOURS = ("red", "blue", "green", "yellow")
 FRUITS = ("apple", "pear", "plum", "cherry")
@@ -211,14 +211,14 @@ def test_nearness_is_that_of_the_formula():
 
 def test_last_digits_of_a_machine_decide_no_neighbour(monkeypatch):
     """Planted: noise as another number of threads gives it, on words that are equally near."""
-    exact = pipeline.words._word_vectors
+    exact = pipeline.augment.words._word_vectors
     expected = neighbours(TEXTS, 100)
 
     def noisy(*args):
         vectors = exact(*args)
         return vectors + np.random.default_rng(0).normal(0, 1e-9, vectors.shape)
 
-    monkeypatch.setattr(pipeline.words, "_word_vectors", noisy)
+    monkeypatch.setattr(pipeline.augment.words, "_word_vectors", noisy)
     assert neighbours(TEXTS, 100) == expected
 
 
@@ -660,7 +660,7 @@ def count_made(monkeypatch):
         calls.append(1)
         return augment(*args)
 
-    monkeypatch.setattr(pipeline.augmentation, "augment", counted)
+    monkeypatch.setattr(pipeline.augment.augmentation, "augment", counted)
     return calls
 
 
@@ -736,7 +736,7 @@ CHANGES = {
 @pytest.mark.parametrize("what", CHANGES)
 def test_change_of_anything_that_decides_makes_another_cache(what, inputs, monkeypatch):
     """The old one stays, and is found when all is as it was."""
-    monkeypatch.setattr(pipeline.augmentation, "augment", lambda *args: [])
+    monkeypatch.setattr(pipeline.augment.augmentation, "augment", lambda *args: [])
     cached_augmentation(**inputs)
     cached_augmentation(**CHANGES[what](inputs))
     assert len(folders(inputs)) == 2
@@ -744,9 +744,11 @@ def test_change_of_anything_that_decides_makes_another_cache(what, inputs, monke
 
 def test_edited_code_makes_another_cache(inputs, monkeypatch):
     """Texts that older code made are not taken for the newer one's."""
-    monkeypatch.setattr(pipeline.augmentation, "augment", lambda *args: [])
+    monkeypatch.setattr(pipeline.augment.augmentation, "augment", lambda *args: [])
     cached_augmentation(**inputs)
-    monkeypatch.setattr(pipeline.augmentation, "trace", lambda modules, chosen: Trace({"words.py": "edited"}, {}))
+    monkeypatch.setattr(
+        pipeline.augment.augmentation, "trace", lambda modules, chosen: Trace({"words.py": "edited"}, {})
+    )
     cached_augmentation(**inputs)
     assert len(folders(inputs)) == 2
 

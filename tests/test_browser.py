@@ -15,8 +15,8 @@ from eval.isolated import open_session
 from eval.runtimes import Session, browser
 from eval.worker import Loadable, WorkerError
 from export import to_onnx, to_ort
-from pipeline.errors import ModelError
-from pipeline.models import save_classifier
+from pipeline.base.errors import ModelError
+from pipeline.models.checkpoints import save_classifier
 
 # Chromium and onnxruntime-web come with `make browser`, which `make test` does not promise; the reason says so.
 pytestmark = pytest.mark.skipif(browser.why_unusable() is not None, reason=str(browser.why_unusable()))

@@ -11,9 +11,9 @@ from eval import budgets as module
 from eval.accuracy import score as make_score
 from eval.budgets import exit_status, first_line, judge, judge_checks, judge_timing, overall
 from eval.statistics import share_interval
-from pipeline.errors import IntegrityError
-from pipeline.params import Budgets, Target
-from pipeline.records import BudgetVerdict, Check, Examination, Floor, Floors, Score, Status
+from pipeline.base.errors import IntegrityError
+from pipeline.base.records import BudgetVerdict, Check, Examination, Floor, Floors, Score, Status
+from pipeline.settings.params import Budgets, Target
 
 N = 400
 LABELS = [i % 4 for i in range(N)]

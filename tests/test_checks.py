@@ -16,13 +16,13 @@ from eval.checks import Subject, difference, graph, int8, lengths, padding, seco
 from eval.latency import Exported
 from eval.runtimes import Kernels
 from export import to_onnx
-from pipeline.errors import UnusableRuntimeError
-from pipeline.files import sha256_of
-from pipeline.models import save_classifier
-from pipeline.params import QuantizeSettings
-from pipeline.quantization import Scheme, make_plan
-from pipeline.records import Status
-from pipeline.vocabulary import save_tokenizer
+from pipeline.base.errors import UnusableRuntimeError
+from pipeline.base.files import sha256_of
+from pipeline.base.records import Status
+from pipeline.models.checkpoints import save_classifier
+from pipeline.models.vocabulary import save_tokenizer
+from pipeline.quantization.plan import Scheme, make_plan
+from pipeline.settings.params import QuantizeSettings
 from stages import examine
 
 MAX_LENGTH = 20

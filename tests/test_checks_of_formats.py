@@ -18,13 +18,13 @@ from tiny_project import make_rows, make_teacher, make_tokenizer
 from eval.checks import Subject, int8, kernels, lengths, padding
 from eval.checks import settings as settings_check
 from export import encoder_graph, to_onnx
-from pipeline import emulation, plugins
-from pipeline.errors import ExportError, ModelError
-from pipeline.models import save_classifier
-from pipeline.params import QuantizeSettings
-from pipeline.quantization import Scheme, make_plan, quantize_weight
-from pipeline.records import Status
-from pipeline.vocabulary import save_tokenizer
+from pipeline.base import emulation, plugins
+from pipeline.base.errors import ExportError, ModelError
+from pipeline.base.records import Status
+from pipeline.models.checkpoints import save_classifier
+from pipeline.models.vocabulary import save_tokenizer
+from pipeline.quantization.plan import Scheme, make_plan, quantize_weight
+from pipeline.settings.params import QuantizeSettings
 from stages import examine
 
 MAX_LENGTH = 20

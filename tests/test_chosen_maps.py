@@ -4,11 +4,11 @@ import pytest
 import torch
 from toy_models import toy_model
 
-from pipeline.chosen_maps import chosen_maps
-from pipeline.errors import SettingsError
-from pipeline.params import TrainingSettings
-from pipeline.prepared import EncodedSplit
-from pipeline.training import Distiller, fit
+from pipeline.base.errors import SettingsError
+from pipeline.data.prepared import EncodedSplit
+from pipeline.distillation.chosen_maps import chosen_maps
+from pipeline.settings.params import TrainingSettings
+from pipeline.training.loop import Distiller, fit
 
 
 def make_split(rows=60):

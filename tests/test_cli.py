@@ -13,11 +13,11 @@ import yaml
 
 import stages
 import stages.commands
-from pipeline import guard, plugins
-from pipeline.errors import EnvironmentFault, IntegrityError, SettingsError, UnusableRuntimeError
-from pipeline.params import load
-from pipeline.records import Artefact, seal
-from pipeline.workspace import Workspace
+from pipeline.base import guard, plugins
+from pipeline.base.errors import EnvironmentFault, IntegrityError, SettingsError, UnusableRuntimeError
+from pipeline.base.records import Artefact, seal
+from pipeline.base.workspace import Workspace
+from pipeline.settings.params import load
 from stages import __main__ as cli
 from stages.commands import demo, doctor, predict, run, schema
 

@@ -17,9 +17,9 @@ import yaml
 from tiny_project import write_project
 
 from eval.statistics import seeds_difference
-from pipeline.errors import EnvironmentFault, SettingsError
-from pipeline.records import Interval, seal
-from pipeline.workspace import Workspace
+from pipeline.base.errors import EnvironmentFault, SettingsError
+from pipeline.base.records import Interval, seal
+from pipeline.base.workspace import Workspace
 from stages import floors, machine, prepare, teach
 from stages.commands import methods as command
 from stages.comparing import results, runner, train

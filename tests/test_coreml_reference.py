@@ -24,13 +24,13 @@ from export.channels_first import ChannelsFirstGraph
 from export.encoder_graph import EncoderGraph, check_answers
 from export.mixed_bits import choose_bits
 from export.to_coreml import TOLERANCES, LengthRange, Mixed, Params, convert
-from pipeline.architectures import family_of, layers_of
-from pipeline.errors import ExportError, ModelError, SettingsError, ValuesDifferError
+from pipeline.base.errors import ExportError, ModelError, SettingsError, ValuesDifferError
+from pipeline.base.records import Artefact, Check, Status
+from pipeline.families.architectures import family_of, layers_of
 from pipeline.mil.interpreter import Interpreter
 from pipeline.mil.package import WEIGHTS, Constant, Operation, read_package
-from pipeline.models import load_classifier
-from pipeline.palettes import make_palette, through_palette
-from pipeline.records import Artefact, Check, Status
+from pipeline.mil.palettes import make_palette, through_palette
+from pipeline.models.checkpoints import load_classifier
 
 # What is marked slow here converts once more, in another family, precision or shape than a fast test of the same has.
 

@@ -13,8 +13,8 @@ import pytest
 from eval.checks import Subject, compute_units
 from eval.latency import Exported
 from eval.runtimes import coreml
-from pipeline.errors import ModelError, SettingsError, UnusableRuntimeError
-from pipeline.records import Artefact, TensorFact
+from pipeline.base.errors import ModelError, SettingsError, UnusableRuntimeError
+from pipeline.base.records import Artefact, TensorFact
 from stages.commands import mac as mac_command
 
 ARTEFACT = Artefact(

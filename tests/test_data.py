@@ -18,8 +18,9 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
-from pipeline.batches import batches_by_length, pad
-from pipeline.data import (
+from pipeline.base.errors import DataError
+from pipeline.data.batches import batches_by_length, pad
+from pipeline.data.reading import (
     MAX_CELL_CHARACTERS,
     MAX_PROBLEMS_SHOWN,
     Dataset,
@@ -32,8 +33,7 @@ from pipeline.data import (
     read_prepared,
     write_prepared,
 )
-from pipeline.errors import DataError
-from pipeline.params import DataSettings
+from pipeline.settings.params import DataSettings
 
 ROOT = Path(__file__).resolve().parents[1]
 WORDS = re.findall(
@@ -585,8 +585,8 @@ def test_data_without_slices_has_none(tmp_path):
 PREPARE = """
 import sys
 from pathlib import Path
-from pipeline.data import load_dataset, write_prepared
-from pipeline.params import DataSettings
+from pipeline.data.reading import load_dataset, write_prepared
+from pipeline.settings.params import DataSettings
 
 source = DataSettings.model_validate({"source": "files", "files": {"root": sys.argv[1]}})
 write_prepared(load_dataset(source, Path(), 3), Path())

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from pipeline import dependencies, machine
-from pipeline.params import load
+from pipeline.base import dependencies, machine
+from pipeline.settings.params import load
 from stages import machine as stage
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -58,22 +58,26 @@ def changed_targets(before, name):
 def test_a_comment_and_a_docstring_re_run_nothing(project):
     """In a file that every stage imports."""
     before = depends()
-    edit(project, "pipeline/errors.py", '"""', '"""Edited. ')
-    (project / "pipeline/errors.py").write_text((project / "pipeline/errors.py").read_text() + "\n# a comment\n")
+    edit(project, "pipeline/base/errors.py", '"""', '"""Edited. ')
+    (project / "pipeline/base/errors.py").write_text(
+        (project / "pipeline/base/errors.py").read_text() + "\n# a comment\n"
+    )
     assert changed(before) == set()
 
 
 def test_code_that_everything_imports_re_runs_everything(project):
     """The same file, in earnest: the check must be one that can fail."""
     before = depends()
-    (project / "pipeline/errors.py").write_text((project / "pipeline/errors.py").read_text() + "\nEDITED = 1\n")
+    (project / "pipeline/base/errors.py").write_text(
+        (project / "pipeline/base/errors.py").read_text() + "\nEDITED = 1\n"
+    )
     assert changed(before) == {*stage.ONCE, *stage.PER_TARGET}
 
 
 def test_an_edited_divergence_trains_again(project):
     """Finding B1: `row_kl` is imported by the losses, which the settings name; the rest follows from the student."""
     before = depends()
-    edit(project, "pipeline/divergences.py", "def row_kl(", "EDITED = 1\n\n\ndef row_kl(")
+    edit(project, "pipeline/signals/divergences.py", "def row_kl(", "EDITED = 1\n\n\ndef row_kl(")
     assert changed(before) == {"distill"}
 
 

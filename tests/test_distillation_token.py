@@ -27,19 +27,19 @@ from eval.latency import Exported, measure
 from eval.runtimes import onnxruntime, pytorch
 from eval.worker import Turn, execute
 from export import to_coreml, to_onnx
-from pipeline.architectures import DISTILLATION_TOKEN, layers_of, shape_of
-from pipeline.batches import Collator, pad
-from pipeline.class_token import ClassTokenNoise
-from pipeline.data import encode
-from pipeline.errors import ModelError
+from pipeline.base.errors import ModelError
+from pipeline.data.batches import Collator, pad
+from pipeline.data.prepared import EncodedSplit, open_data, read_encoded
+from pipeline.data.reading import encode
+from pipeline.families.architectures import DISTILLATION_TOKEN, layers_of, shape_of
 from pipeline.mil.package import read_package
-from pipeline.models import load_classifier, read_config, save_classifier, token_table
-from pipeline.params import ClassToken, MeasureSettings, QuantizeSettings, StudentSettings
-from pipeline.prepared import EncodedSplit, open_data, read_encoded
-from pipeline.quantization import Scheme, make_plan
-from pipeline.signals import TOKEN_POSITION, SignalReader
-from pipeline.students import build_student, student_config
-from pipeline.vocabulary import load_tokenizer, needed_tokens, save_tokenizer, trim, with_distillation_token
+from pipeline.models.checkpoints import load_classifier, read_config, save_classifier, token_table
+from pipeline.models.students import build_student, student_config
+from pipeline.models.vocabulary import load_tokenizer, needed_tokens, save_tokenizer, trim, with_distillation_token
+from pipeline.quantization.plan import Scheme, make_plan
+from pipeline.settings.params import ClassToken, MeasureSettings, QuantizeSettings, StudentSettings
+from pipeline.signals.reader import TOKEN_POSITION, SignalReader
+from pipeline.training.class_token import ClassTokenNoise
 from stages import prepare
 
 TEXTS = [text for text, _ in make_rows(60, seed=1)]

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from pipeline import plugins
+from pipeline.base import plugins
 
 GUIDE = Path(__file__).resolve().parents[1] / "docs" / "methods.md"
 

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from pipeline import dependencies, plugins
-from pipeline.params import Params
+from pipeline.base import dependencies, plugins
+from pipeline.settings.params import Params
 from stages import machine
 
 ROOT = Path(__file__).resolve().parents[1]

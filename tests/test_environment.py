@@ -11,7 +11,7 @@ import pytest
 from packaging.requirements import Requirement
 
 import stages
-from pipeline import extras
+from pipeline.base import extras
 
 ROOT = Path(__file__).resolve().parents[1]
 STAGE = "import runpy, sys; sys.path.insert(0, {root!r}); runpy.run_module('stages.machine', run_name='__main__')"
@@ -30,7 +30,7 @@ import gc, sys
 sys.path.insert(0, {root!r})
 sys.argv[0] = {argument!r}
 import stages
-from pipeline import guard
+from pipeline.base import guard
 print(gc.isenabled())
 guard.run(lambda: print(gc.isenabled()))
 """

@@ -9,8 +9,8 @@ from toy_models import toy_batch, toy_model
 
 from eval.runtimes import Session, executorch
 from export.to_executorch import FILE, Params, convert
-from pipeline.errors import ModelError, UnusableRuntimeError
-from pipeline.models import save_classifier
+from pipeline.base.errors import ModelError, UnusableRuntimeError
+from pipeline.models.checkpoints import save_classifier
 
 pytest.importorskip("executorch", reason="the extra 'executorch' is not installed")
 

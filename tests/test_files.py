@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from pipeline import files
-from pipeline.errors import EnvironmentFault, PipelineError
-from pipeline.files import output_folder, require_space, sha256_of, translate_os_error, write_atomically
+from pipeline.base import files
+from pipeline.base.errors import EnvironmentFault, PipelineError
+from pipeline.base.files import output_folder, require_space, sha256_of, translate_os_error, write_atomically
 
 FULL = OSError(errno.ENOSPC, "No space left on device")
 
@@ -110,7 +110,7 @@ def test_a_fault_at_any_step_leaves_what_was_there(tmp_path, monkeypatch, existi
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-from pipeline import files
+from pipeline.base import files
 step, path = sys.argv[1], Path(sys.argv[2])
 
 def die(*args):

@@ -10,10 +10,10 @@ from fakes import ROOT
 from report_workspace import TARGET, make_workspace
 from rich.console import Console
 
-from pipeline import records
-from pipeline.errors import IntegrityError
-from pipeline.records import BudgetVerdict, Interval, Status, Verdict
-from pipeline.workspace import Workspace
+from pipeline.base import records
+from pipeline.base.errors import IntegrityError
+from pipeline.base.records import BudgetVerdict, Interval, Status, Verdict
+from pipeline.base.workspace import Workspace
 from stages import gate, report
 
 

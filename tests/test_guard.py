@@ -13,8 +13,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from pipeline import guard
-from pipeline.errors import EnvironmentFault, IntegrityError, PipelineError, SettingsError, UnusableRuntimeError
+from pipeline.base import guard
+from pipeline.base.errors import EnvironmentFault, IntegrityError, PipelineError, SettingsError, UnusableRuntimeError
 
 ROOT = Path(__file__).resolve().parents[1]
 STARTED_S = 30  # a fresh interpreter on a machine that trains beside the tests
@@ -22,8 +22,8 @@ STARTED_S = 30  # a fresh interpreter on a machine that trains beside the tests
 STAGE = """
 import sys, time
 from pathlib import Path
-from pipeline import guard
-from pipeline.files import output_folder
+from pipeline.base import guard
+from pipeline.base.files import output_folder
 
 def main():
     out = Path(sys.argv[1])
@@ -131,7 +131,9 @@ def test_a_really_full_device_ends_with_4(tmp_path):
     """/dev/full gives ENOSPC on a write to an open file, which names no path."""
     if not Path("/dev/full").exists():
         pytest.skip("no /dev/full on this system")
-    code = "from pipeline import guard\ndef main():\n with open('/dev/full', 'w') as f: f.write('x')\nguard.run(main)"
+    code = (
+        "from pipeline.base import guard\ndef main():\n with open('/dev/full', 'w') as f: f.write('x')\nguard.run(main)"
+    )
     with started([sys.executable, "-c", code]) as process:
         _, err = process.communicate(timeout=STARTED_S)
     assert process.returncode == 4

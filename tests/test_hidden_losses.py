@@ -16,10 +16,7 @@ from test_losses import STUDENT, TEACHER, change, load, make_signals, two_models
 from test_worked_numbers import LENGTHS, as_torch, draw, kl, mask, softmax
 from torch.nn import functional
 
-from pipeline.cka import best_monotone_map, cka_matrix, linear_cka
-from pipeline.divergences import row_kl
-from pipeline.errors import SettingsError
-from pipeline.hidden_states import direction_distance
+from pipeline.base.errors import SettingsError
 from pipeline.losses.cka import cka
 from pipeline.losses.cross_entropy import cross_entropy
 from pipeline.losses.distillation_token import distillation_token
@@ -27,7 +24,10 @@ from pipeline.losses.hidden_cosine import hidden_cosine
 from pipeline.losses.hidden_mse import hidden_mse
 from pipeline.losses.minilm_v1 import value_scores
 from pipeline.losses.pkd import pkd
-from pipeline.signals import attention_scores
+from pipeline.signals.cka import best_monotone_map, cka_matrix, linear_cka
+from pipeline.signals.divergences import row_kl
+from pipeline.signals.hidden_states import direction_distance
+from pipeline.signals.reader import attention_scores
 
 ONE = torch.tensor([[True]])  # one example of one token
 CROSS = torch.tensor([[1.0, 0.0], [-1.0, 0.0], [0.0, 1.0], [0.0, -1.0]])

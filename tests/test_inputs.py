@@ -5,9 +5,16 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.errors import ModelError
-from pipeline.inputs import base_model_files, data_files, describe_source, files_source, local_model_folder, split_files
-from pipeline.params import DataSettings, TeacherSettings
+from pipeline.base.errors import ModelError
+from pipeline.data.inputs import (
+    base_model_files,
+    data_files,
+    describe_source,
+    files_source,
+    local_model_folder,
+    split_files,
+)
+from pipeline.settings.params import DataSettings, TeacherSettings
 
 DEMO = TeacherSettings().model
 

@@ -10,7 +10,7 @@ from fakes import install_runtime, make_artefact
 from eval.isolated import open_session
 from eval.runtimes import Session
 from eval.worker import WorkerError
-from pipeline.errors import ModelError
+from pipeline.base.errors import ModelError
 
 IDS, MASK = np.array([[1, 2, 3]]), np.ones((1, 3), dtype=np.int64)
 

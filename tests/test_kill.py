@@ -14,9 +14,9 @@ import torch
 import yaml
 from tiny_project import write_project
 
-from pipeline.files import sha256_of
-from pipeline.records import open_folder
-from pipeline.workspace import Workspace
+from pipeline.base.files import sha256_of
+from pipeline.base.records import open_folder
+from pipeline.base.workspace import Workspace
 from stages import distill, machine, prepare, teach
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -121,9 +121,9 @@ def test_stage_killed_while_it_trains_goes_on_to_the_same_end(workspace, undistu
 # What stands still, and when: the process says so with a file and waits for its end.
 HOLD = """
 import pathlib, sys, time
-import pipeline.files, pipeline.training, stages.distill
-from pipeline import guard
-from pipeline.workspace import Workspace
+import pipeline.base.files, pipeline.training.loop, stages.distill
+from pipeline.base import guard
+from pipeline.base.workspace import Workspace
 
 def hold():
     pathlib.Path("held").touch()
@@ -135,18 +135,19 @@ guard.run(stages.distill.main)
 """
 POINTS = {
     "while the teacher's answers are written": """
-real = pipeline.answers.seal
-pipeline.answers.seal = lambda folder, kind, *a, **k: hold() if kind == "teacher_logits" else real(folder, kind)
+real = pipeline.training.answers.seal
+answers = pipeline.training.answers
+answers.seal = lambda folder, kind, *a, **k: hold() if kind == "teacher_logits" else real(folder, kind)
 """,
     "checkpoint written, card not yet": """
-real = pipeline.training.seal
-pipeline.training.seal = (
+real = pipeline.training.loop.seal
+pipeline.training.loop.seal = (
     lambda folder, kind, *a, **k: hold() if folder.name == "checkpoint-24" else real(folder, kind, *a, **k)
 )
 """,
     "checkpoint half written": """
-real = pipeline.training._Trainer._save_rng_state
-pipeline.training._Trainer._save_rng_state = (
+real = pipeline.training.loop._Trainer._save_rng_state
+pipeline.training.loop._Trainer._save_rng_state = (
     lambda self, folder: hold() if "checkpoint-16" in folder else real(self, folder)
 )
 """,
@@ -161,28 +162,28 @@ def rmtree(path, *args, **kwargs):
 shutil.rmtree = rmtree
 """,
     "after the last step of the first seed": """
-real = pipeline.distillation.predict_logits
-pipeline.distillation.predict_logits = lambda *a: hold()
+real = pipeline.distillation.distil.predict_logits
+pipeline.distillation.distil.predict_logits = lambda *a: hold()
 """,
     "while the second seed trains": """
-real = pipeline.training._Trainer.compute_loss
+real = pipeline.training.loop._Trainer.compute_loss
 def compute_loss(self, *args, **kwargs):
     if "distilled-1" in self.args.output_dir and self.state.global_step == 37:
         hold()
     return real(self, *args, **kwargs)
-pipeline.training._Trainer.compute_loss = compute_loss
+pipeline.training.loop._Trainer.compute_loss = compute_loss
 """,
     "while a finished model is written": """
-real = pipeline.distillation.save_tokenizer
-pipeline.distillation.save_tokenizer = lambda *a: hold()
+real = pipeline.distillation.distil.save_tokenizer
+pipeline.distillation.distil.save_tokenizer = lambda *a: hold()
 """,
     "between variants and student": """
 real = stages.distill.output_folder
 stages.distill.output_folder = lambda path, **k: hold() if path.name == "student" else real(path, **k)
 """,
     "student written, not yet under its name": """
-real = pipeline.files._swap
-pipeline.files._swap = lambda partial, path: hold() if path.name == "student" else real(partial, path)
+real = pipeline.base.files._swap
+pipeline.base.files._swap = lambda partial, path: hold() if path.name == "student" else real(partial, path)
 """,
 }
 

@@ -2,8 +2,8 @@
 
 import pytest
 
-from pipeline.errors import SettingsError
-from pipeline.layer_maps import layer_misfit, layer_pairs
+from pipeline.base.errors import SettingsError
+from pipeline.models.layer_maps import layer_misfit, layer_pairs
 
 
 @pytest.mark.parametrize(

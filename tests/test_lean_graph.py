@@ -10,7 +10,7 @@ from toy_models import toy_model
 
 from export import lean_graph, onnx_int8, to_onnx
 from export.lean_graph import MERGES, REWRITES, cut_positions, drop_unused, make_lean, merge_parts
-from pipeline.quantization import quantizable_modules
+from pipeline.quantization.plan import quantizable_modules
 
 FAMILIES = {"bert": "sdpa", "distilbert": "sdpa", "roberta": "sdpa", "electra": "eager"}
 MAX_LENGTH = 20

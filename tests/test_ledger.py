@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from eval.ledger import Ledger, compare, follow
-from pipeline.errors import IntegrityError
-from pipeline.records import read, write
+from pipeline.base.errors import IntegrityError
+from pipeline.base.records import read, write
 
 LABELS = [0, 0, 1, 1, 2, 2]
 TEACHER = [0, 0, 1, 1, 2, 0]

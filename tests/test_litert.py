@@ -9,8 +9,8 @@ from toy_models import toy_batch, toy_model
 
 from eval.runtimes import Session, litert
 from export.to_litert import FILE, Params, convert, read_flatbuffer
-from pipeline.errors import ModelError
-from pipeline.models import save_classifier
+from pipeline.base.errors import ModelError
+from pipeline.models.checkpoints import save_classifier
 
 pytest.importorskip("litert_torch", reason="the extra 'litert' is not installed")
 
@@ -214,5 +214,5 @@ def test_it_says_why_it_cannot_run(monkeypatch):
     """A missing package is a reason, not an error."""
     assert litert.why_unusable() is None
     assert litert.version().count(".") == 2
-    monkeypatch.setattr("pipeline.extras.util.find_spec", lambda name: None)
+    monkeypatch.setattr("pipeline.base.extras.util.find_spec", lambda name: None)
     assert litert.why_unusable().startswith("not installed: ai_edge_litert; run: pip install")

@@ -13,8 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from pipeline import plugins
-from pipeline.architectures import Shape
+from pipeline.base import plugins
+from pipeline.families.architectures import Shape
 from pipeline.losses.cross_entropy import UNLABELLED, cross_entropy
 from pipeline.losses.dist import dist, pearson_distance
 from pipeline.losses.dkd import dkd
@@ -23,7 +23,7 @@ from pipeline.losses.logit_kl import logit_kl, standardized
 from pipeline.losses.logit_mse import logit_mse
 from pipeline.losses.logit_reverse_kl import logit_reverse_kl
 from pipeline.losses.logit_total_variation import logit_total_variation
-from pipeline.signals import Signals
+from pipeline.signals.reader import Signals
 
 LOGIT_LOSSES = [
     name

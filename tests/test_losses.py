@@ -15,14 +15,14 @@ from jaxtyping import TypeCheckError
 from torch import nn
 from toy_models import marked_batch, toy_model
 
-from pipeline import plugins
-from pipeline.architectures import DISTILLATION_TOKEN, Shape, shape_of
-from pipeline.divergences import masked_log_probs, mean_over_examples, row_kl
-from pipeline.errors import SettingsError, SignalError
+from pipeline.base import plugins
+from pipeline.base.errors import SettingsError, SignalError
+from pipeline.families.architectures import DISTILLATION_TOKEN, Shape, shape_of
 from pipeline.losses import LayerLossParams, LossParams
 from pipeline.losses import minilm_v2 as minilm_v2_file
-from pipeline.needs import needs_of
-from pipeline.signals import LAYERED, SIGNALS, TOKEN_POSITION, SignalReader, Signals, attention_scores
+from pipeline.signals.divergences import masked_log_probs, mean_over_examples, row_kl
+from pipeline.signals.reader import LAYERED, SIGNALS, TOKEN_POSITION, SignalReader, Signals, attention_scores
+from pipeline.training.needs import needs_of
 
 # 48 relation heads, the default, divide both widths
 TEACHER = Shape(layers=4, hidden=96, heads=4, ffn=0, labels=3)
@@ -369,7 +369,7 @@ def test_loss_is_float32_under_autocast(file, params, dtype):
 
 @every_loss
 def test_what_is_not_asked_for_is_not_looked_at(file, params):
-    """Signals that NEEDS does not name are absent, and so are the layers that `pipeline.needs` leaves out."""
+    """Signals that NEEDS does not name are absent, and so are the layers that `pipeline.training.needs` leaves out."""
     check_asked(file, params)
 
 

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from pipeline import machine
-from pipeline.errors import DataError
-from pipeline.params import Params, load
-from pipeline.workspace import Workspace
+from pipeline.base import machine
+from pipeline.base.errors import DataError
+from pipeline.base.workspace import Workspace
+from pipeline.settings.params import Params, load
 from stages.machine import input_digests, run
 
 ROOT = Path(__file__).resolve().parents[1]

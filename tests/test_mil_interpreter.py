@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from export.mlpackage import quiet_conversion
-from pipeline.errors import ModelError
+from pipeline.base.errors import ModelError
 from pipeline.mil import package
 from pipeline.mil.blobs import BITS, WeightFile, unpack
 from pipeline.mil.counts import count

@@ -13,8 +13,8 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 
-from pipeline.errors import ModelError
-from pipeline.model_files import MAX_HEADER_BYTES, PICKLE_SUFFIXES, check_folder, check_safetensors, find_model
+from pipeline.base.errors import ModelError
+from pipeline.models.model_files import MAX_HEADER_BYTES, PICKLE_SUFFIXES, check_folder, check_safetensors, find_model
 
 MAX_SECONDS = 0.1
 

@@ -9,10 +9,9 @@ from safetensors.torch import load_file, save_file
 from tiny_project import flip_bit, make_teacher, make_tokenizer, write_teacher
 from toy_models import FAMILIES, toy_batch, toy_model
 
-from pipeline.architectures import encoder_of, family_of, layers_of, shape_of
-from pipeline.errors import ModelError
-from pipeline.model_files import find_model
-from pipeline.models import (
+from pipeline.base.errors import ModelError
+from pipeline.families.architectures import encoder_of, family_of, layers_of, shape_of
+from pipeline.models.checkpoints import (
     FactorisedEmbedding,
     check_finite,
     check_positions,
@@ -23,8 +22,9 @@ from pipeline.models import (
     read_config,
     save_classifier,
 )
-from pipeline.params import StudentSettings, TeacherSettings
-from pipeline.students import _copy_attention, build_student, student_config
+from pipeline.models.model_files import find_model
+from pipeline.models.students import _copy_attention, build_student, student_config
+from pipeline.settings.params import StudentSettings, TeacherSettings
 
 LABELS = ["alarm", "music", "weather"]
 READY, NEW = TeacherSettings(fine_tune=False), TeacherSettings(fine_tune=True)

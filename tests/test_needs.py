@@ -2,9 +2,9 @@
 
 import pytest
 
-from pipeline.architectures import Shape
-from pipeline.needs import needs_of
-from pipeline.training import loss_params
+from pipeline.families.architectures import Shape
+from pipeline.training.loop import loss_params
+from pipeline.training.needs import needs_of
 
 TEACHER = Shape(layers=6, hidden=96, heads=4, ffn=0, labels=3)
 STUDENT = Shape(layers=2, hidden=48, heads=4, ffn=0, labels=3)

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from onnx import ModelProto, TensorProto, helper, numpy_helper
 
-from pipeline.errors import ModelError
-from pipeline.onnx_files import check_onnx_file
+from pipeline.base.errors import ModelError
+from pipeline.formats.onnx_files import check_onnx_file
 
 
 def tiny_model() -> ModelProto:

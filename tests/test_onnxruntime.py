@@ -8,8 +8,8 @@ from toy_models import toy_batch, toy_model
 from eval.runtimes import onnxruntime
 from export import to_ort
 from export.to_onnx import Params, convert
-from pipeline.errors import ModelError
-from pipeline.models import save_classifier
+from pipeline.base.errors import ModelError
+from pipeline.models.checkpoints import save_classifier
 
 
 @pytest.fixture(scope="module")

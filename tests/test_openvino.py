@@ -8,9 +8,9 @@ from toy_models import toy_batch, toy_model
 
 from eval.runtimes import openvino as runtime
 from export import to_onnx, to_openvino
-from pipeline import extras
-from pipeline.errors import ModelError
-from pipeline.models import save_classifier
+from pipeline.base import extras
+from pipeline.base.errors import ModelError
+from pipeline.models.checkpoints import save_classifier
 
 pytest.importorskip("openvino", reason="the extra 'openvino' is not installed")
 

@@ -11,9 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from pipeline import emulation
-from pipeline.pair_sums import PAIR_LIMIT, least_scale, saturating_product, unsafe_pairs
-from pipeline.quantization import quantize_weight
+from pipeline.base import emulation
+from pipeline.quantization.pair_sums import PAIR_LIMIT, least_scale, saturating_product, unsafe_pairs
+from pipeline.quantization.plan import quantize_weight
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -90,7 +90,7 @@ graph = helper.make_graph(
     [numpy_helper.from_array(np.ascontiguousarray(weights.T), "w")])
 model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
 session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
-from pipeline.pair_sums import saturating_product
+from pipeline.quantization.pair_sums import saturating_product
 found = session.run(None, {"a": activations})[0]
 exact = activations.astype(np.int64) @ weights.astype(np.int64).T
 print((found == exact).all(), (found == saturating_product(activations, weights)).all())

@@ -14,9 +14,9 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from pydantic import BaseModel, ValidationError
 
-from pipeline import plugins
-from pipeline.errors import SettingsError
-from pipeline.params import MAX_PROBLEMS_SHOWN, Budgets, Params, load
+from pipeline.base import plugins
+from pipeline.base.errors import SettingsError
+from pipeline.settings.params import MAX_PROBLEMS_SHOWN, Budgets, Params, load
 from stages.commands.schema import schema_text
 
 ROOT = Path(__file__).resolve().parents[1]

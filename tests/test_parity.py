@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from eval.parity import check, measure
-from pipeline.errors import NamesDifferError, ParityError, ShapesDifferError, ValuesDifferError
+from pipeline.base.errors import NamesDifferError, ParityError, ShapesDifferError, ValuesDifferError
 
 
 class Table:

@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 
 from benchmarks import picture
-from pipeline.errors import IntegrityError
-from pipeline.records import seal
-from pipeline.workspace import Workspace
+from pipeline.base.errors import IntegrityError
+from pipeline.base.records import seal
+from pipeline.base.workspace import Workspace
 
 ROOT = Path(__file__).resolve().parents[1]
 SIZES = """series,size_mb,accuracy,low,high

@@ -7,8 +7,8 @@ import pytest
 
 import eval.runtimes
 import pipeline.losses
-from pipeline import plugins
-from pipeline.errors import SettingsError
+from pipeline.base import plugins
+from pipeline.base.errors import SettingsError
 
 ROOT = Path(__file__).resolve().parents[1]
 FOLDERS = {

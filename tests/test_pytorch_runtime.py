@@ -5,8 +5,8 @@ import torch
 from toy_models import toy_batch, toy_model
 
 from eval.runtimes import pytorch
-from pipeline.errors import ModelError
-from pipeline.models import save_classifier
+from pipeline.base.errors import ModelError
+from pipeline.models.checkpoints import save_classifier
 
 
 def test_it_answers_as_the_model(tmp_path):

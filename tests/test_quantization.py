@@ -5,11 +5,10 @@ import pytest
 import torch
 from toy_models import toy_model
 
-from pipeline import quantization
-from pipeline.calibration import BINS, Histogram
-from pipeline.errors import DataError, ModelError
-from pipeline.params import Calibration, QuantizeSettings
-from pipeline.quantization import (
+from pipeline.base.errors import DataError, ModelError
+from pipeline.base.records import read, write
+from pipeline.quantization.calibration import BINS, Histogram
+from pipeline.quantization.plan import (
     EncodedExamples,
     Scheme,
     activation_scale,
@@ -21,7 +20,8 @@ from pipeline.quantization import (
     quantizable_modules,
     quantize_weight,
 )
-from pipeline.records import read, write
+from pipeline.quantization.plan import plan as quantization
+from pipeline.settings.params import Calibration, QuantizeSettings
 
 FAMILIES = ("bert", "distilbert", "roberta", "electra")
 LOOSE = QuantizeSettings(allowed_drop_points=100)

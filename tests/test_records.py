@@ -10,8 +10,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from pipeline.errors import IntegrityError, PipelineError
-from pipeline.records import (
+from pipeline.base.errors import IntegrityError, PipelineError
+from pipeline.base.records import (
     SCHEMA_VERSION,
     Card,
     FileFact,

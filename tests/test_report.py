@@ -16,10 +16,10 @@ from report_workspace import NAMES, TARGET, examination, make_workspace, perturb
 
 from eval.budgets import CHECKS
 from eval.ledger import Ledger
-from pipeline import records
-from pipeline.params import Budgets
-from pipeline.records import Check, Measurement, Status, Verdict
-from pipeline.workspace import Workspace
+from pipeline.base import records
+from pipeline.base.records import Check, Measurement, Status, Verdict
+from pipeline.base.workspace import Workspace
+from pipeline.settings.params import Budgets
 from stages import report
 from stages.reporting.evidence import gather
 from stages.reporting.wording import BUDGETS, show, show_percent

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks import coreml, recipes, runtimes
-from pipeline.errors import SettingsError
+from pipeline.base.errors import SettingsError
 from pipeline.mil.interpreter import OPERATIONS
 from stages.comparing import results
 

@@ -5,10 +5,10 @@ import torch
 from torch import nn
 from toy_models import FAMILIES, FUSED, marked_batch, toy_batch, toy_model
 
-from pipeline.architectures import family_of, layers_of
-from pipeline.divergences import masked_log_probs
-from pipeline.errors import SignalError
-from pipeline.signals import SIGNALS, SignalReader, attention_scores
+from pipeline.base.errors import SignalError
+from pipeline.families.architectures import family_of, layers_of
+from pipeline.signals.divergences import masked_log_probs
+from pipeline.signals.reader import SIGNALS, SignalReader, attention_scores
 
 
 def attention_maps(signals):

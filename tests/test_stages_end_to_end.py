@@ -16,16 +16,17 @@ from tokenizers import Tokenizer
 
 from eval.checks import int8
 from export import to_onnx
-from pipeline import distillation, records
-from pipeline.data import encode, read_prepared
-from pipeline.errors import IntegrityError, ModelError, SettingsError, TrainingError
-from pipeline.files import sha256_of
-from pipeline.models import load_classifier
-from pipeline.params import load
-from pipeline.prepared import TEST_LOGITS, read_encoded
-from pipeline.records import Examination, Floors, Measurement, Parity, Score, Status, open_folder, seal
-from pipeline.vocabulary import load_tokenizer
-from pipeline.workspace import Workspace
+from pipeline.base import records
+from pipeline.base.errors import IntegrityError, ModelError, SettingsError, TrainingError
+from pipeline.base.files import sha256_of
+from pipeline.base.records import Examination, Floors, Measurement, Parity, Score, Status, open_folder, seal
+from pipeline.base.workspace import Workspace
+from pipeline.data.prepared import TEST_LOGITS, read_encoded
+from pipeline.data.reading import encode, read_prepared
+from pipeline.distillation.distil import distil as distillation
+from pipeline.models.checkpoints import load_classifier
+from pipeline.models.vocabulary import load_tokenizer
+from pipeline.settings.params import load
 from stages import benchmark, convert, distill, evaluate, examine, floors, machine, prepare, quantize, reference, teach
 from stages.commands.predict import predict
 

@@ -6,13 +6,13 @@ import torch
 from tiny_project import flip_bit
 from toy_models import toy_model
 
-from pipeline.architectures import shape_of
-from pipeline.batches import Collator, spread_rows
-from pipeline.needs import needs_of
-from pipeline.prepared import EncodedSplit
-from pipeline.signals import SignalReader
-from pipeline.teacher_signals import cached_teacher_signals, size_bytes
-from pipeline.training import Distiller, loss_params
+from pipeline.data.batches import Collator, spread_rows
+from pipeline.data.prepared import EncodedSplit
+from pipeline.families.architectures import shape_of
+from pipeline.signals.reader import SignalReader
+from pipeline.training.loop import Distiller, loss_params
+from pipeline.training.needs import needs_of
+from pipeline.training.teacher_signals import cached_teacher_signals, size_bytes
 
 NEEDS = {"hidden": frozenset({0, 2}), "attention": frozenset({1, 3}), "values": frozenset({3})}
 

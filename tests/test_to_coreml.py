@@ -26,14 +26,14 @@ from export.to_coreml import (
     check_wide_ids,
     convert,
 )
-from pipeline.architectures import family_of
-from pipeline.errors import ExportError, SettingsError
+from pipeline.base.errors import ExportError, SettingsError
+from pipeline.base.records import Artefact
+from pipeline.families.architectures import family_of
 from pipeline.mil.interpreter import Interpreter, logits_of
 from pipeline.mil.package import SPECIFICATION, WEIGHTS, read_package
 from pipeline.mil.quiet import import_coremltools
-from pipeline.models import FACTORISED, load_classifier, new_model, save_classifier
-from pipeline.quantization import Scheme
-from pipeline.records import Artefact
+from pipeline.models.checkpoints import FACTORISED, load_classifier, new_model, save_classifier
+from pipeline.quantization.plan import Scheme
 
 ROOT = Path(__file__).resolve().parents[1]
 LABELS = ["allumer", "éteindre", "play music"]

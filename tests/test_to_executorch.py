@@ -15,11 +15,11 @@ from eval.runtimes import pytorch
 from export import to_executorch
 from export.encoder_graph import EncoderGraph
 from export.to_executorch import BUNDLE, FILE, TOLERANCES, Params, convert
-from pipeline.errors import ExportError
-from pipeline.models import save_classifier
-from pipeline.params import StudentSettings
-from pipeline.quantization import Plan, Scheme, quantizable_modules, quantize_weight
-from pipeline.students import build_student
+from pipeline.base.errors import ExportError
+from pipeline.models.checkpoints import save_classifier
+from pipeline.models.students import build_student
+from pipeline.quantization.plan import Plan, Scheme, quantizable_modules, quantize_weight
+from pipeline.settings.params import StudentSettings
 
 pytest.importorskip("executorch", reason="the extra 'executorch' is not installed")
 
@@ -185,7 +185,7 @@ def test_another_process_gives_the_same_bytes(saved, int8, tmp_path):
     """With another hash seed. Slow: imports torch and ExecuTorch again."""
     code = (
         "import sys; from pathlib import Path; from export.to_executorch import Params, convert;"
-        "from pipeline.quantization import Plan; plan = Plan.model_validate_json(sys.argv[3]);"
+        "from pipeline.quantization.plan import Plan; plan = Plan.model_validate_json(sys.argv[3]);"
         f"convert(Path(sys.argv[1]), Path(sys.argv[2]), 'int8', Params(), {LONGEST}, plan)"
     )
     subprocess.run(

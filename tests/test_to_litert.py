@@ -15,11 +15,11 @@ from toy_models import toy_batch, toy_model
 from eval.runtimes import litert
 from export import to_litert
 from export.to_litert import FILE, PRECISIONS, TOLERANCES, Params, convert, read_flatbuffer, weighted_operations
-from pipeline.errors import ExportError, SettingsError
-from pipeline.models import save_classifier
-from pipeline.params import StudentSettings
-from pipeline.quantization import Plan, Scheme
-from pipeline.students import build_student
+from pipeline.base.errors import ExportError, SettingsError
+from pipeline.models.checkpoints import save_classifier
+from pipeline.models.students import build_student
+from pipeline.quantization.plan import Plan, Scheme
+from pipeline.settings.params import StudentSettings
 
 pytest.importorskip("litert_torch", reason="the extra 'litert' is not installed")
 
@@ -168,7 +168,7 @@ def test_the_same_source_gives_the_same_bytes(source, written, tmp_path):
     (tmp_path / "plan.json").write_text(plan_of().model_dump_json())
     code = (
         "from pathlib import Path; from export.to_litert import Params, convert\n"
-        "from pipeline.quantization import Plan\n"
+        "from pipeline.quantization.plan import Plan\n"
         f"out = Path({str(tmp_path)!r}); plan = Plan.model_validate_json((out / 'plan.json').read_text())\n"
         f"convert(Path({str(source)!r}), out, 'int8', Params(lengths={LENGTHS}, activations='static'), 20, plan)"
     )
@@ -266,5 +266,5 @@ def test_weights_beyond_fp16_are_refused(tmp_path):
 def test_a_missing_package_is_a_reason(monkeypatch):
     """With the command that installs it."""
     assert to_litert.why_unusable() is None
-    monkeypatch.setattr("pipeline.extras.util.find_spec", lambda name: None)
+    monkeypatch.setattr("pipeline.base.extras.util.find_spec", lambda name: None)
     assert "pip install" in to_litert.why_unusable() and "litert_torch" in to_litert.why_unusable()

@@ -17,12 +17,12 @@ from eval import parity
 from eval.runtimes import onnxruntime, pytorch
 from export import lean_graph, onnx_int8, to_onnx
 from export.to_onnx import TOLERANCES, Params, convert
-from pipeline.batches import pad
-from pipeline.errors import ExportError
-from pipeline.models import save_classifier
-from pipeline.params import Calibration, QuantizeSettings, StudentSettings
-from pipeline.quantization import Scheme, answer, fake_quantized, make_plan, quantizable_modules
-from pipeline.students import build_student
+from pipeline.base.errors import ExportError
+from pipeline.data.batches import pad
+from pipeline.models.checkpoints import save_classifier
+from pipeline.models.students import build_student
+from pipeline.quantization.plan import Scheme, answer, fake_quantized, make_plan, quantizable_modules
+from pipeline.settings.params import Calibration, QuantizeSettings, StudentSettings
 
 FAMILIES = ("bert", "distilbert", "roberta", "electra")
 ATTENTION = {"electra": "eager"}

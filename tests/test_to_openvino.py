@@ -14,10 +14,10 @@ from eval import parity
 from eval.runtimes import openvino as runtime
 from eval.runtimes import pytorch
 from export.to_openvino import PRECISIONS, TOLERANCES, Params, convert, why_unusable
-from pipeline import extras
-from pipeline.errors import ExportError
-from pipeline.models import save_classifier
-from pipeline.quantization import Plan, Scheme, quantizable_modules
+from pipeline.base import extras
+from pipeline.base.errors import ExportError
+from pipeline.models.checkpoints import save_classifier
+from pipeline.quantization.plan import Plan, Scheme, quantizable_modules
 
 openvino = pytest.importorskip("openvino", reason="the extra 'openvino' is not installed")
 
@@ -287,7 +287,7 @@ def test_another_process_writes_the_same_bytes_and_tells_nobody(source, exported
     (tmp_path / "plan.json").write_text(PLAN.model_dump_json())
     code = (
         "import sys; from pathlib import Path; from export.to_openvino import Params, convert;"
-        "from pipeline.quantization import Plan;"
+        "from pipeline.quantization.plan import Plan;"
         "plan = Plan.model_validate_json(Path(sys.argv[3]).read_text());"
         "convert(Path(sys.argv[1]), Path(sys.argv[2]), 'int8', Params(), 20, plan)"
     )

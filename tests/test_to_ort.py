@@ -14,10 +14,10 @@ from eval import parity
 from eval.runtimes import onnxruntime, pytorch
 from export import to_onnx
 from export.to_ort import FILE, OPERATORS, PRECISIONS, TOLERANCES, Params, convert, sort_kernel_table
-from pipeline.batches import pad
-from pipeline.errors import ExportError
-from pipeline.models import save_classifier
-from pipeline.quantization import answer
+from pipeline.base.errors import ExportError
+from pipeline.data.batches import pad
+from pipeline.models.checkpoints import save_classifier
+from pipeline.quantization.plan import answer
 
 
 @pytest.fixture(scope="module")

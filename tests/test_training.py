@@ -10,16 +10,16 @@ from safetensors.torch import load_file, save_file
 from tiny_project import flip_bit
 from toy_models import toy_model
 
-from pipeline import training
-from pipeline.answers import cached_teacher_logits, check_not_collapsed, correct_share, predict_logits
-from pipeline.architectures import shape_of
-from pipeline.batches import LengthGroupedSampler
-from pipeline.errors import IntegrityError, SettingsError, TrainingError
+from pipeline.base.errors import IntegrityError, SettingsError, TrainingError
+from pipeline.data.batches import LengthGroupedSampler
+from pipeline.data.prepared import EncodedSplit
+from pipeline.families.architectures import shape_of
 from pipeline.losses import attention_kl, cross_entropy, hidden_mse, minilm_v2
-from pipeline.models import save_classifier
-from pipeline.params import TrainingSettings
-from pipeline.prepared import EncodedSplit
-from pipeline.training import CHECKPOINT, Distiller, check_fit, fit, newest_checkpoint
+from pipeline.models.checkpoints import save_classifier
+from pipeline.settings.params import TrainingSettings
+from pipeline.training.answers import cached_teacher_logits, check_not_collapsed, correct_share, predict_logits
+from pipeline.training.loop import CHECKPOINT, Distiller, check_fit, fit, newest_checkpoint
+from pipeline.training.loop import loop as training
 
 KEY = "settings and data"
 

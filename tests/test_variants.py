@@ -3,10 +3,10 @@
 import pytest
 from tiny_project import make_settings
 
-from pipeline.dependencies import Trace
-from pipeline.params import DistillSettings, Params
-from pipeline.prepared import EncodedSplit
-from pipeline.variants import Variant, run_key, variants_of
+from pipeline.base.dependencies import Trace
+from pipeline.data.prepared import EncodedSplit
+from pipeline.distillation.variants import Variant, run_key, variants_of
+from pipeline.settings.params import DistillSettings, Params
 
 LOSSES = {
     "logit_kl": {"weight": 1.0, "temperature": 2.0},
@@ -49,7 +49,7 @@ def test_control_without_logit_losses_gets_one():
     assert found[1].losses == {"logit_kl": {}}
 
 
-CODE = Trace({"pipeline/training.py": "ab"}, {"torch": "1"})
+CODE = Trace({"pipeline/training/loop.py": "ab"}, {"torch": "1"})
 
 
 def key(settings=SETTINGS, code=CODE, params=PARAMS, train=SPLIT, dev=SPLIT, contents=("ab", "labels")):
@@ -85,7 +85,7 @@ def test_key_does_not_depend_on_the_order_of_settings():
 
 def test_edited_code_has_another_key():
     """Or the old student would be shipped as the new code's. So has another version of a package."""
-    assert key(code=Trace({"pipeline/training.py": "edited"}, CODE.packages)) != key()
+    assert key(code=Trace({"pipeline/training/loop.py": "edited"}, CODE.packages)) != key()
     assert key(code=Trace(CODE.code, {"torch": "2"})) != key()
 
 

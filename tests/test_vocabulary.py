@@ -7,9 +7,9 @@ from tiny_project import make_rows, make_tokenizer
 from tokenizers import AddedToken, Tokenizer, models, processors
 from transformers import BertTokenizerFast, PreTrainedTokenizerFast
 
-from pipeline.data import encode
-from pipeline.errors import ModelError
-from pipeline.vocabulary import load_tokenizer, needed_tokens, save_tokenizer, trim
+from pipeline.base.errors import ModelError
+from pipeline.data.reading import encode
+from pipeline.models.vocabulary import load_tokenizer, needed_tokens, save_tokenizer, trim
 
 TEXTS = [text for text, _ in make_rows(60, seed=1)]
 

@@ -10,8 +10,8 @@ from test_coreml_reference import checked, one_layer
 from test_to_coreml import export, save
 
 from eval.checks import weights
+from pipeline.base.records import Status
 from pipeline.mil.quiet import import_coremltools
-from pipeline.records import Status
 
 ROWS, COLUMNS = 64, 256
 BY_ROW = weights.Storage("8 bits", by_row=True)

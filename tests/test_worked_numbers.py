@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline.divergences import row_kl
 from pipeline.losses.attention_kl import attention_kl
 from pipeline.losses.attention_score_mse import attention_score_mse
 from pipeline.losses.cross_entropy import cross_entropy
@@ -15,7 +14,8 @@ from pipeline.losses.hidden_mse import hidden_mse
 from pipeline.losses.logit_kl import logit_kl
 from pipeline.losses.logit_mse import logit_mse
 from pipeline.losses.minilm_v2 import relation_kl, split_heads
-from pipeline.quantization import activation_scale, quantize_weight
+from pipeline.quantization.plan import activation_scale, quantize_weight
+from pipeline.signals.divergences import row_kl
 
 TEACHER_LOGITS, STUDENT_LOGITS = torch.tensor([[2.0, 1.0, 0.0]]), torch.tensor([[0.0, 1.0, 2.0]])
 ALL_VALID = torch.tensor([[True, True]])

@@ -9,9 +9,9 @@ import yaml
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 from transformers import BertConfig, BertForSequenceClassification, PreTrainedTokenizerFast
 
-from pipeline.params import load
-from pipeline.vocabulary import save_tokenizer
-from pipeline.workspace import Workspace
+from pipeline.base.workspace import Workspace
+from pipeline.models.vocabulary import save_tokenizer
+from pipeline.settings.params import load
 
 CLASSES = {
     "alarm": ("wake", "alarm", "oclock", "snooze"),

@@ -5,8 +5,8 @@ A check file has:
 - `TITLE`: what it asks, in a few words.
 - `FORMATS` (optional): the formats it is for, as a literal: targets of others do not depend on its code.
 - `applies(subject)`: whether it means anything for this artefact.
-- `check(subject)`: a `pipeline.records.Check`. Raises UnusableRuntimeError with the reason when it cannot be made on
-  this machine; a WorkerError (the artefact's process crashed or hung) or ModelError (it is not what its card
+- `check(subject)`: a `pipeline.base.records.Check`. Raises UnusableRuntimeError with the reason when it cannot be made
+  on this machine; a WorkerError (the artefact's process crashed or hung) or ModelError (it is not what its card
   says) is a failure of the check.
 """
 
@@ -21,9 +21,9 @@ from eval.isolated import IsolatedSession, open_session
 from eval.latency import Exported
 from eval.padding import pad
 from eval.runtimes import Session, pytorch
-from pipeline import plugins
-from pipeline.errors import UnusableRuntimeError
-from pipeline.records import Artefact, Check, Status
+from pipeline.base import plugins
+from pipeline.base.errors import UnusableRuntimeError
+from pipeline.base.records import Artefact, Check, Status
 
 
 @dataclass(frozen=True)

@@ -7,9 +7,9 @@ from typing import Any
 from eval import figures
 from eval.checks import Subject, failed, passed
 from eval.latency import measure
-from pipeline import plugins
-from pipeline.params import MeasureSettings
-from pipeline.records import Check
+from pipeline.base import plugins
+from pipeline.base.records import Check
+from pipeline.settings.params import MeasureSettings
 
 TITLE = "compute units"
 FORMATS = ("coreml",)

@@ -9,9 +9,9 @@ import re
 
 from eval.checks import Subject, failed, passed
 from eval.runtimes import coreml_reference
-from pipeline.batches import batches_by_length
+from pipeline.base.records import Check
+from pipeline.data.batches import batches_by_length
 from pipeline.mil.interpreter import Overflow
-from pipeline.records import Check
 
 TITLE = "fp16 range"
 FORMATS = ("coreml",)

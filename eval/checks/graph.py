@@ -3,8 +3,8 @@
 from collections import Counter
 
 from eval.checks import Subject, failed, passed
-from pipeline.onnx_files import check_onnx_file
-from pipeline.records import Check
+from pipeline.base.records import Check
+from pipeline.formats.onnx_files import check_onnx_file
 
 TITLE = "lean graph"
 FORMATS = ("onnx",)

@@ -10,9 +10,9 @@ from typing import Any
 from eval.checks import Subject, failed, passed
 from eval.figures import speedup, why_unfit
 from eval.latency import measure
-from pipeline import plugins
-from pipeline.params import MeasureSettings
-from pipeline.records import Check, Measurement, Status
+from pipeline.base import plugins
+from pipeline.base.records import Check, Measurement, Status
+from pipeline.settings.params import MeasureSettings
 
 TITLE = "really int8"
 # Weights take a quarter; scales, float biases, what the plan excludes and the graph itself come on top.

@@ -7,9 +7,9 @@ present, rows answered on an emulated CPU without VNNI are compared with those a
 import numpy as np
 
 from eval.checks import Subject, difference, failed, passed
-from pipeline import emulation, plugins
-from pipeline.pair_sums import PAIR_LIMIT, unsafe_pairs
-from pipeline.records import Check, Status
+from pipeline.base import emulation, plugins
+from pipeline.base.records import Check, Status
+from pipeline.quantization.pair_sums import PAIR_LIMIT, unsafe_pairs
 
 TITLE = "kernels"
 ROWS = 8

@@ -7,8 +7,8 @@ import numpy as np
 from eval.checks import Subject, difference, failed, passed
 from eval.padding import padded_length
 from eval.runtimes import Session
-from pipeline.errors import ModelError
-from pipeline.records import Artefact, Check
+from pipeline.base.errors import ModelError
+from pipeline.base.records import Artefact, Check
 
 TITLE = "lengths and batches"
 BATCHES = (1, 3)

@@ -3,7 +3,7 @@
 import numpy as np
 
 from eval.checks import Subject, difference, failed, passed
-from pipeline.records import Check
+from pipeline.base.records import Check
 
 TITLE = "padding"
 ROWS = 8

@@ -3,8 +3,8 @@
 import numpy as np
 
 from eval.checks import Subject, difference, failed, passed
-from pipeline import plugins
-from pipeline.records import Check
+from pipeline.base import plugins
+from pipeline.base.records import Check
 
 TITLE = "second opinion"
 FORMATS = ("onnx",)

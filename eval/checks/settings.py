@@ -6,9 +6,9 @@ from types import ModuleType
 from eval.checks import Subject, failed, passed
 from eval.figures import speedup
 from eval.latency import measure
-from pipeline import plugins
-from pipeline.params import MeasureSettings
-from pipeline.records import Check, Interval, Status
+from pipeline.base import plugins
+from pipeline.base.records import Check, Interval, Status
+from pipeline.settings.params import MeasureSettings
 
 TITLE = "runtime settings"
 # Another setting must be this many times as fast before it is worth a change.

@@ -8,9 +8,9 @@ from pathlib import Path
 from tokenizers import Tokenizer
 
 from eval.checks import Subject, failed, passed
-from pipeline.data import encode
-from pipeline.records import Check
-from pipeline.vocabulary import load_tokenizer
+from pipeline.base.records import Check
+from pipeline.data.reading import encode
+from pipeline.models.vocabulary import load_tokenizer
 
 TITLE = "tokenizer"
 RANDOM_TEXTS = 300

@@ -20,10 +20,10 @@ from jaxtyping import Bool, Float
 
 from eval.checks import Subject, failed, passed
 from eval.runtimes import coreml_reference
+from pipeline.base.records import Check
 from pipeline.mil.interpreter import Interpreter
 from pipeline.mil.package import Constant, Operation
-from pipeline.palettes import make_palette
-from pipeline.records import Check
+from pipeline.mil.palettes import make_palette
 
 TITLE = "weights"
 FORMATS = ("coreml",)

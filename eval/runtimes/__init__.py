@@ -29,9 +29,9 @@ from typing import Protocol, Self, runtime_checkable
 import numpy as np
 from jaxtyping import Float, Int
 
-from pipeline.errors import ModelError
-from pipeline.plugins import nearest
-from pipeline.records import Artefact, Record
+from pipeline.base.errors import ModelError
+from pipeline.base.plugins import nearest
+from pipeline.base.records import Artefact, Record
 
 
 class Kernels(Record):

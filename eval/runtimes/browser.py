@@ -26,9 +26,9 @@ from jaxtyping import Float, Int, Int8
 
 from eval import dying
 from eval.runtimes import onnxruntime, settings_of
-from pipeline.errors import ModelError
-from pipeline.onnx_files import check_file
-from pipeline.records import Artefact
+from pipeline.base.errors import ModelError
+from pipeline.base.records import Artefact
+from pipeline.formats.onnx_files import check_file
 
 FORMATS = ("onnx", "ort")
 STAND_IN = None

@@ -18,8 +18,8 @@ from jaxtyping import Float, Int
 
 from eval.padding import padded_length
 from eval.runtimes import check_names, settings_of
-from pipeline.errors import ModelError, UnusableRuntimeError
-from pipeline.records import Artefact
+from pipeline.base.errors import ModelError, UnusableRuntimeError
+from pipeline.base.records import Artefact
 
 FORMATS = ("coreml",)
 STAND_IN = None

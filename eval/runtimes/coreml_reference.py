@@ -17,8 +17,8 @@ from jaxtyping import Float, Int
 
 from eval.padding import padded_length
 from eval.runtimes import Kernels, check_names
-from pipeline.errors import ModelError
-from pipeline.records import Artefact
+from pipeline.base.errors import ModelError
+from pipeline.base.records import Artefact
 
 if TYPE_CHECKING:
     from pipeline.mil.package import Package

@@ -21,9 +21,9 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from eval.runtimes import Kernels
-from pipeline import extras
-from pipeline.errors import ModelError, UnusableRuntimeError, first_line
-from pipeline.records import Artefact, TensorFact
+from pipeline.base import extras
+from pipeline.base.errors import ModelError, UnusableRuntimeError, first_line
+from pipeline.base.records import Artefact, TensorFact
 
 FORMATS = ("executorch",)
 STAND_IN = None

@@ -18,9 +18,9 @@ from jaxtyping import Float, Int, Int32
 
 from eval.padding import padded_length
 from eval.runtimes import Kernels, settings_of
-from pipeline.errors import ModelError, first_line
-from pipeline.extras import why_missing
-from pipeline.records import Artefact
+from pipeline.base.errors import ModelError, first_line
+from pipeline.base.extras import why_missing
+from pipeline.base.records import Artefact
 
 FORMATS = ("litert",)
 STAND_IN = None

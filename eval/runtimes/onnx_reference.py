@@ -8,8 +8,8 @@ from typing import Self
 import numpy as np
 from jaxtyping import Float, Int
 
-from pipeline.onnx_files import check_onnx_file
-from pipeline.records import Artefact
+from pipeline.base.records import Artefact
+from pipeline.formats.onnx_files import check_onnx_file
 
 FORMATS = ("onnx",)
 STAND_IN = "the reference evaluator of onnx, not a runtime that ships"

@@ -12,9 +12,9 @@ import onnx
 from jaxtyping import Float, Int, Int8
 
 from eval.runtimes import Kernels, settings_of
-from pipeline.errors import ModelError, first_line
-from pipeline.onnx_files import check_file
-from pipeline.records import Artefact
+from pipeline.base.errors import ModelError, first_line
+from pipeline.base.records import Artefact
+from pipeline.formats.onnx_files import check_file
 
 FORMATS = ("onnx", "ort")
 STAND_IN = None

@@ -12,11 +12,11 @@ import numpy as np
 from jaxtyping import Float, Int, Int8
 
 from eval.runtimes import Kernels, settings_of
-from pipeline.errors import ModelError
-from pipeline.extras import why_missing
-from pipeline.onnx_files import check_onnx_file
-from pipeline.openvino_products import eight_bit_products
-from pipeline.records import Artefact
+from pipeline.base.errors import ModelError
+from pipeline.base.extras import why_missing
+from pipeline.base.records import Artefact
+from pipeline.formats.onnx_files import check_onnx_file
+from pipeline.formats.openvino_products import eight_bit_products
 
 if TYPE_CHECKING:
     import openvino

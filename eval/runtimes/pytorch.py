@@ -8,9 +8,9 @@ import numpy as np
 import torch
 from jaxtyping import Float, Int
 
-from pipeline.machine import version_of
-from pipeline.models import load_classifier
-from pipeline.records import Artefact
+from pipeline.base.machine import version_of
+from pipeline.base.records import Artefact
+from pipeline.models.checkpoints import load_classifier
 
 FORMATS = ("pytorch",)
 STAND_IN = None
@@ -27,7 +27,7 @@ def version() -> str:
 
 
 def open_session(folder: Path, artefact: Artefact | None, threads: int) -> "PytorchSession":
-    """A session on a folder written by `pipeline.models.save_classifier`; `artefact` is not needed.
+    """A session on a folder written by `pipeline.models.checkpoints.save_classifier`; `artefact` is not needed.
 
     Raises:
         ModelError: the folder is not safe to load, damaged, or holds NaN.

@@ -4,7 +4,7 @@ A loss file has:
 
 - `KIND`: "logit" (reads logits and labels only) or "signal" (reads what happens inside the encoder). The two-phase
   schedule trains the signal losses first; the logits-only control keeps the logit losses.
-- `NEEDS`: the signals it reads, of `pipeline.signals.SIGNALS`.
+- `NEEDS`: the signals it reads, of `pipeline.signals.reader.SIGNALS`.
 - `Params`: a frozen model of its settings, derived from `LossParams` or `LayerLossParams`; every setting has a default.
 - `loss(student, teacher, params, module)`: two `Signals` to a float32 scalar: padding-safe, no gradient to the teacher.
 - `misfit(student, teacher, params)` (optional): why two `Shape`s cannot be compared by this loss, or None.

@@ -13,11 +13,11 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from pipeline.architectures import Shape
-from pipeline.divergences import MASKED_SCORE, log_row_kl, masked_log_probs, masked_probs, mean_over_examples
-from pipeline.layer_maps import layer_misfit, layer_pairs
+from pipeline.families.architectures import Shape
 from pipeline.losses import LossParams
-from pipeline.signals import Signals, attention_scores, taken
+from pipeline.models.layer_maps import layer_misfit, layer_pairs
+from pipeline.signals.divergences import MASKED_SCORE, log_row_kl, masked_log_probs, masked_probs, mean_over_examples
+from pipeline.signals.reader import Signals, attention_scores, taken
 
 KIND = "signal"
 NEEDS = ("attention",)

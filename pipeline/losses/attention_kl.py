@@ -5,11 +5,11 @@ from jaxtyping import Bool, Float
 from pydantic import Field
 from torch import Tensor, nn
 
-from pipeline.architectures import Shape
-from pipeline.divergences import row_kl
-from pipeline.layer_maps import heads_misfit, layer_misfit, layer_pairs
+from pipeline.families.architectures import Shape
 from pipeline.losses import LayerLossParams
-from pipeline.signals import Signals, attention_scores
+from pipeline.models.layer_maps import heads_misfit, layer_misfit, layer_pairs
+from pipeline.signals.divergences import row_kl
+from pipeline.signals.reader import Signals, attention_scores
 
 KIND = "signal"
 NEEDS = ("attention", "delimiters")  # NEEDS knows no settings: delimiters are read even where the switch is off

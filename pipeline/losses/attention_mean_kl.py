@@ -7,11 +7,11 @@ from jaxtyping import Bool, Float
 from pydantic import Field
 from torch import Tensor, nn
 
-from pipeline.architectures import Shape
-from pipeline.divergences import log_row_kl, masked_log_probs
-from pipeline.layer_maps import layer_misfit, layer_pairs
+from pipeline.families.architectures import Shape
 from pipeline.losses import LayerLossParams
-from pipeline.signals import Signals, attention_scores
+from pipeline.models.layer_maps import layer_misfit, layer_pairs
+from pipeline.signals.divergences import log_row_kl, masked_log_probs
+from pipeline.signals.reader import Signals, attention_scores
 
 KIND = "signal"
 NEEDS = ("attention",)

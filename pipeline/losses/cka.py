@@ -4,11 +4,11 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from pipeline.architectures import Shape
-from pipeline.cka import linear_cka
-from pipeline.layer_maps import layer_misfit, layer_pairs
+from pipeline.families.architectures import Shape
 from pipeline.losses import LayerLossParams
-from pipeline.signals import Signals, taken
+from pipeline.models.layer_maps import layer_misfit, layer_pairs
+from pipeline.signals.cka import linear_cka
+from pipeline.signals.reader import Signals, taken
 
 KIND = "signal"
 NEEDS = ("hidden",)

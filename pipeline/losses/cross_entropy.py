@@ -6,7 +6,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from pipeline.losses import LossParams
-from pipeline.signals import Signals
+from pipeline.signals.reader import Signals
 
 KIND = "logit"
 NEEDS = ("logits", "labels")

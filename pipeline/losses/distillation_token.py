@@ -12,11 +12,11 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional
 
-from pipeline.architectures import Shape
-from pipeline.class_divergences import class_kl, classes_misfit, softened_log_probs
-from pipeline.divergences import mean_over_examples
+from pipeline.families.architectures import Shape
 from pipeline.losses import LossParams
-from pipeline.signals import Signals
+from pipeline.signals.class_divergences import class_kl, classes_misfit, softened_log_probs
+from pipeline.signals.divergences import mean_over_examples
+from pipeline.signals.reader import Signals
 
 KIND = "signal"
 NEEDS = ("token", "logits")

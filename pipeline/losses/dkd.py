@@ -5,12 +5,12 @@ from jaxtyping import Float, Int
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from pipeline.architectures import Shape
-from pipeline.class_divergences import class_kl, classes_misfit, softened_log_probs
-from pipeline.divergences import MASKED_SCORE
+from pipeline.families.architectures import Shape
 from pipeline.losses import LossParams
 from pipeline.losses.cross_entropy import UNLABELLED
-from pipeline.signals import Signals
+from pipeline.signals.class_divergences import class_kl, classes_misfit, softened_log_probs
+from pipeline.signals.divergences import MASKED_SCORE
+from pipeline.signals.reader import Signals
 
 KIND = "logit"
 NEEDS = ("logits", "labels")

@@ -6,11 +6,11 @@ from jaxtyping import Bool, Float
 from pydantic import Field
 from torch import Tensor, nn
 
-from pipeline.architectures import Shape
-from pipeline.hidden_states import direction_distance, mean_over_pairs, mean_over_tokens, projections
-from pipeline.layer_maps import layer_misfit, layer_pairs
+from pipeline.families.architectures import Shape
 from pipeline.losses import LayerLossParams, LayerMap
-from pipeline.signals import Signals
+from pipeline.models.layer_maps import layer_misfit, layer_pairs
+from pipeline.signals.hidden_states import direction_distance, mean_over_pairs, mean_over_tokens, projections
+from pipeline.signals.reader import Signals
 
 KIND = "signal"
 NEEDS = ("hidden",)

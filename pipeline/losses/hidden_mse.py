@@ -7,11 +7,11 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional
 
-from pipeline.architectures import Shape
-from pipeline.hidden_states import mean_over_pairs, mean_over_tokens, projections
-from pipeline.layer_maps import Pairs, layer_misfit, layer_pairs
+from pipeline.families.architectures import Shape
 from pipeline.losses import LayerLossParams
-from pipeline.signals import Signals
+from pipeline.models.layer_maps import Pairs, layer_misfit, layer_pairs
+from pipeline.signals.hidden_states import mean_over_pairs, mean_over_tokens, projections
+from pipeline.signals.reader import Signals
 
 KIND = "signal"
 NEEDS = ("hidden",)

@@ -3,10 +3,10 @@
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from pipeline.architectures import Shape
-from pipeline.class_divergences import classes_misfit
+from pipeline.families.architectures import Shape
 from pipeline.losses import LossParams
-from pipeline.signals import Signals
+from pipeline.signals.class_divergences import classes_misfit
+from pipeline.signals.reader import Signals
 
 KIND = "logit"
 NEEDS = ("logits",)

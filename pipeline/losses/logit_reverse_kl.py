@@ -4,10 +4,10 @@ from jaxtyping import Float
 from pydantic import Field
 from torch import Tensor, nn
 
-from pipeline.architectures import Shape
-from pipeline.class_divergences import class_kl, classes_misfit, softened_log_probs
+from pipeline.families.architectures import Shape
 from pipeline.losses import LossParams
-from pipeline.signals import Signals
+from pipeline.signals.class_divergences import class_kl, classes_misfit, softened_log_probs
+from pipeline.signals.reader import Signals
 
 KIND = "logit"
 NEEDS = ("logits",)

@@ -9,11 +9,11 @@ from jaxtyping import Float
 from pydantic import Field
 from torch import Tensor, nn
 
-from pipeline.architectures import Shape
-from pipeline.divergences import row_kl
-from pipeline.layer_maps import heads_misfit
+from pipeline.families.architectures import Shape
 from pipeline.losses import LossParams
-from pipeline.signals import Signals, attention_scores
+from pipeline.models.layer_maps import heads_misfit
+from pipeline.signals.divergences import row_kl
+from pipeline.signals.reader import Signals, attention_scores
 
 KIND = "signal"
 NEEDS = ("attention", "values")

@@ -11,10 +11,10 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from pipeline.architectures import Shape
-from pipeline.divergences import row_kl
+from pipeline.families.architectures import Shape
 from pipeline.losses import LossParams
-from pipeline.signals import Signals, taken
+from pipeline.signals.divergences import row_kl
+from pipeline.signals.reader import Signals, taken
 
 KIND = "signal"
 NEEDS = ("attention", "values")

@@ -9,12 +9,12 @@ from functools import partial
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from pipeline.architectures import Shape
-from pipeline.divergences import mean_over_examples
-from pipeline.hidden_states import direction_distance, mean_over_pairs, projections
-from pipeline.layer_maps import layer_misfit, layer_pairs
+from pipeline.families.architectures import Shape
 from pipeline.losses import LayerLossParams
-from pipeline.signals import Signals
+from pipeline.models.layer_maps import layer_misfit, layer_pairs
+from pipeline.signals.divergences import mean_over_examples
+from pipeline.signals.hidden_states import direction_distance, mean_over_pairs, projections
+from pipeline.signals.reader import Signals
 
 KIND = "signal"
 NEEDS = ("hidden",)

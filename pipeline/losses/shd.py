@@ -9,11 +9,11 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from pipeline.architectures import Shape
-from pipeline.divergences import log_row_kl, masked_log_probs, masked_probs
-from pipeline.layer_maps import layer_misfit, layer_pairs
+from pipeline.families.architectures import Shape
 from pipeline.losses import LayerLossParams
-from pipeline.signals import Signals, attention_scores, taken
+from pipeline.models.layer_maps import layer_misfit, layer_pairs
+from pipeline.signals.divergences import log_row_kl, masked_log_probs, masked_probs
+from pipeline.signals.reader import Signals, attention_scores, taken
 
 KIND = "signal"
 NEEDS = ("attention", "values", "output_weights")

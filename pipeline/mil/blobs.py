@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from pipeline.errors import ModelError
+from pipeline.base.errors import ModelError
 
 MARK, VERSION = 0xDEADBEEF, 2
 HEADER = struct.Struct("<II56x")

@@ -21,7 +21,8 @@ import torch
 from jaxtyping import Float, Shaped
 from torch import Tensor
 
-from pipeline.errors import ModelError
+from pipeline.base.errors import ModelError
+from pipeline.base.plugins import nearest
 from pipeline.mil.ops import (  # noqa: F401  a file of operations registers them
     OPERATIONS,
     activation,
@@ -35,7 +36,6 @@ from pipeline.mil.ops import (  # noqa: F401  a file of operations registers the
     shapes,
 )
 from pipeline.mil.package import Constant, Operation, Package, Type
-from pipeline.plugins import nearest
 
 FLOATS = ("fp16", "fp32", "fp64")
 # width and sign of the whole numbers that may wrap around

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from pipeline.params import load
+from pipeline.settings.params import load
 
 
 def command(path: Annotated[Path, typer.Argument(help="The settings file.")] = Path("params.yaml")) -> None:

@@ -3,7 +3,7 @@
 import time
 from pathlib import Path
 
-from pipeline import guard
+from pipeline.base import guard
 from stages.commands.run import reproduce
 
 

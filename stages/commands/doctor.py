@@ -7,7 +7,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from pipeline import machine, plugins
+from pipeline.base import machine, plugins
 
 WANTED_GB = 8
 

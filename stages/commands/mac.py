@@ -3,9 +3,9 @@
 from pathlib import Path
 
 from eval.runtimes import coreml
-from pipeline import guard
-from pipeline.errors import SettingsError, UnusableRuntimeError
-from pipeline.params import load
+from pipeline.base import guard
+from pipeline.base.errors import SettingsError, UnusableRuntimeError
+from pipeline.settings.params import load
 from stages.commands.run import dvc
 
 

@@ -11,11 +11,11 @@ from typing import Annotated
 
 import typer
 
-from pipeline import guard
-from pipeline.errors import SettingsError
-from pipeline.params import load
-from pipeline.plugins import nearest
-from pipeline.workspace import Workspace
+from pipeline.base import guard
+from pipeline.base.errors import SettingsError
+from pipeline.base.plugins import nearest
+from pipeline.base.workspace import Workspace
+from pipeline.settings.params import load
 from stages.commands.run import dvc, reproduce
 
 

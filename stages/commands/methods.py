@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from pipeline.workspace import Workspace
+from pipeline.base.workspace import Workspace
 from stages.commands.run import PROJECT, find_recipe, prepare_workspace, reproduce
 from stages.comparing.places import Places
 
@@ -42,7 +42,7 @@ def command(
     source = find_recipe(recipe)
     places = Places((workspace or Path("workspaces") / f"{source.stem}-methods").resolve(), tuple(only or ()))
     # Listing the commands imports this file, which must not import torch.
-    from pipeline.prepared import open_data
+    from pipeline.data.prepared import open_data
     from stages.comparing import results, runner
     from stages.comparing.methods_file import read_methods
 

@@ -12,12 +12,12 @@ from typing import Annotated
 import numpy as np
 import typer
 
-from pipeline import plugins
-from pipeline.errors import SettingsError, UnusableRuntimeError
-from pipeline.params import load
-from pipeline.plugins import nearest
-from pipeline.records import open_folder
-from pipeline.workspace import Workspace
+from pipeline.base import plugins
+from pipeline.base.errors import SettingsError, UnusableRuntimeError
+from pipeline.base.plugins import nearest
+from pipeline.base.records import open_folder
+from pipeline.base.workspace import Workspace
+from pipeline.settings.params import load
 from stages.targets import artefact_of
 
 

@@ -20,12 +20,12 @@ from typing import Annotated, Any
 import typer
 import yaml
 
-from pipeline import guard
-from pipeline.errors import EnvironmentFault, SettingsError
-from pipeline.files import write_atomically
-from pipeline.params import load, read_values
-from pipeline.plugins import nearest
-from pipeline.workspace import Workspace
+from pipeline.base import guard
+from pipeline.base.errors import EnvironmentFault, SettingsError
+from pipeline.base.files import write_atomically
+from pipeline.base.plugins import nearest
+from pipeline.base.workspace import Workspace
+from pipeline.settings.params import load, read_values
 
 CODE = ("pipeline", "stages", "export", "eval", "data", "dvc.yaml", ".dvcignore")
 PROJECT = Path(__file__).resolve().parents[2]

@@ -3,8 +3,8 @@
 import json
 from pathlib import Path
 
-from pipeline.files import write_atomically
-from pipeline.params import json_schema
+from pipeline.base.files import write_atomically
+from pipeline.settings.params import json_schema
 
 PATH = Path("params.schema.json")
 

@@ -8,9 +8,9 @@ from typing import Any
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from pipeline import settings_file
-from pipeline.errors import SettingsError
-from pipeline.plugins import nearest
+from pipeline.base.errors import SettingsError
+from pipeline.base.plugins import nearest
+from pipeline.settings import yaml_file as settings_file
 
 BASELINE = "logits_only"  # what every method has to beat
 CONTROLS = (BASELINE, "no_teacher")

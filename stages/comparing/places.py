@@ -5,9 +5,9 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
-from pipeline.params import Params
-from pipeline.prepared import open_data
-from pipeline.workspace import Workspace
+from pipeline.base.workspace import Workspace
+from pipeline.data.prepared import open_data
+from pipeline.settings.params import Params
 
 
 @dataclass(frozen=True)

@@ -11,12 +11,12 @@ import matplotlib as mpl
 import numpy as np
 
 from eval.statistics import seeds_difference
-from pipeline import records
-from pipeline.errors import SettingsError
-from pipeline.files import write_atomically
-from pipeline.prepared import read_encoded
-from pipeline.records import Card, Floors, Interval, Record, open_folder
-from pipeline.workspace import Workspace
+from pipeline.base import records
+from pipeline.base.errors import SettingsError
+from pipeline.base.files import write_atomically
+from pipeline.base.records import Card, Floors, Interval, Record, open_folder
+from pipeline.base.workspace import Workspace
+from pipeline.data.prepared import read_encoded
 from stages.comparing.methods_file import BASELINE, Job, MethodsFile
 from stages.comparing.places import Places
 from stages.reporting.drawing import BLUE, INK, MUTED, ORANGE, STYLE

@@ -10,17 +10,17 @@ import psutil
 import torch
 import yaml
 
-from pipeline import guard
-from pipeline.architectures import Shape, shape_of
-from pipeline.errors import EnvironmentFault, IntegrityError, PipelineError, SettingsError
-from pipeline.files import write_atomically
-from pipeline.model_files import find_model
-from pipeline.models import read_config
-from pipeline.params import Params, load, read_values
-from pipeline.prepared import open_data
-from pipeline.students import student_config
-from pipeline.training import check_fit, loss_params
-from pipeline.workspace import Workspace
+from pipeline.base import guard
+from pipeline.base.errors import EnvironmentFault, IntegrityError, PipelineError, SettingsError
+from pipeline.base.files import write_atomically
+from pipeline.base.workspace import Workspace
+from pipeline.data.prepared import open_data
+from pipeline.families.architectures import Shape, shape_of
+from pipeline.models.checkpoints import read_config
+from pipeline.models.model_files import find_model
+from pipeline.models.students import student_config
+from pipeline.settings.params import Params, load, read_values
+from pipeline.training.loop import check_fit, loss_params
 from stages import prepare
 from stages.comparing import results
 from stages.comparing.methods_file import CONTROLS, Job, MethodsFile, settings_of

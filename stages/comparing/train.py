@@ -12,16 +12,16 @@ from pathlib import Path
 import torch
 
 from eval.worker import forget_peak, peak_bytes
-from pipeline import guard
-from pipeline.attention_analysis import attention_distance
-from pipeline.distillation import KIND, Distillation
-from pipeline.errors import IntegrityError
-from pipeline.files import write_atomically
-from pipeline.models import load_classifier
-from pipeline.params import load
-from pipeline.records import open_folder
-from pipeline.variants import Variant
-from pipeline.workspace import Workspace
+from pipeline.base import guard
+from pipeline.base.errors import IntegrityError
+from pipeline.base.files import write_atomically
+from pipeline.base.records import open_folder
+from pipeline.base.workspace import Workspace
+from pipeline.distillation.distil import KIND, Distillation
+from pipeline.distillation.variants import Variant
+from pipeline.models.checkpoints import load_classifier
+from pipeline.settings.params import load
+from pipeline.signals.attention_analysis import attention_distance
 from stages.comparing.places import Places
 
 log = logging.getLogger(__name__)

@@ -14,12 +14,12 @@ from typing import Any, TypeVar
 
 from eval.budgets import first_line, judge, judge_checks
 from eval.ledger import Ledger, follow
-from pipeline import records
-from pipeline.errors import IntegrityError, PipelineError
-from pipeline.errors import first_line as first_line_of
-from pipeline.params import Params, Target
-from pipeline.records import Artefact, BudgetVerdict, Card, Examination, Floors, Measurement, Parity, Score
-from pipeline.workspace import Workspace
+from pipeline.base import records
+from pipeline.base.errors import IntegrityError, PipelineError
+from pipeline.base.errors import first_line as first_line_of
+from pipeline.base.records import Artefact, BudgetVerdict, Card, Examination, Floors, Measurement, Parity, Score
+from pipeline.base.workspace import Workspace
+from pipeline.settings.params import Params, Target
 from stages.targets import artefact_bytes, artefact_of, no_measurement
 
 # What reading a damaged file can raise: bytes that are no UTF-8, JSON of another shape, nesting without end.
@@ -189,7 +189,7 @@ def _read_plan(workspace: Workspace) -> dict[str, Any]:
 
 
 def _read_rows(workspace: Workspace) -> Rows:
-    # Not pipeline.data.read_prepared: that file also cuts and compares splits, which takes scikit-learn.
+    # Not pipeline.data.reading.read_prepared: that file also cuts and compares splits, which takes scikit-learn.
     names = tuple(json.loads((workspace.data / "labels.json").read_text("utf-8")))
     number = {name: i for i, name in enumerate(names)}
     with (workspace.data / "test.jsonl").open(encoding="utf-8") as file:

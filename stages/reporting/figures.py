@@ -10,7 +10,7 @@ import matplotlib as mpl
 from matplotlib.ticker import MaxNLocator, NullLocator
 
 from eval.ledger import Hop
-from pipeline.records import Interval
+from pipeline.base.records import Interval
 from stages.reporting.changes import Confusion
 from stages.reporting.drawing import (
     BLUE,

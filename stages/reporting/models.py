@@ -12,7 +12,7 @@ import numpy as np
 from eval import figures
 from eval.slices import accuracy_by_slice
 from eval.statistics import TooFewError, share_interval
-from pipeline.records import LINEAR, Interval, Measurement
+from pipeline.base.records import LINEAR, Interval, Measurement
 from stages.reporting.evidence import Evidence, TargetEvidence, Trained
 
 Role = Literal["floor", "teacher", "student", "target"]

@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from pipeline.records import Interval
+from pipeline.base.records import Interval
 from stages.reporting.changes import class_name, confusion_changes
 from stages.reporting.evidence import Evidence
 from stages.reporting.models import ModelRow, calls_ms

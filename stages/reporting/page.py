@@ -11,7 +11,7 @@ import jinja2
 from markupsafe import Markup
 
 from eval import figures as timing
-from pipeline.records import LINEAR, Status, Verdict
+from pipeline.base.records import LINEAR, Status, Verdict
 from stages.reporting import figures, wording
 from stages.reporting.changes import Confusion, Flip, confusion_changes, flipped
 from stages.reporting.evidence import Evidence, TargetEvidence

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 
-from pipeline.records import Status, Verdict
+from pipeline.base.records import Status, Verdict
 from stages.reporting.evidence import Evidence
 from stages.reporting.models import ModelRow
 from stages.reporting.wording import (

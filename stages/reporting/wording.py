@@ -4,7 +4,7 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-from pipeline.records import BudgetVerdict, Interval, Status
+from pipeline.base.records import BudgetVerdict, Interval, Status
 
 NBSP = "\N{NO-BREAK SPACE}"
 MINUS = "\N{MINUS SIGN}"
@@ -24,7 +24,7 @@ class BudgetWords:
     decimals: int | None = None  # None: three significant digits
 
 
-# Every field of pipeline.params.Budgets, and the checks; in the same words everywhere.
+# Every field of pipeline.settings.params.Budgets, and the checks; in the same words everywhere.
 BUDGETS = {
     "accuracy": BudgetWords("accuracy", "at least", "%", 100, 1),
     "accuracy_drop_points": BudgetWords("accuracy lost to the teacher", "at most", "points", 1, 2),

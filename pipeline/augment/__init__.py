@@ -1,0 +1,1 @@
+"""Further training text, made from the training text."""

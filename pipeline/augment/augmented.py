@@ -1,0 +1,56 @@
+"""Training rows with further text behind them, tokenized as they are."""
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+
+from pipeline.augment.augmentation import cached_augmentation
+from pipeline.base.workspace import Workspace
+from pipeline.data.prepared import EncodedSplit, open_data
+from pipeline.data.reading import encode, read_prepared
+from pipeline.losses.cross_entropy import UNLABELLED
+from pipeline.models.vocabulary import load_tokenizer
+from pipeline.settings.params import Params
+from pipeline.signals.reader import TOKEN_POSITION
+
+log = logging.getLogger(__name__)
+
+
+def with_augmented(params: Params, workspace: Workspace, train: EncodedSplit, caches: Path) -> EncodedSplit:
+    """The training rows, and behind them the text that the settings ask for, whose label is only the teacher's to say.
+
+    A text is left out when a trimmed vocabulary splits it otherwise than the teacher's: the two models would then not
+    see the same tokens.
+    """
+    settings = params.distill.augment
+    if not settings.methods:
+        return train
+    teacher_tokenizer = load_tokenizer(workspace.data / "teacher_tokenizer")
+    held_out = [text for split in ("dev", "test") for text in read_prepared(workspace.data, split).texts]
+    made = cached_augmentation(
+        read_prepared(workspace.data, "train").texts, settings, teacher_tokenizer, params.seed, held_out, caches
+    )
+    texts, length = [item.text for item in made], params.data.max_length
+    teacher_ids = encode(teacher_tokenizer, texts, length - train.has_token)
+    ids = teacher_ids
+    if train.teacher_ids is not None:
+        ids = encode(load_tokenizer(workspace.data / "tokenizer"), texts, length)
+    keep = open_data(workspace).facts["keep_tokens"]
+    kept = [i for i in range(len(made)) if _same_tokens(ids[i], teacher_ids[i], keep, train.has_token)]
+    log.info("augmented text: %d, %d left out, beside %d training rows", len(kept), len(made) - len(kept), len(train))
+    return EncodedSplit(
+        names=(*train.names, *(f"{made[i].method}-{i}" for i in kept)),
+        ids=[*train.ids, *(ids[i] for i in kept)],
+        labels=(*train.labels, *(UNLABELLED for _ in kept)),
+        pad_id=train.pad_id,
+        teacher_ids=None if train.teacher_ids is None else [*train.teacher_ids, *(teacher_ids[i] for i in kept)],
+        teacher_pad_id=train.teacher_pad_id,
+        has_token=train.has_token,
+        delimiter_ids=train.delimiter_ids,
+    )
+
+
+def _same_tokens(ids: list[int], teacher_ids: list[int], keep: Sequence[int] | None, has_token: bool) -> bool:
+    """Whether the student reads the teacher's tokens, its own distillation token aside."""
+    ids = ids[:TOKEN_POSITION] + ids[TOKEN_POSITION + 1 :] if has_token else ids
+    return teacher_ids == (ids if keep is None else [keep[i] for i in ids])

@@ -1,0 +1,356 @@
+"""What stages hand over on disk: versioned JSON that a later stage can trust.
+
+A folder carries `card.json` with the SHA-256 of every file in it, written last; `open_folder` re-hashes all of them,
+since DVC restores a damaged cache file without a word. A record, the card included, carries the hash of its content.
+Nothing here holds a date: the same inputs give the same bytes.
+"""
+
+import hashlib
+import json
+from enum import StrEnum
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from pipeline.base.errors import IntegrityError
+from pipeline.base.files import CARD_NAME, sha256_of, write_atomically
+
+SCHEMA_VERSION = 1  # of every record; a change that old readers cannot take raises it
+# Names of the floors.
+MAJORITY, LINEAR = "majority", "linear"
+
+
+class Record(BaseModel):
+    """Base of everything on disk."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    schema_version: Literal[1] = 1
+
+
+class FileFact(Record):
+    """One file of a sealed folder."""
+
+    bytes: int
+    sha256: str
+
+
+class Card(Record):
+    """What a folder of files is and what it was made from."""
+
+    kind: str
+    # input name -> digest of the card or record it was made from
+    sources: dict[str, str] = {}
+    # what a reader wants to know: parameters, scores, settings
+    facts: dict[str, Any] = {}
+    files: dict[str, FileFact] = {}
+
+    @property
+    def digest(self) -> str:
+        """One hash for the whole folder; equal exactly when all files are."""
+        listing = json.dumps({name: fact.sha256 for name, fact in sorted(self.files.items())})
+        return hashlib.sha256(listing.encode()).hexdigest()
+
+
+class TensorFact(Record):
+    """One input or output of an artefact. A text in `shape` names a free dimension."""
+
+    name: str
+    dtype: str
+    shape: tuple[int | str, ...]
+
+
+class Artefact(Record):
+    """What an exporter says of the file it made; becomes the `artefact` part of the card."""
+
+    format: str
+    precision: str
+    file: str
+    inputs: tuple[TensorFact, ...]
+    outputs: tuple[TensorFact, ...]
+    # Lengths an input may have: a range or a list; calls must use one of them.
+    lengths: tuple[int, ...] | None = None
+    max_length: int
+    # How its runtime shall open it, in that runtime's own words; what is not named is left to the runtime.
+    settings: dict[str, str] = {}
+    tools: dict[str, str | None]
+    # Modules that the exporter kept in float though the quantization plan makes them 8-bit; notes say why.
+    kept_in_float: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+
+
+class Parity(Record):
+    """Worst difference between an artefact's logits and those of the model it was made from, on reference inputs."""
+
+    examples: int
+    tolerance: float
+    worst_difference: float
+    mean_difference: float
+    same_label: float = Field(ge=0, le=1)
+    # what executed it in place of the real runtime, if so
+    stand_in: str | None = None
+
+
+class Status(StrEnum):
+    """How a budget stands. `not measured` is neither a pass nor a fail."""
+
+    PASS = "pass"
+    FAIL = "fail"
+    INCONCLUSIVE = "inconclusive"
+    NOT_MEASURED = "not measured"
+
+
+class Interval(Record):
+    """An estimate with its two-sided interval at the stated confidence."""
+
+    value: float
+    low: float
+    high: float
+    confidence: float = 0.95
+
+
+class Score(Record):
+    """What an artefact answered in its runtime on the whole test split."""
+
+    target: str
+    runtime: str
+    device: str
+    artefact_digest: str
+    # Why there are no answers; then nothing below is set.
+    not_measured: str | None = None
+    # A stand-in (interpreter, emulator) executed it in place of the real runtime.
+    stand_in: str | None = None
+    runtime_version: str | None = None
+    accuracy: Interval | None = None
+    macro_f1: float | None = None
+    # The same rows, answered by the model it was exported from, in PyTorch.
+    agreement: Interval | None = None
+    drop_from_student_points: Interval | None = None
+    drop_from_teacher_points: Interval | None = None
+    # (right before and wrong here, wrong before and right here): verdicts take other confidences from them
+    flips_from_student: tuple[int, int] | None = None
+    flips_from_teacher: tuple[int, int] | None = None
+    worst_logit_difference: float | None = None
+    predictions: tuple[int, ...] = ()
+
+
+class Series(Record):
+    """Raw latency samples of one model in one process, in the order taken."""
+
+    # The canary is the candidate timed against its twin, a second session of itself: they must come out equal.
+    model: Literal["candidate", "reference", "canary", "canary_twin"]
+    process: int
+    round: int
+    # "data" for the data's own lengths, or a fixed number of tokens
+    lengths: str
+    wall_ns: tuple[int, ...]
+    cpu_ns: tuple[int, ...]
+    # position of each call in the process, so that the A B B A order can be read back
+    order: tuple[int, ...]
+    warmup: int
+
+
+class Measurement(Record):
+    """Latency, load time, memory and size of one target on one machine."""
+
+    target: str
+    runtime: str
+    device: str
+    artefact_digest: str
+    reference_digest: str | None = None
+    not_measured: str | None = None
+    stand_in: str | None = None
+    runtime_version: str | None = None
+    machine: dict[str, Any] = {}
+    conditions: tuple[dict[str, Any], ...] = ()
+    threads: int = 1
+    series: tuple[Series, ...] = ()
+    load_ms: tuple[float, ...] = ()
+    first_call_ms: tuple[float, ...] = ()
+    memory_bytes: tuple[int, ...] = ()
+    tokenize_us: float | None = None
+    # what an app adds to run it: the runtime's libraries, as built for the machine that measured
+    library_bytes: int | None = None
+    size_bytes: int
+    reference_size_bytes: int | None = None
+
+
+class Check(Record):
+    """One thing that an artefact must be, whatever its budgets: see eval/checks."""
+
+    title: str
+    status: Status
+    # what was found, in words
+    reason: str
+    facts: dict[str, Any] = {}
+
+
+class Examination(Record):
+    """Every check of one artefact."""
+
+    target: str
+    runtime: str
+    artefact_digest: str
+    # what executed it in place of the real runtime, if so
+    stand_in: str | None = None
+    not_measured: str | None = None
+    checks: tuple[Check, ...] = ()
+
+
+class Floor(Record):
+    """A model that a student must beat to be worth shipping."""
+
+    name: str
+    accuracy: Interval
+    macro_f1: float
+    size_bytes: int
+    latency_ms: float | None
+    predictions: tuple[int, ...]
+
+
+class Floors(Record):
+    """Majority class, and TF-IDF with a linear classifier."""
+
+    examples: int
+    # the true class of each test row, so that verdicts need neither the data set nor what reads it
+    labels: tuple[int, ...]
+    classes: int
+    floors: tuple[Floor, ...]
+
+
+class BudgetVerdict(Record):
+    """One budget of one target, judged."""
+
+    target: str
+    budget: str
+    limit: float
+    required: bool
+    status: Status
+    figure: Interval | None = None
+    # why it stands so, in words
+    reason: str
+
+
+class Verdict(Record):
+    """Every budget judged. `status` is that of the required ones together."""
+
+    status: Status
+    first_line: str
+    budgets: tuple[BudgetVerdict, ...]
+
+
+R = TypeVar("R", bound=Record)
+
+
+def seal(folder: Path, kind: str, sources: dict[str, str] | None = None, facts: dict[str, Any] | None = None) -> Card:
+    """Writes the card of a folder, last, over every file that is in it now."""
+    files = {
+        file.relative_to(folder).as_posix(): FileFact(bytes=file.stat().st_size, sha256=sha256_of(file))
+        for file in sorted(folder.rglob("*"))
+        if file.is_file() and file.name != CARD_NAME
+    }
+    card = Card(kind=kind, sources=sources or {}, facts=facts or {}, files=files)
+    write(card, folder / CARD_NAME)
+    return card
+
+
+def open_folder(folder: Path, kind: str) -> Card:
+    """The card of a folder whose files are all as they were when it was sealed.
+
+    Raises:
+        IntegrityError: no card (never finished), another kind, or a file missing, cut short or changed.
+    """
+    path = folder / CARD_NAME
+    if not path.is_file():
+        raise IntegrityError(f"{folder}: no {CARD_NAME}, so it was never finished; run `dvc repro` to make it again")
+    card = read(Card, path)
+    if card.kind != kind:
+        raise IntegrityError(f"{folder}: found a '{card.kind}', expected a '{kind}'; run `dvc repro` to make it again")
+    for name, fact in card.files.items():
+        _check_file(folder / name, fact)
+    return card
+
+
+def _check_file(path: Path, fact: FileFact) -> None:
+    again = "delete the folder and run `dvc repro --force` on its stage"
+    if not path.is_file():
+        raise IntegrityError(f"{path}: missing, but listed in the card beside it; {again}")
+    found_bytes = path.stat().st_size
+    if found_bytes != fact.bytes:
+        change = "truncated by" if found_bytes < fact.bytes else "longer by"
+        raise IntegrityError(
+            f"{path}: {change} {abs(fact.bytes - found_bytes):,} bytes (found {found_bytes:,}, "
+            f"expected {fact.bytes:,}); {again}"
+        )
+    found = sha256_of(path)
+    if found != fact.sha256:
+        raise IntegrityError(f"{path}: damaged: found SHA-256 {found[:16]}…, expected {fact.sha256[:16]}…; {again}")
+
+
+def write(record: Record, path: Path) -> None:
+    """Writes a single-file record with the hash of its content."""
+    body = record.model_dump(mode="json")
+    write_atomically(path, _to_json({"sha256": _content_hash(body), "record": body}))
+
+
+def read(kind: type[R], path: Path) -> R:
+    """A record whose content is as it was written.
+
+    Raises:
+        IntegrityError: missing, not JSON, cut short, changed by hand, or of another schema version.
+    """
+    if not path.is_file():
+        raise IntegrityError(f"{path}: missing; run `dvc repro` to make it")
+    try:
+        outer = json.loads(path.read_text("utf-8"))
+        body, expected = outer["record"], str(outer["sha256"])
+    except (ValueError, KeyError, TypeError, RecursionError):
+        raise IntegrityError(f"{path}: not a Decant record or cut short; delete it and run `dvc repro`") from None
+    found = _content_hash(body)
+    if found != expected:
+        raise IntegrityError(
+            f"{path}: changed since it was written: content has SHA-256 {found[:16]}…, expected {expected[:16]}…; "
+            "delete it and run `dvc repro`"
+        )
+    return _parse(kind, path, json.dumps(body))
+
+
+def digest(record: Record) -> str:
+    """The SHA-256 of a record's content."""
+    return _content_hash(record.model_dump(mode="json"))
+
+
+def _parse(kind: type[R], path: Path, text: str) -> R:
+    try:
+        return kind.model_validate_json(text)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        where = ".".join(map(str, first["loc"]))
+        raise IntegrityError(
+            f"{path}: not a {kind.__name__} of schema version {SCHEMA_VERSION}: {where}: {first['msg']}"
+        ) from error
+
+
+def _content_hash(body: Any) -> str:
+    return hashlib.sha256(json.dumps(body, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
+def _to_json(value: Any) -> str:
+    return json.dumps(value, sort_keys=True, indent=1) + "\n"
+
+
+def read_lines(path: Path) -> tuple[list[dict[str, Any]], str | None]:
+    """(whole lines, what was ignored) of a JSON-lines log; a crash may have cut its last line."""
+    if not path.is_file():
+        return [], None
+    lines = path.read_text("utf-8", errors="replace").splitlines()
+    out: list[dict[str, Any]] = []
+    for number, line in enumerate(lines, start=1):
+        try:
+            out.append(json.loads(line))
+        except ValueError:
+            if number == len(lines):
+                return out, f"{path}:{number}: the last line was cut by a crash and is ignored"
+            raise IntegrityError(f"{path}:{number}: not JSON; the log is damaged") from None
+    return out, None

@@ -1,0 +1,100 @@
+"""Rows of a split in padded batches of similar length."""
+
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset, Sampler
+
+from pipeline.data.prepared import EncodedSplit
+
+
+def pad(sequences: Sequence[Sequence[int]], pad_id: int, length: int | None = None) -> dict[str, Tensor]:
+    """A batch of int64 `input_ids` and `attention_mask` (B, L), padded on the right to the longest, or to `length`."""
+    L = length or max(len(sequence) for sequence in sequences)
+    ids = torch.full((len(sequences), L), pad_id, dtype=torch.long)
+    mask = torch.zeros((len(sequences), L), dtype=torch.long)
+    for i, sequence in enumerate(sequences):
+        ids[i, : len(sequence)] = torch.tensor(sequence, dtype=torch.long)
+        mask[i, : len(sequence)] = 1
+    return {"input_ids": ids, "attention_mask": mask}
+
+
+def batches_by_length(lengths: Sequence[int], batch_size: int) -> list[list[int]]:
+    """Row numbers in batches of similar length, longest first, so that a lack of memory shows at once."""
+    order = sorted(range(len(lengths)), key=lambda i: (-lengths[i], i))
+    return [order[i : i + batch_size] for i in range(0, len(order), batch_size)]
+
+
+def spread_rows(total: int, count: int) -> list[int]:
+    """Row numbers spread evenly over a split: a file may be sorted by class, and its first rows all be of one."""
+    return [i * total // count for i in range(count)] if count < total else list(range(total))
+
+
+class Rows(Dataset):
+    """Row numbers; the collator looks the rows up."""
+
+    def __init__(self, split: EncodedSplit) -> None:
+        self.split = split
+
+    def __len__(self) -> int:
+        return len(self.split)
+
+    def __getitem__(self, index: int) -> int:
+        return index
+
+
+class Collator:
+    """Row numbers -> one padded batch."""
+
+    def __init__(self, split: EncodedSplit) -> None:
+        self.split = split
+
+    def __call__(self, rows: Sequence[int]) -> dict[str, Tensor]:
+        split = self.split
+        batch = pad([split.ids[i] for i in rows], split.pad_id)
+        batch["labels"] = torch.tensor([split.labels[i] for i in rows])
+        batch["rows"] = torch.tensor(rows)
+        if split.teacher_ids is not None:
+            teacher_ids = [split.teacher_ids[i] for i in rows]
+            # The same length: trimming changes no text whose tokens were all kept, and training text is such text.
+            width = batch["input_ids"].shape[1] - split.has_token
+            batch["teacher_input_ids"] = pad(teacher_ids, split.teacher_pad_id, width)["input_ids"]
+        # Some tokenizers pad with their separator, and padding delimits nothing.
+        found = torch.isin(batch["input_ids"], torch.tensor(split.delimiter_ids, dtype=torch.long))
+        batch["delimiters"] = found & batch["attention_mask"].bool()
+        if split.teacher_logits is not None:
+            batch["teacher_logits"] = split.teacher_logits[list(rows)]
+        return batch
+
+
+class LengthGroupedSampler(Sampler[int]):
+    """Shuffled rows in which each batch has similar lengths; the order depends on seed and epoch alone.
+
+    The Trainer's own length grouping draws from the global random state, so a resumed epoch would see other batches.
+    """
+
+    POOL = 50  # batches that are sorted together: longer pools waste less padding, shorter ones shuffle better
+
+    def __init__(self, lengths: Sequence[int], batch_size: int, seed: int) -> None:
+        self.lengths, self.batch_size, self.seed, self.epoch = lengths, batch_size, seed, 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Called by Accelerate at the start of each epoch, and on resuming."""
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    def __iter__(self) -> Iterator[int]:
+        generator = torch.Generator().manual_seed(self.seed * 100_003 + self.epoch)
+        order = torch.randperm(len(self.lengths), generator=generator).tolist()
+        pool = self.POOL * self.batch_size
+        batches = []
+        for start in range(0, len(order), pool):
+            rows = sorted(order[start : start + pool], key=lambda row: -self.lengths[row])
+            batches += [rows[i : i + self.batch_size] for i in range(0, len(rows), self.batch_size)]
+        # A short last batch stays last, or every batch after it would be cut at other places.
+        tail = [batches.pop()] if len(batches[-1]) < self.batch_size else []
+        shuffled = [batches[i] for i in torch.randperm(len(batches), generator=generator).tolist()]
+        return iter([row for batch in [*shuffled, *tail] for row in batch])

@@ -1,0 +1,67 @@
+"""Where the data files and the base model lie, without importing anything heavy: the machine check runs every time."""
+
+from importlib import metadata, util
+from pathlib import Path
+
+from pipeline.base.errors import ModelError
+from pipeline.settings.params import DataSettings, FilesSource
+
+BUNDLED = Path("data/assistant")
+MODEL_SUFFIXES = {".safetensors", ".json", ".txt", ".model"}
+
+
+def files_source(settings: DataSettings, root: Path) -> FilesSource:
+    """The files to read for a bundled or files source, with a root relative to the current folder."""
+    if settings.source == "bundled":
+        return FilesSource(root=str(root / BUNDLED), dev="dev.csv", id="id", slice="style")
+    assert settings.files.root is not None  # a validator of DataSettings
+    return settings.files.model_copy(update={"root": str(root / settings.files.root)})
+
+
+def split_files(source: FilesSource) -> dict[str, Path]:
+    """Split name -> file."""
+    assert source.root is not None
+    names = {"train": source.train, "dev": source.dev, "test": source.test}
+    return {split: Path(source.root) / name for split, name in names.items() if name is not None}
+
+
+def data_files(settings: DataSettings, root: Path) -> dict[str, Path]:
+    """Split name -> local file that it is read from; empty for a hub source."""
+    return {} if settings.source == "hub" else split_files(files_source(settings, root))
+
+
+def local_model_folder(source: str) -> Path | None:
+    """The folder of a model given as folder or `pypi:PACKAGE/FOLDER`; None when it can only be a hub id.
+
+    Raises:
+        ModelError: the package is not installed or has no such folder.
+    """
+    if not source.startswith("pypi:"):
+        return Path(source) if Path(source).is_dir() else None
+    package, _, inside = source.removeprefix("pypi:").partition("/")
+    # __main__ and its like have no spec, for which find_spec raises.
+    spec = util.find_spec(package) if package.isidentifier() and not package.startswith("__") else None
+    if spec is None or not spec.submodule_search_locations:
+        raise ModelError(f"no installed package '{package}'; install the one that carries the model, or give a folder")
+    root = Path(spec.submodule_search_locations[0]).resolve()
+    folder = (root / inside).resolve()
+    if not folder.is_relative_to(root) or not folder.is_dir():
+        raise ModelError(f"package '{package}' has no folder '{inside}'")
+    return folder
+
+
+def base_model_files(source: str) -> list[Path]:
+    """The files of a local model that decide what it answers, sorted; empty for a hub id."""
+    folder = local_model_folder(source)
+    if folder is None:
+        return []
+    return sorted(file for file in folder.iterdir() if file.is_file() and file.suffix in MODEL_SUFFIXES)
+
+
+def describe_source(source: str) -> str:
+    """Where a model comes from, without a path of this machine: 'name==version' for a package, else as written."""
+    if not source.startswith("pypi:"):
+        return source
+    package = source.removeprefix("pypi:").partition("/")[0]
+    owners = metadata.packages_distributions().get(package, [package])
+    return f"{owners[0]}=={metadata.version(owners[0])}"

@@ -1,0 +1,126 @@
+"""The prepared data as the stages use it: verified, and as the token ids that each model reads.
+
+Token ids are made once, with the splits: all stages read the same ones, and those that measure need no tokenizer for it
+and none of the packages behind it.
+"""
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pipeline.base.errors import IntegrityError
+from pipeline.base.records import Card, open_folder
+from pipeline.base.workspace import Workspace
+from pipeline.data.reading import SPLITS, Examples, encode, read_prepared
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from transformers import PreTrainedTokenizerBase
+
+TEST_LOGITS = "test_logits.npy"  # in a trained model's folder: what it answers to test, in the order of the rows
+
+
+@dataclass(frozen=True)
+class EncodedSplit:
+    """One split as token ids. `teacher_ids` are given only when the student's vocabulary is not the teacher's."""
+
+    names: tuple[str, ...]  # example ids, for messages
+    ids: list[list[int]]
+    labels: tuple[int, ...]
+    pad_id: int
+    teacher_ids: list[list[int]] | None = None
+    teacher_pad_id: int = 0
+    teacher_logits: "Tensor | None" = None  # (rows, classes)
+    has_token: bool = False  # whether `ids` have a distillation token, which `teacher_ids` never have
+    delimiter_ids: tuple[int, ...] = ()  # what the student's tokenizer sets around a text: class, separator and so on
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    @property
+    def for_teacher(self) -> tuple[list[list[int]], int]:
+        """The rows as the teacher reads them, and its padding token."""
+        return (self.ids, self.pad_id) if self.teacher_ids is None else (self.teacher_ids, self.teacher_pad_id)
+
+
+def open_data(workspace: Workspace) -> Card:
+    """The card of the prepared data, after every file was checked against it."""
+    return open_folder(workspace.data, "data")
+
+
+def write_encoded(
+    folder: Path,
+    student: "PreTrainedTokenizerBase",
+    teacher: "PreTrainedTokenizerBase",
+    max_length: int,
+    *,
+    has_token: bool,
+) -> dict[str, Any]:
+    """Writes `encoded/<split>.json` beside splits that `pipeline.data.reading.write_prepared` has written.
+
+    Beside a student with a distillation token the teacher reads one token less, so that both read the same text.
+
+    Args:
+        folder: the prepared data.
+        student: its tokenizer.
+        teacher: its tokenizer.
+        max_length: tokens at most, special tokens included.
+        has_token: whether the student's tokenizer sets a distillation token.
+
+    Returns:
+        For the folder's card: what `read_encoded` needs besides the ids.
+    """
+    readers: dict[str, Callable[[Sequence[str]], list[list[int]]]] = {
+        "teacher": lambda texts: encode(teacher, texts, max_length)
+    }
+    if has_token or student.get_vocab() != teacher.get_vocab():
+        readers["student"] = lambda texts: encode(student, texts, max_length)
+        readers["teacher_beside_student"] = lambda texts: encode(teacher, texts, max_length - has_token)
+    (folder / "encoded").mkdir()
+    for split in SPLITS:
+        texts = read_prepared(folder, split).texts
+        ids = {reader: make(texts) for reader, make in readers.items()}
+        _file(folder, split).write_text(json.dumps(ids, separators=(",", ":")) + "\n", "utf-8")
+    return {
+        "max_length": max_length,
+        "has_token": has_token,
+        # what is left of an empty text: the special tokens around it
+        "delimiter_ids": {reader: make([""])[0] for reader, make in readers.items()},
+        "pad_ids": {"student": int(student.pad_token_id), "teacher": int(teacher.pad_token_id)},
+    }
+
+
+def read_encoded(
+    workspace: Workspace, split: str, max_length: int, *, for_teacher: bool = False
+) -> tuple[Examples, EncodedSplit]:
+    """One split as examples and as token ids; for the teacher, in its own vocabulary only.
+
+    Raises:
+        IntegrityError: the data are damaged, or were prepared for another length.
+    """
+    facts = open_data(workspace).facts.get("encoding")
+    if facts is None or facts["max_length"] != max_length:
+        found = f"token ids cut to {facts['max_length']}" if facts else "no token ids"
+        raise IntegrityError(
+            f"{workspace.data}: found {found}, expected data.max_length {max_length}; run `dvc repro prepare`"
+        )
+    examples = read_prepared(workspace.data, split)
+    ids = json.loads(_file(workspace.data, split).read_text("utf-8"))
+    reader = "student" if "student" in ids and not for_teacher else "teacher"
+    beside = reader == "student"
+    return examples, EncodedSplit(
+        names=examples.ids,
+        ids=ids[reader],
+        labels=examples.labels,
+        pad_id=facts["pad_ids"][reader],
+        teacher_ids=ids["teacher_beside_student"] if beside else None,
+        teacher_pad_id=facts["pad_ids"]["teacher"] if beside else 0,
+        has_token=beside and facts["has_token"],
+        delimiter_ids=tuple(facts["delimiter_ids"][reader]),
+    )
+
+
+def _file(folder: Path, split: str) -> Path:
+    return folder / "encoded" / f"{split}.json"

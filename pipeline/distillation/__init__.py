@@ -1,0 +1,1 @@
+"""Students from a teacher: variants, controls, phases."""

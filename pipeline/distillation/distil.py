@@ -1,0 +1,282 @@
+"""Training one student from one teacher, however many variants, methods or seeds of it are wanted.
+
+Holds what all of them share: the teacher, the rows, and what the teacher says to them.
+"""
+
+import json
+import logging
+import shutil
+import time
+from collections.abc import Collection, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from pipeline.augment.augmented import with_augmented
+from pipeline.base import guard, plugins
+from pipeline.base.dependencies import Trace, trace
+from pipeline.base.errors import IntegrityError
+from pipeline.base.files import output_folder
+from pipeline.base.records import Card, open_folder, seal
+from pipeline.base.workspace import Workspace
+from pipeline.data.batches import batches_by_length, pad, spread_rows
+from pipeline.data.prepared import TEST_LOGITS, EncodedSplit, open_data, read_encoded
+from pipeline.distillation.chosen_maps import chosen_maps
+from pipeline.distillation.variants import Variant, run_key
+from pipeline.families.architectures import shape_of
+from pipeline.models.checkpoints import count_parameters, load_classifier, save_classifier
+from pipeline.models.students import build_student
+from pipeline.models.vocabulary import load_tokenizer, save_tokenizer
+from pipeline.settings.params import Params, TrainingSettings
+from pipeline.training.answers import cached_teacher_logits, check_not_collapsed, correct_share, predict_logits
+from pipeline.training.loop import Distiller, TrainingRun, fit, loss_params
+from pipeline.training.needs import needs_of
+from pipeline.training.teacher_signals import TeacherSignals, cached_teacher_signals, size_bytes
+
+log = logging.getLogger(__name__)
+KIND = "student"
+PROBE_ROWS = 256  # training texts on which a narrower student's directions, and layer maps, are chosen
+
+
+class Distillation:
+    """One teacher and one prepared data set, ready to train students."""
+
+    def __init__(self, params: Params, workspace: Workspace, caches: Path | None = None) -> None:
+        """Reads data and teacher.
+
+        Args:
+            params: the settings; `distill.seeds` and `distill.controls` do not matter here.
+            workspace: where prepared data and teacher lie.
+            caches: where what the teacher says is kept; `workspace`'s own work folder if None.
+        """
+        torch.set_num_threads(params.threads)
+        self.params, self.workspace = params, workspace
+        self.data, self.teacher_card = open_data(workspace), open_folder(workspace.teacher, "teacher")
+        self.teacher = load_classifier(workspace.teacher)
+        self.splits = {
+            split: read_encoded(workspace, split, params.data.max_length)[1] for split in ("train", "dev", "test")
+        }
+        self.caches = caches or workspace.work("teacher_answers")
+        self._train: EncodedSplit | None = None
+        self.resumed = False  # whether the last training went on from a checkpoint
+
+    @property
+    def weights(self) -> str:
+        """Digest of the teacher's weights."""
+        return self.teacher_card.files["model.safetensors"].sha256
+
+    @property
+    def sources(self) -> dict[str, str]:
+        """What a student is made from, for its card."""
+        return {"data": self.data.digest, "teacher": self.teacher_card.digest}
+
+    def new_student(self, seed: int) -> PreTrainedModel:
+        """The student before any training."""
+        return build_student(
+            self.teacher.cpu(), self.params.student, seed, self.data.facts["keep_tokens"], self.probe()
+        )
+
+    def probe(self) -> list[dict[str, Tensor]]:
+        """A few training texts as the teacher reads them, in batches."""
+        ids, pad_id = self.splits["train"].for_teacher
+        ids = [ids[i] for i in spread_rows(len(ids), PROBE_ROWS)]
+        return [pad([ids[i] for i in rows], pad_id) for rows in batches_by_length([len(row) for row in ids], 64)]
+
+    def check(self, variant: Variant) -> None:
+        """Raises SettingsError when the variant's losses cannot compare the two models."""
+        Distiller(self.new_student(variant.seed), self.teacher, variant.losses).close()
+
+    def key(self, variant: Variant) -> str:
+        """Digest of everything that decides the trained weights."""
+        settings = {
+            "student": self.params.student.model_dump(mode="json"),
+            "distill": self.params.distill.model_dump(mode="json", exclude={"seeds", "controls", "cache_gb"}),
+            "losses": variant.losses,
+            "variant": variant.name,
+        }
+        names = json.dumps(self.teacher.config.id2label)
+        rows, dev = self._training_rows(), self.splits["dev"]
+        return run_key(settings, _code(variant.losses), self.params, rows, dev, self.weights, names)
+
+    def train(self, variant: Variant, folder: Path) -> Card:
+        """Trains one student into `folder`/model, unless a finished one was made from the same inputs.
+
+        Raises:
+            SettingsError: a loss does not fit.
+            TrainingError: a loss is not finite, or the student learned nothing.
+        """
+        key, done = self.key(variant), folder / "model"
+        finished = _finished(done, key)
+        if finished is not None:
+            log.info("%s: already trained", variant.name)
+            return finished if finished.sources == self.sources else self._score_anew(finished, done)
+        started = time.monotonic()
+        student = self.new_student(variant.seed)
+        run, learned = self._run_phases(student, variant, folder, key)
+        answers = {
+            split: predict_logits(student, rows.ids, rows.pad_id, f"{variant.name} on {split}")
+            for split, rows in self.splits.items()
+            if split != "train"
+        }
+        accuracy = {split: correct_share(logits, self.splits[split].labels) for split, logits in answers.items()}
+        if variant.kind == "distilled":
+            check_not_collapsed(accuracy["dev"], self.splits["dev"].labels, "the student")
+        facts = {
+            "key": key,
+            "kind": variant.kind,
+            "seed": variant.seed,
+            "losses": variant.losses,
+            "parameters": count_parameters(student),
+            "steps": run.steps,
+            "dev_accuracy": accuracy["dev"],
+            "test_accuracy": accuracy["test"],
+            "threads": self.params.threads,
+            "learned": learned,
+        }
+        self.resumed = run.resumed_from_step > 0
+        with output_folder(done, expected_bytes=4 * count_parameters(student)) as partial:
+            save_classifier(student.cpu(), partial)
+            save_tokenizer(load_tokenizer(self.workspace.data / "tokenizer"), partial)
+            lines = (json.dumps(entry, sort_keys=True) + "\n" for entry in run.log)
+            (partial / "log.jsonl").write_text("".join(lines), "utf-8")
+            _write_answers(partial, answers["test"])
+            card = seal(partial, KIND, self.sources, facts)
+        log.info(
+            "%s: %.2f %% on dev, %.2f %% on test after %d steps (%.0f s)",
+            variant.name,
+            100 * accuracy["dev"],
+            100 * accuracy["test"],
+            run.steps,
+            time.monotonic() - started,
+        )
+        return card
+
+    def _score_anew(self, finished: Card, folder: Path) -> Card:
+        """The same weights on the test rows of now, on which no training depends, so that no key knows them."""
+        test = self.splits["test"]
+        answers = predict_logits(load_classifier(folder), test.ids, test.pad_id, "the student on test")
+        facts = {**finished.facts, "test_accuracy": correct_share(answers, test.labels)}
+        with output_folder(folder) as partial:
+            shutil.copytree(folder, partial, dirs_exist_ok=True)
+            _write_answers(partial, answers)
+            return seal(partial, KIND, self.sources, facts)
+
+    def ask_teacher(self, variant: Variant) -> None:
+        """Computes and keeps what the teacher says to the training rows, as far as this variant's losses look at it."""
+        student = self.new_student(variant.seed)
+        losses = chosen_maps(variant.losses, student, self.teacher, self.splits["train"])
+        self._known(losses, student, self._training_rows())
+
+    def _run_phases(
+        self, student: PreTrainedModel, variant: Variant, folder: Path, key: str
+    ) -> tuple[TrainingRun, dict[str, Any]]:
+        """One phase with all losses; or signal losses first, whose last weights go on to the logit losses."""
+        distill = self.params.distill
+        losses = chosen_maps(variant.losses, student, self.teacher, self.splits["train"])
+        if distill.phases == "one":
+            return self._fit(student, losses, distill.training, folder / "main", key, variant, variant.name)
+        signal = {n: s for n, s in losses.items() if plugins.load("loss", n).KIND == "signal"}
+        first_settings = TrainingSettings(
+            **{**distill.training.model_dump(), "epochs": distill.signal_epochs, "patience": 0}
+        )
+        # A control without signal losses trains its own losses in both phases: the same number of steps for all.
+        first, learned = self._fit(
+            student,
+            signal or losses,
+            first_settings,
+            folder / "signals",
+            key,
+            variant,
+            f"{variant.name}, signals",
+            "last",
+        )
+        logit = {n: s for n, s in losses.items() if n not in signal} or {"logit_kl": {}}
+        second, _ = self._fit(student, logit, distill.training, folder / "main", key, variant, variant.name)
+        shifted = [{**e, "step": e["step"] + first.steps} if "step" in e else e for e in second.log]
+        return (
+            TrainingRun(
+                first.steps + second.steps,
+                second.best_dev_accuracy,
+                [*first.log, *shifted],
+                resumed_from_step=first.resumed_from_step + second.resumed_from_step,
+            ),
+            learned,
+        )
+
+    def _fit(
+        self,
+        student: PreTrainedModel,
+        losses: Mapping[str, Mapping[str, Any]],
+        settings: TrainingSettings,
+        work: Path,
+        key: str,
+        variant: Variant,
+        name: str,
+        keep: str = "best",
+    ) -> tuple[TrainingRun, dict[str, Any]]:
+        train = self._training_rows()
+        distiller = Distiller(
+            student,
+            self.teacher,
+            losses,
+            variant.seed,
+            known=self._known(losses, student, train),
+            class_token=self.params.distill.class_token,
+        )
+        rows = len(self.splits["train"])
+        run = fit(distiller, train, self.splits["dev"], settings, work, key, variant.seed, name, keep, epoch_rows=rows)
+        learned = distiller.learned()
+        distiller.close()  # the next phase hooks the same student
+        return run, learned
+
+    def _training_rows(self) -> EncodedSplit:
+        """The training rows, augmented text among them, with the teacher's logits."""
+        if self._train is None:
+            with guard.lock(self.caches, wait=True):
+                train = with_augmented(self.params, self.workspace, self.splits["train"], self.caches)
+                logits = cached_teacher_logits(self.teacher, train, self.caches, self._answers_key(train))
+            self._train = EncodedSplit(**{**train.__dict__, "teacher_logits": logits})
+        return self._train
+
+    def _known(
+        self, losses: Mapping[str, Mapping[str, Any]], student: PreTrainedModel, train: EncodedSplit
+    ) -> TeacherSignals | None:
+        """The teacher's signals from disk, when there are any to read and they fit the space that is given them."""
+        _, needs = needs_of(loss_params(losses), shape_of(student.config), shape_of(self.teacher.config))
+        size = size_bytes(needs, train, self.teacher)
+        if size > self.params.distill.cache_gb * 1e9:
+            log.info("the teacher runs in every step: its signals take %.1f GB, more than distill.cache_gb", size / 1e9)
+            return None
+        if not size:
+            return None
+        with guard.lock(self.caches, wait=True):
+            return cached_teacher_signals(self.teacher, needs, train, self.caches, self._answers_key(train))
+
+    def _answers_key(self, train: EncodedSplit) -> str:
+        return run_key({}, _code(()), self.params, train, self.splits["dev"], self.weights)
+
+
+def _write_answers(folder: Path, logits: Tensor) -> None:
+    """What a student answers to test: classes, for reports, and logits, with which every target is compared."""
+    (folder / "predictions.json").write_text(json.dumps(logits.argmax(-1).tolist()), "utf-8")
+    np.save(folder / TEST_LOGITS, logits.numpy())
+
+
+def _code(losses: Collection[str]) -> Trace:
+    return trace([__name__], {"loss": losses})
+
+
+def _finished(folder: Path, key: str) -> Card | None:
+    """The card of a model that an earlier run finished under the same key; a damaged one is trained again."""
+    if not folder.is_dir():
+        return None
+    try:
+        card = open_folder(folder, KIND)
+    except IntegrityError as error:
+        log.warning("%s; training it again", error)
+        return None
+    return card if card.facts["key"] == key else None

@@ -1,0 +1,59 @@
+"""The students that one distillation trains: the one that ships, more seeds of it, and controls."""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from pipeline.base import plugins
+from pipeline.base.dependencies import Trace
+from pipeline.data.prepared import EncodedSplit
+from pipeline.settings.params import DistillSettings, Params
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One student to train. All variants of a run get the same number of steps."""
+
+    kind: str  # distilled | logits_only | no_teacher
+    seed: int
+    losses: dict[str, dict[str, Any]]
+
+    @property
+    def name(self) -> str:
+        return f"{self.kind}-{self.seed}"
+
+
+def variants_of(settings: DistillSettings, seed: int) -> list[Variant]:
+    """The students to train, the distilled ones first."""
+    logit_losses = {name: s for name, s in settings.losses.items() if plugins.load("loss", name).KIND == "logit"}
+    wanted: list[tuple[str, int, dict[str, dict[str, Any]]]] = [
+        ("distilled", settings.seeds, settings.losses),
+        ("logits_only", settings.controls.logits_only, logit_losses or {"logit_kl": {}}),
+        ("no_teacher", settings.controls.no_teacher, {"cross_entropy": {}}),
+    ]
+    return [Variant(kind, seed + i, losses) for kind, count, losses in wanted for i in range(count)]
+
+
+def run_key(
+    settings: Mapping[str, Any],
+    code: Trace,
+    params: Params,
+    train: EncodedSplit,
+    dev: EncodedSplit,
+    *contents: str,
+) -> str:
+    """Digest of everything that decides trained weights: a checkpoint made under another key is not resumed.
+
+    Args:
+        settings: the settings of the run.
+        code: what trains, and what it stands on: edited code must not find old weights, and a comment not lose them.
+        params: for seed and threads.
+        train: what is learned from, as the models see it.
+        dev: what the checkpoint is chosen on.
+        contents: what else decides, such as label names, and digests of the base model or the teacher's weights.
+    """
+    rows = [train.ids, train.teacher_ids, train.labels, dev.ids, dev.labels]
+    content = [settings, params.seed, params.threads, rows, contents, code.digest]
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()

@@ -1,0 +1,1 @@
+"""Files that an exporter writes and a check or a runtime reads again."""

@@ -1,0 +1,1 @@
+"""Encoders and their tokenizers: loaded, saved, checked, and students built from teachers."""

@@ -1,0 +1,201 @@
+"""Loading, saving and checking classifiers: teachers, and students with a factorised embedding.
+
+Weights are read from safetensors only: a pickle can run code when it is opened.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModelForSequenceClassification, PretrainedConfig, PreTrainedModel
+
+from pipeline.base.errors import ModelError, first_line
+from pipeline.families.architectures import encoder_of, family_of
+from pipeline.models.model_files import check_folder
+from pipeline.settings.params import TeacherSettings
+
+# Attribute of a saved configuration: width of a factorised token embedding.
+FACTORISED = "decant_embedding_size"
+
+
+def read_config(folder: Path) -> PretrainedConfig:
+    """The configuration in a model folder, of a family that Decant knows."""
+    try:
+        config = AutoConfig.from_pretrained(str(folder), trust_remote_code=False)
+    except (OSError, ValueError, KeyError) as error:
+        raise ModelError(f"{folder}: config.json cannot be read: {first_line(error)}") from error
+    family_of(config)
+    return config
+
+
+def positions_of(config: PretrainedConfig) -> int:
+    """Most tokens a model can take. RoBERTa starts counting behind its padding id."""
+    positions = config.max_position_embeddings
+    return (
+        positions - config.pad_token_id - 1
+        if config.model_type in {"roberta", "xlm-roberta", "camembert"}
+        else positions
+    )
+
+
+def check_positions(config: PretrainedConfig, max_length: int) -> None:
+    """Raises ModelError when data.max_length is beyond what the teacher has positions for."""
+    if max_length > positions_of(config):
+        raise ModelError(
+            f"data.max_length is {max_length}, but the teacher has positions for {positions_of(config)} "
+            "tokens; lower it"
+        )
+
+
+def check_vocabulary(config: PretrainedConfig, tokens: int) -> None:
+    """Raises ModelError when a tokenizer has tokens that the model has no embedding for."""
+    if tokens > config.vocab_size:
+        raise ModelError(
+            f"the tokenizer has {tokens} tokens, but the model {config.vocab_size}; it belongs to another model"
+        )
+
+
+def load_teacher(folder: Path, settings: TeacherSettings, labels: Sequence[str]) -> PreTrainedModel:
+    """A classifier over `labels` on the model in `folder`.
+
+    With fine_tune the classifier is new; without, it is the folder's own and must have the same labels in the same
+    order, compared by name.
+
+    Raises:
+        ModelError: the labels differ, or the weights do not fit the configuration or are not finite.
+    """
+    config = read_config(folder)
+    names = dict(enumerate(labels))
+    if not settings.fine_tune:
+        _check_labels(config, labels)
+    config.id2label, config.label2id = names, {name: number for number, name in names.items()}
+    config.problem_type = "single_label_classification"
+    model = _from_folder(folder, config, new_classifier=settings.fine_tune)
+    check_finite(model, str(folder))
+    return model
+
+
+def _from_folder(folder: Path, config: PretrainedConfig, *, new_classifier: bool = False) -> PreTrainedModel:
+    """The classifier in a folder, whole: transformers would fill what is missing with random weights, and go on."""
+    try:
+        model, info = AutoModelForSequenceClassification.from_pretrained(
+            str(folder),
+            config=config,
+            use_safetensors=True,
+            trust_remote_code=False,
+            ignore_mismatched_sizes=True,  # found below, and told with their names
+            output_loading_info=True,
+        )
+    except (OSError, ValueError, RuntimeError) as error:
+        raise ModelError(f"{folder}: cannot be loaded: {first_line(error)}") from error
+
+    def must_be_there(name: str) -> bool:
+        # A fresh classifier (and BERT's pooler, where a checkpoint has none) may be wanted; a fresh encoder is not.
+        return not new_classifier or ".layer" in name or "embed" in name
+
+    missing = sorted(name for name in info["missing_keys"] if must_be_there(name))
+    if missing:
+        raise ModelError(
+            f"{folder}: {len(missing)} weights are missing, such as '{missing[0]}'; is this the model you meant?"
+        )
+    misfits = sorted(name for name in info["mismatched_keys"] if must_be_there(name))
+    if misfits:
+        raise ModelError(
+            f"{folder}: {len(misfits)} weights do not fit config.json, such as '{misfits[0]}', expected "
+            f"{list(model.get_parameter(misfits[0]).shape)}; is this the model you meant?"
+        )
+    return model
+
+
+def _check_labels(config: PretrainedConfig, labels: Sequence[str]) -> None:
+    found = [(config.id2label or {})[i] for i in range(config.num_labels)]
+    generic = [f"LABEL_{i}" for i in range(len(found))]
+    if len(found) != len(labels):
+        raise ModelError(
+            f"the teacher answers {len(found)} labels ({', '.join(found[:5])}…), the data has {len(labels)} "
+            f"({', '.join(labels[:5])}…); give a teacher for this data, or set teacher.fine_tune to true"
+        )
+    if found != list(labels) and found != generic:
+        raise ModelError(
+            f"the teacher's labels {found[:5]}… differ from the data's {list(labels)[:5]}… in name or order; "
+            "rename them, or set teacher.fine_tune to true"
+        )
+
+
+def check_finite(model: nn.Module, name: str) -> None:
+    """Raises ModelError naming the first weight that holds NaN or infinity."""
+    for key, weight in model.state_dict().items():
+        if weight.is_floating_point() and not torch.isfinite(weight).all():
+            raise ModelError(f"{name}: weight '{key}' holds NaN or infinity; use another checkpoint")
+
+
+def save_classifier(model: PreTrainedModel, folder: Path) -> None:
+    """Writes config.json and model.safetensors."""
+    model.config._name_or_path = ""  # else a path of this machine goes into config.json
+    model.save_pretrained(str(folder), safe_serialization=True)
+
+
+def load_classifier(folder: Path) -> PreTrainedModel:
+    """A model written by `save_classifier`, factorised embedding included, in eval mode.
+
+    Raises:
+        ModelError: the folder is not safe, or its weights do not fit the configuration or are not finite.
+    """
+    check_folder(folder)
+    config = read_config(folder)
+    if getattr(config, FACTORISED, None) is None:
+        model = _from_folder(folder, config)
+    else:
+        from safetensors.torch import load_file
+
+        model = new_model(config)
+        try:
+            model.load_state_dict(load_file(folder / "model.safetensors"))
+        except RuntimeError as error:
+            reason = " ".join(str(error).split())
+            raise ModelError(f"{folder}: the weights do not fit config.json: {reason[:300]}") from error
+    check_finite(model, str(folder))
+    return model.eval()
+
+
+def count_parameters(model: nn.Module) -> int:
+    """Weights in the model, each shared one once."""
+    return sum(weight.numel() for weight in model.parameters())
+
+
+class FactorisedEmbedding(nn.Module):
+    """A narrow token embedding and its projection to the hidden size: V*e + e*D weights in place of V*D.
+
+    Source: ALBERT (Lan et al. 2019), section 3.1. Unlike there, positions and types keep the hidden size.
+    """
+
+    def __init__(self, vocabulary: int, width: int, hidden: int, padding_idx: int | None) -> None:
+        super().__init__()
+        self.tokens = nn.Embedding(vocabulary, width, padding_idx=padding_idx)
+        self.project = nn.Linear(width, hidden, bias=False)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        return self.project(self.tokens(ids))
+
+
+def token_table(model: PreTrainedModel) -> nn.Embedding:
+    """The token embedding with one row for each id: the narrow one where the embedding is factorised."""
+    words = encoder_of(model).embeddings.word_embeddings
+    table = words.tokens if isinstance(words, FactorisedEmbedding) else words
+    assert isinstance(table, nn.Embedding)
+    return table
+
+
+def new_model(config: PretrainedConfig) -> PreTrainedModel:
+    """A classifier of this configuration with random weights, factorised embedding included."""
+    model = AutoModelForSequenceClassification.from_config(config)
+    width = getattr(config, FACTORISED, None)
+    if width is not None:
+        embeddings = encoder_of(model).embeddings
+        plain = embeddings.word_embeddings
+        embeddings.word_embeddings = FactorisedEmbedding(
+            config.vocab_size, width, plain.embedding_dim, plain.padding_idx
+        ).to(plain.weight.dtype)
+        nn.init.normal_(embeddings.word_embeddings.tokens.weight, std=0.02)
+    return model

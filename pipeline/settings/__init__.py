@@ -1,0 +1,1 @@
+"""params.yaml, typed: one file a section."""

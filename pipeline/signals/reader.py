@@ -1,0 +1,270 @@
+"""What a distillation loss may see of a model: logits, hidden states, queries, keys and values.
+
+Queries, keys and values are read by hooks on the projections, for two reasons. Under fused attention Hugging Face
+returns an empty tuple of attention maps with a mere warning, so a loss that zips over it is 0 for ever; and the maps
+that eager attention returns in train mode have been through dropout, so their rows do not sum to 1. What the hooks see
+has neither fault, and a layer that gives nothing is an error here.
+"""
+
+import contextlib
+import math
+from collections.abc import Callable, Collection, Iterable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from pipeline.base.errors import SignalError
+from pipeline.families.architectures import family_of, layers_of, shape_of
+
+# What a loss may list in NEEDS. attention: queries and keys, from which the scores are computed; output_weights: the
+# attention's output projection; delimiters: where [CLS] and [SEP] stand; token: the distillation token's last state.
+SIGNALS = ("logits", "labels", "hidden", "attention", "values", "output_weights", "delimiters", "token")
+LAYERED = ("hidden", "attention", "values", "output_weights")  # those that each layer has
+TOKEN_POSITION = 1  # of a distillation token: right behind the class token
+
+
+@dataclass(frozen=True, eq=False)
+class Signals:
+    """One model's answer to one batch.
+
+    A signal that was not asked for is an empty tuple, or None; a layer that was not asked for is None in the tuple,
+    so that a tuple's length still says how deep the model is.
+    """
+
+    logits: Float[Tensor, "batch classes"]
+    mask: Bool[Tensor, "batch length"]  # True: a real token, not padding
+    hidden: tuple[Float[Tensor, "batch length width"] | None, ...] = ()  # 0: embedding output; l: output of layer l
+    queries: tuple[Float[Tensor, "batch heads length head_width"] | None, ...] = ()  # of layer 1, 2, ...
+    keys: tuple[Float[Tensor, "batch heads length head_width"] | None, ...] = ()
+    values: tuple[Float[Tensor, "batch heads length head_width"] | None, ...] = ()
+    output_weights: tuple[Float[Tensor, "width width"] | None, ...] = ()  # of nn.Linear: rows are outputs
+    delimiters: Bool[Tensor, "batch length"] | None = None  # True: [CLS] or [SEP]
+    token: Float[Tensor, "batch width"] | None = None
+    labels: Int[Tensor, " batch"] | None = None  # -100: text without a label
+
+
+def taken(layered: tuple[Tensor | None, ...], index: int) -> Tensor:
+    """One entry of a layered signal.
+
+    Raises:
+        SignalError: it was not read, since no loss said that it looks at this layer.
+    """
+    tensor = layered[index]
+    if tensor is None:
+        raise SignalError(f"entry {index} of {len(layered)} was not read; the loss must name it in its `layers`")
+    return tensor
+
+
+def attention_scores(signals: Signals, layer: int) -> Float[Tensor, "batch heads length length"]:
+    """Attention scores of a layer, counted from 1, before mask and softmax, in float32: rows query, columns key.
+
+    Right only where positions enter before the projections, which `pipeline.families.architectures` sees to.
+    """
+    query, key = taken(signals.queries, layer - 1).float(), taken(signals.keys, layer - 1).float()
+    # autocast would turn even float32 factors into half precision
+    with torch.autocast(query.device.type, enabled=False):
+        return query @ key.transpose(-1, -2) / math.sqrt(query.shape[-1])
+
+
+Needs = Mapping[str, Collection[int]]
+
+
+class SignalReader:
+    """Runs a model on batches and keeps what its layers computed on the way.
+
+    A context manager; closing it takes the hooks off. Nothing is added to the model's parameters or its state.
+
+    A student with a distillation token answers as if the token were not there: the losses compare it with a teacher
+    that has none, position by position. The token's own state is the signal `token`.
+    """
+
+    def __init__(self, model: PreTrainedModel, needs: Iterable[str] | Needs, frozen: bool = False) -> None:
+        """Hooks the modules of the layers whose signals are needed.
+
+        Args:
+            model: a classifier of a family that `pipeline.families.architectures` knows.
+            needs: names of `SIGNALS`, of every layer; or the layers of each, counted from 1, with 0 for the embedding
+                output. Logits and the mask are always read.
+            frozen: for the teacher: every batch is read in eval mode and without gradient, even when a wrapper that
+                owns both models was put into train mode in between.
+
+        Raises:
+            SignalError: a name that is no signal, or a layer that the model does not have.
+            ModelError: a family that is not known.
+        """
+        shape = shape_of(model.config)
+        self.model, self.frozen = model, frozen
+        self._heads, self._layers, self._has_token = shape.heads, shape.layers, shape.distillation_token
+        if unknown := set(needs) - set(SIGNALS):
+            raise SignalError(f"no signal {sorted(unknown)}; known: {', '.join(SIGNALS)}")
+        self.needs = {
+            name: frozenset(needs[name] if isinstance(needs, Mapping) else range(name != "hidden", self._layers + 1))
+            for name in needs
+        }
+        if wrong := {(n, i) for n, which in self.needs.items() for i in which if not 0 <= i <= self._layers}:
+            name, layer = min(wrong)
+            raise SignalError(f"no layer {layer} to read {name} from: the model has {self._layers} layers")
+        self._taken: dict[tuple[str, int], Tensor] | None = None
+        self._stop_when_taken = False
+        self._handles: list[Any] = []
+        family, layers = family_of(model.config), layers_of(model)
+        paths = {"attention": ("query", "key"), "values": ("value",)}
+        self._expected = {
+            (part, number)
+            for name, parts in (paths | {"hidden": ("hidden",)}).items()
+            for number in self.needs.get(name, ())
+            for part in parts
+        }
+        if self._has_token and "token" in self.needs:
+            self._expected.add(("hidden", self._layers))
+        for part, number in sorted(self._expected):
+            if (part, number) == ("hidden", 0):
+                hook = layers[0].register_forward_pre_hook(self._keep_input, with_kwargs=True)
+            elif part == "hidden":
+                hook = layers[number - 1].register_forward_hook(self._keep(part, number))
+            else:
+                module = layers[number - 1].get_submodule(getattr(family, part))
+                hook = module.register_forward_hook(self._keep(part, number))
+            self._handles.append(hook)
+        self._outputs: list[Any] = [layer.get_submodule(family.attention_output) for layer in layers]
+
+    def __enter__(self) -> "SignalReader":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Takes the hooks off the model."""
+        for handle in self._handles:
+            handle.remove()
+        self._handles.clear()
+
+    def read(
+        self, batch: Mapping[str, Tensor], through: nn.Module | None = None, logits: Tensor | None = None
+    ) -> Signals:
+        """The model's signals for one batch.
+
+        Args:
+            batch: the model's inputs, `attention_mask` among them, and labels and delimiters if they are needed.
+                Labels are not shown to the model, which would compute a loss of its own.
+            through: what to call in place of the model when something wraps it, such as DistributedDataParallel,
+                whose gradients would otherwise not be exchanged.
+            logits: what the model is known to answer; then only the layers below the last needed signal are run.
+
+        Raises:
+            SignalError: a layer, the batch or the model did not give what is needed, or not with its gradient.
+        """
+        inputs = {name: tensor for name, tensor in batch.items() if name not in ("labels", "delimiters")}
+        if "attention_mask" not in inputs:
+            raise SignalError("the batch has no 'attention_mask', so padding cannot be told from text; add it")
+        for name in ("labels", "delimiters"):
+            if name in self.needs and name not in batch:
+                raise SignalError(f"the batch has no '{name}', which a loss needs; add them or drop that loss")
+        if self.frozen:
+            self.model.eval()
+            assert not self.model.training
+        elif self._handles and self.model.is_gradient_checkpointing:
+            # The reentrant kind runs the layers without gradient the first time, which is what the hooks would see.
+            raise SignalError("gradient checkpointing is on, which hides the layers' gradients; switch it off")
+        self._taken, self._stop_when_taken = {}, logits is not None
+        try:
+            # no_grad, not inference_mode: autograd may not save inference tensors for the student's backward pass
+            with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen):
+                if logits is None or self._expected:
+                    with contextlib.suppress(_AllTaken):
+                        logits = (through or self.model)(**inputs, return_dict=True).logits
+            assert logits is not None
+            found = Signals(
+                logits=logits,
+                mask=inputs["attention_mask"].bool(),
+                hidden=self._collect("hidden", "hidden", first=0),
+                queries=self._split_heads("attention", "query"),
+                keys=self._split_heads("attention", "key"),
+                values=self._split_heads("values", "value"),
+                output_weights=self.output_weights(),
+                delimiters=batch["delimiters"].bool() if "delimiters" in self.needs else None,
+                token=self._taken["hidden", self._layers][:, TOKEN_POSITION]
+                if self._has_token and "token" in self.needs
+                else None,
+                labels=batch["labels"] if "labels" in self.needs else None,
+            )
+            return without_position(found, TOKEN_POSITION) if self._has_token else found
+        finally:
+            self._taken = None
+
+    def _keep(self, part: str, layer: int) -> Callable[[nn.Module, tuple, Any], None]:
+        def hook(module: nn.Module, inputs: tuple, output: Any) -> None:
+            self._take(part, layer, output[0] if isinstance(output, tuple) else output)
+
+        return hook
+
+    def _keep_input(self, module: nn.Module, inputs: tuple, keywords: dict[str, Any]) -> None:
+        self._take("hidden", 0, inputs[0] if inputs else keywords["hidden_states"])
+
+    def _take(self, part: str, layer: int, tensor: Tensor) -> None:
+        if self._taken is None:  # someone else may run the model between two reads
+            return
+        self._taken[part, layer] = tensor
+        if self._stop_when_taken and len(self._taken) == len(self._expected):
+            raise _AllTaken
+
+    def _collect(self, name: str, part: str, first: int = 1) -> tuple[Tensor | None, ...]:
+        assert self._taken is not None
+        if name not in self.needs:
+            return ()
+        for layer in self.needs[name]:
+            if (part, layer) not in self._taken:
+                raise SignalError(
+                    f"layer {layer} of the {self._role()} gave no {part.replace('hidden', 'hidden state')}: its module "
+                    "was not called, or the reader is closed; a loss on it would silently be 0"
+                )
+        return tuple(
+            self._taken[part, layer] if layer in self.needs[name] else None for layer in range(first, self._layers + 1)
+        )
+
+    def output_weights(self) -> tuple[Tensor | None, ...]:
+        """The attention output projections of the layers that need it; no model is run for them."""
+        if "output_weights" not in self.needs:
+            return ()
+        wanted = self.needs["output_weights"]
+        return tuple(m.weight if number in wanted else None for number, m in enumerate(self._outputs, start=1))
+
+    def _split_heads(self, name: str, part: str) -> tuple[Tensor | None, ...]:
+        return tuple(
+            None if projected is None else projected.unflatten(-1, (self._heads, -1)).transpose(1, 2)
+            for projected in self._collect(name, part)  # (B, L, D) -> (B, H, L, d)
+        )
+
+    def _role(self) -> str:
+        return "teacher" if self.frozen else "student"
+
+
+class _AllTaken(Exception):  # noqa: N818 - no error: it ends a forward pass of which nothing more is needed
+    """Every signal that was asked for is there."""
+
+
+def without_position(signals: Signals, position: int) -> Signals:
+    """The signals as if one token did not stand in the text; attention is over what remains."""
+
+    def drop(tensor: Tensor | None, axis: int) -> Tensor | None:
+        if tensor is None:
+            return None
+        before, _, after = tensor.tensor_split((position, position + 1), axis)
+        return torch.cat((before, after), axis)
+
+    mask = drop(signals.mask, 1)
+    assert mask is not None
+    return replace(
+        signals,
+        mask=mask,
+        delimiters=drop(signals.delimiters, 1),
+        hidden=tuple(drop(tensor, 1) for tensor in signals.hidden),
+        queries=tuple(drop(tensor, 2) for tensor in signals.queries),
+        keys=tuple(drop(tensor, 2) for tensor in signals.keys),
+        values=tuple(drop(tensor, 2) for tensor in signals.values),
+    )

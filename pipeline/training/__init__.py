@@ -1,0 +1,1 @@
+"""Fitting one model: the loop, its answers, and what the teacher said, kept on disk."""

@@ -1,0 +1,165 @@
+"""What the teacher computes on the training rows, kept on disk: a frozen teacher says the same in every epoch.
+
+A small student's step costs a fraction of its teacher's forward pass, so after the first epoch the teacher would be
+most of the work. Each signal of each layer is one file of float32 vectors, the tokens of all rows end to end, mapped
+into memory; runs that share a teacher share the files.
+"""
+
+import logging
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from pipeline.base.errors import IntegrityError
+from pipeline.base.files import output_folder
+from pipeline.base.records import open_folder, seal
+from pipeline.data.batches import batches_by_length, pad
+from pipeline.data.prepared import EncodedSplit
+from pipeline.families.architectures import shape_of
+from pipeline.signals.reader import SignalReader, Signals, taken
+
+log = logging.getLogger(__name__)
+KIND = "teacher_signal"
+BATCH = 64
+# signal -> the fields of Signals that hold it
+FIELDS = {"hidden": ("hidden",), "attention": ("queries", "keys"), "values": ("values",)}
+Key = tuple[str, int]  # field of Signals, place in its tuple
+
+
+@dataclass(frozen=True, eq=False)
+class TeacherSignals:
+    """Signals of every training row, ready to be read in any batch."""
+
+    vectors: Mapping[Key, Float[Tensor, "tokens width"]]
+    starts: Int[Tensor, " rows"]  # where each row's tokens begin
+    layers: int
+    heads: int
+
+    def read(
+        self,
+        rows: Int[Tensor, " batch"],
+        mask: Bool[Tensor, "batch length"],
+        logits: Float[Tensor, "batch classes"],
+    ) -> Signals:
+        """The signals of a batch of rows, padded with zeros as the mask says, on the mask's device."""
+        inside = mask.cpu()
+        # Padded positions read token 0 of the row, and are emptied below.
+        places = self.starts[rows.cpu()][:, None] + torch.arange(mask.shape[1])[None, :] * inside
+
+        def layered(field: str, entries: int) -> tuple[Tensor | None, ...]:
+            if all(name != field for name, _ in self.vectors):
+                return ()
+            return tuple(self._gather(field, i, places, inside, mask.device) for i in range(entries))
+
+        return Signals(
+            logits=logits,
+            mask=mask,
+            hidden=layered("hidden", self.layers + 1),
+            queries=layered("queries", self.layers),
+            keys=layered("keys", self.layers),
+            values=layered("values", self.layers),
+        )
+
+    def _gather(self, field: str, index: int, places: Tensor, inside: Tensor, device: torch.device) -> Tensor | None:
+        if (field, index) not in self.vectors:
+            return None
+        vectors = torch.where(inside[..., None], self.vectors[field, index][places], 0.0).to(device)  # (B, L, D)
+        return vectors if field == "hidden" else vectors.unflatten(-1, (self.heads, -1)).transpose(1, 2)
+
+
+def size_bytes(needs: Mapping[str, frozenset[int]], split: EncodedSplit, teacher: PreTrainedModel) -> int:
+    """How much the signals of a split take on disk."""
+    tokens = sum(len(ids) for ids in split.for_teacher[0])
+    return 4 * tokens * shape_of(teacher.config).hidden * len(list(_keys(needs)))
+
+
+def cached_teacher_signals(
+    teacher: PreTrainedModel, needs: Mapping[str, frozenset[int]], split: EncodedSplit, work: Path, key: str
+) -> TeacherSignals:
+    """The teacher's signals on a split, computed once and kept under `key`; damaged files are made again.
+
+    Args:
+        teacher: put into eval mode.
+        needs: layers of each signal, as `pipeline.training.needs` gives them.
+        split: the training rows.
+        work: folder of caches.
+        key: digest of the teacher's weights and of the rows.
+    """
+    folder = work / f"teacher_signals-{key[:16]}"
+    ids, pad_id = split.for_teacher
+    lengths = torch.tensor([len(row) for row in ids])
+    starts = lengths.cumsum(0) - lengths
+    missing = [name for name in _keys(needs) if not _is_whole(folder / _file(name))]
+    if missing:
+        _compute(teacher, missing, ids, pad_id, starts, folder)
+    shape = shape_of(teacher.config)
+    vectors = {
+        name: torch.from_numpy(np.load(folder / _file(name) / "vectors.npy", mmap_mode="c")) for name in _keys(needs)
+    }
+    return TeacherSignals(vectors, starts, shape.layers, shape.heads)
+
+
+def _keys(needs: Mapping[str, frozenset[int]]) -> Iterator[Key]:
+    for need, fields in FIELDS.items():
+        for layer in sorted(needs.get(need, ())):
+            for field in fields:
+                yield field, layer if field == "hidden" else layer - 1
+
+
+def _file(key: Key) -> str:
+    return f"{key[0]}-{key[1]}"
+
+
+def _is_whole(folder: Path) -> bool:
+    if not folder.exists():
+        return False
+    try:
+        open_folder(folder, KIND)
+    except IntegrityError as error:
+        log.warning("%s; computing the teacher's signals again", error)
+        return False
+    return True
+
+
+def _compute(
+    teacher: PreTrainedModel, keys: list[Key], ids: list[list[int]], pad_id: int, starts: Tensor, folder: Path
+) -> None:
+    """Writes one sealed folder for each key, in one pass over the rows."""
+    from contextlib import ExitStack
+
+    from tqdm import tqdm
+
+    device = torch.device("cuda") if torch.cuda.is_available() else torch.device("cpu")
+    nn.Module.to(teacher, device)
+    tokens, width = sum(len(row) for row in ids), shape_of(teacher.config).hidden
+    needs: dict[str, set[int]] = {}
+    for field, index in keys:
+        need = next(name for name, fields in FIELDS.items() if field in fields)
+        needs.setdefault(need, set()).add(index if field == "hidden" else index + 1)
+    with ExitStack() as stack:
+        reader = stack.enter_context(SignalReader(teacher, needs, frozen=True))
+        files = {}
+        for key in keys:
+            place = stack.enter_context(output_folder(folder / _file(key), expected_bytes=4 * tokens * width))
+            stack.callback(seal, place, KIND)  # before the folder gets its name: callbacks run last to first
+            files[key] = np.lib.format.open_memmap(
+                place / "vectors.npy", mode="w+", dtype=np.float32, shape=(tokens, width)
+            )
+            stack.callback(files[key].flush)
+        batches = batches_by_length([len(row) for row in ids], BATCH)
+        for rows in tqdm(batches, desc="teacher's signals", disable=None, leave=False):
+            batch = {name: tensor.to(device) for name, tensor in pad([ids[i] for i in rows], pad_id).items()}
+            # Nobody looks at the logits, and naming them spares the upper layers.
+            signals = reader.read(batch, logits=torch.empty(len(rows), 0, device=device))
+            for field, index in keys:
+                tensor = taken(getattr(signals, field), index).float().cpu()
+                vectors = (tensor if field == "hidden" else tensor.transpose(1, 2).flatten(2)).numpy()
+                for place_in_batch, row in enumerate(rows):
+                    start, length = int(starts[row]), len(ids[row])
+                    files[field, index][start : start + length] = vectors[place_in_batch, :length]
