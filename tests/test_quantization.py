@@ -7,6 +7,7 @@ from toy_models import toy_model
 
 from pipeline.base.errors import DataError, ModelError
 from pipeline.base.records import read, write
+from pipeline.quantization import plan as quantization
 from pipeline.quantization.calibration import BINS, Histogram
 from pipeline.quantization.plan import (
     EncodedExamples,
@@ -20,7 +21,6 @@ from pipeline.quantization.plan import (
     quantizable_modules,
     quantize_weight,
 )
-from pipeline.quantization.plan import plan as quantization
 from pipeline.settings.params import Calibration, QuantizeSettings
 
 FAMILIES = ("bert", "distilbert", "roberta", "electra")

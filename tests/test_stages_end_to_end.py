@@ -23,7 +23,7 @@ from pipeline.base.records import Examination, Floors, Measurement, Parity, Scor
 from pipeline.base.workspace import Workspace
 from pipeline.data.prepared import TEST_LOGITS, read_encoded
 from pipeline.data.reading import encode, read_prepared
-from pipeline.distillation.distil import distil as distillation
+from pipeline.distillation import distil as distillation
 from pipeline.models.checkpoints import load_classifier
 from pipeline.models.vocabulary import load_tokenizer
 from pipeline.settings.params import load

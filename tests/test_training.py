@@ -17,9 +17,9 @@ from pipeline.families.architectures import shape_of
 from pipeline.losses import attention_kl, cross_entropy, hidden_mse, minilm_v2
 from pipeline.models.checkpoints import save_classifier
 from pipeline.settings.params import TrainingSettings
+from pipeline.training import loop as training
 from pipeline.training.answers import cached_teacher_logits, check_not_collapsed, correct_share, predict_logits
 from pipeline.training.loop import CHECKPOINT, Distiller, check_fit, fit, newest_checkpoint
-from pipeline.training.loop import loop as training
 
 KEY = "settings and data"
 
