@@ -6,7 +6,7 @@ from toy_models import toy_model
 
 from pipeline.base.errors import SettingsError
 from pipeline.data.prepared import EncodedSplit
-from pipeline.distillation import chosen_maps
+from pipeline.distillation.chosen_maps import chosen_maps
 from pipeline.settings.params import TrainingSettings
 from pipeline.training.loop import Distiller, fit
 

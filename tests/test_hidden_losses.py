@@ -17,8 +17,13 @@ from test_worked_numbers import LENGTHS, as_torch, draw, kl, mask, softmax
 from torch.nn import functional
 
 from pipeline.base.errors import SettingsError
-from pipeline.losses import cka, cross_entropy, distillation_token, hidden_cosine, hidden_mse, pkd
+from pipeline.losses.cka import cka
+from pipeline.losses.cross_entropy import cross_entropy
+from pipeline.losses.distillation_token import distillation_token
+from pipeline.losses.hidden_cosine import hidden_cosine
+from pipeline.losses.hidden_mse import hidden_mse
 from pipeline.losses.minilm_v1 import value_scores
+from pipeline.losses.pkd import pkd
 from pipeline.signals.cka import best_monotone_map, cka_matrix, linear_cka
 from pipeline.signals.divergences import row_kl
 from pipeline.signals.hidden_states import direction_distance

@@ -15,18 +15,14 @@ from pydantic import ValidationError
 
 from pipeline.base import plugins
 from pipeline.families.architectures import Shape
-from pipeline.losses import (
-    dist,
-    dkd,
-    logit_jsd,
-    logit_kl,
-    logit_mse,
-    logit_reverse_kl,
-    logit_total_variation,
-    pearson_distance,
-    standardized,
-)
 from pipeline.losses.cross_entropy import UNLABELLED, cross_entropy
+from pipeline.losses.dist import dist, pearson_distance
+from pipeline.losses.dkd import dkd
+from pipeline.losses.logit_jsd import logit_jsd
+from pipeline.losses.logit_kl import logit_kl, standardized
+from pipeline.losses.logit_mse import logit_mse
+from pipeline.losses.logit_reverse_kl import logit_reverse_kl
+from pipeline.losses.logit_total_variation import logit_total_variation
 from pipeline.signals.reader import Signals
 
 LOGIT_LOSSES = [

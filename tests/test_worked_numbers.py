@@ -7,7 +7,12 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline.losses import attention_kl, attention_score_mse, cross_entropy, hidden_mse, logit_kl, logit_mse
+from pipeline.losses.attention_kl import attention_kl
+from pipeline.losses.attention_score_mse import attention_score_mse
+from pipeline.losses.cross_entropy import cross_entropy
+from pipeline.losses.hidden_mse import hidden_mse
+from pipeline.losses.logit_kl import logit_kl
+from pipeline.losses.logit_mse import logit_mse
 from pipeline.losses.minilm_v2 import relation_kl, split_heads
 from pipeline.quantization.plan import activation_scale, quantize_weight
 from pipeline.signals.divergences import row_kl

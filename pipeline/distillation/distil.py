@@ -25,7 +25,7 @@ from pipeline.base.records import Card, open_folder, seal
 from pipeline.base.workspace import Workspace
 from pipeline.data.batches import batches_by_length, pad, spread_rows
 from pipeline.data.prepared import TEST_LOGITS, EncodedSplit, open_data, read_encoded
-from pipeline.distillation import chosen_maps
+from pipeline.distillation.chosen_maps import chosen_maps
 from pipeline.distillation.variants import Variant, run_key
 from pipeline.families.architectures import shape_of
 from pipeline.models.checkpoints import count_parameters, load_classifier, save_classifier
