@@ -150,7 +150,10 @@ def _overflows(session: coreml_reference.CoreMlReferenceSession, sequences: Any,
         mask = np.zeros_like(ids)
         for i, row in enumerate(rows):
             ids[i, : len(row)], mask[i, : len(row)] = row, 1
-        total += sum(one.elements for one in session.interpreter.overflows(session.inputs(ids, mask)))
+        total += sum(
+            one.elements
+            for one in session.interpreter.overflows(session.inputs({"input_ids": ids, "attention_mask": mask}))
+        )
     return total
 
 

@@ -245,7 +245,7 @@ def _time(
             for name in rng.permutation(list(opened)):
                 session = opened[name][0]
                 start = time.perf_counter_ns()
-                session.run(*inputs[name])
+                session.run(inputs[name])
                 end = time.perf_counter_ns()
                 taken[name].append(getattr(session, "last_call_ns", end - start))
     finally:

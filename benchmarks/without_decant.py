@@ -5,7 +5,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float, Int
+
+from eval.runtimes import Arrays
 
 
 class PlainOnnx:
@@ -20,12 +21,10 @@ class PlainOnnx:
         self._session = onnxruntime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
         self._names = [value.name for value in self._session.get_inputs()]
 
-    def run(
-        self, ids: Int[np.ndarray, "batch length"], mask: Int[np.ndarray, "batch length"]
-    ) -> Float[np.ndarray, "batch classes"]:
+    def run(self, inputs: Arrays) -> dict[str, np.ndarray]:
         """Logits; the type ids of one text are zeros."""
-        given = {"input_ids": ids, "attention_mask": mask, "token_type_ids": np.zeros_like(ids)}
-        return self._session.run(["logits"], {name: given[name] for name in self._names})[0]
+        given = {**inputs, "token_type_ids": np.zeros_like(inputs["input_ids"])}
+        return {"logits": self._session.run(["logits"], {name: given[name] for name in self._names})[0]}
 
     def close(self) -> None:
         """Frees the model."""
@@ -48,12 +47,11 @@ class PlainOpenVino:
         self._request = self._compiled.create_infer_request()
         self._names = [port.get_any_name() for port in self._compiled.inputs]
 
-    def run(
-        self, ids: Int[np.ndarray, "batch length"], mask: Int[np.ndarray, "batch length"]
-    ) -> Float[np.ndarray, "batch classes"]:
+    def run(self, inputs: Arrays) -> dict[str, np.ndarray]:
         """Logits; the type ids of one text are zeros."""
-        given = {"input_ids": ids, "attention_mask": mask, "token_type_ids": np.zeros_like(ids)}
-        return self._request.infer({name: given[name] for name in self._names}, share_inputs=True)["logits"].copy()
+        given = {**inputs, "token_type_ids": np.zeros_like(inputs["input_ids"])}
+        found = self._request.infer({name: given[name] for name in self._names}, share_inputs=True)
+        return {"logits": found["logits"].copy()}
 
     def close(self) -> None:
         """Frees the model."""

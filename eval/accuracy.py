@@ -148,7 +148,7 @@ def _run_full_batch(
 ) -> Float[np.ndarray, "batch classes"]:
     """Fills the last batch up when the artefact's batch size is fixed, and takes the filling out of the answer."""
     filling = (_fixed_batch(artefact) or len(sequences)) - len(sequences)
-    logits = session.run(*pad([*sequences, *[sequences[-1]] * filling], pad_id, artefact))
+    logits = session.run(pad([*sequences, *[sequences[-1]] * filling], pad_id, artefact))["logits"]
     return logits[: len(logits) - filling]
 
 

@@ -1,7 +1,7 @@
 """Runs an artefact in a child process with limits, so that a loader that crashes or hangs takes nothing else with it.
 
     with open_session("onnxruntime", folder, artefact, threads=1) as session:
-        logits = session.run(ids, mask)
+        outputs = session.run(inputs)
 
 Parent and child talk over a pipe of their own, in safetensors and JSON: nothing that a runtime prints can be mistaken
 for an answer, and nothing that the child sends can run code in the parent.
@@ -20,12 +20,11 @@ from types import TracebackType
 from typing import IO, Any, Self
 
 import numpy as np
-from jaxtyping import Float, Int
 from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
 from eval import dying
-from eval.runtimes import Kernels
+from eval.runtimes import Arrays, Kernels
 from eval.worker import WorkerError, thread_environment
 from pipeline.base import emulation, plugins
 from pipeline.base.errors import ModelError, PipelineError, UnusableRuntimeError
@@ -52,21 +51,19 @@ class IsolatedSession:
         self.runtime_version = ""
         self.kernels: Kernels | None = None
 
-    def run(
-        self, ids: Int[np.ndarray, "batch length"], mask: Int[np.ndarray, "batch length"]
-    ) -> Float[np.ndarray, "batch classes"]:
-        """Logits of a padded batch, float32.
+    def run(self, inputs: Arrays) -> dict[str, np.ndarray]:
+        """The outputs for a padded batch, float32.
 
         Raises:
             ModelError: what the runtime's own session raises, such as for an input that is too long.
             WorkerError: the process crashed, took too long, or sent what cannot be read.
         """
-        request = save({"input_ids": np.ascontiguousarray(ids), "attention_mask": np.ascontiguousarray(mask)})
+        request = save({name: np.ascontiguousarray(values) for name, values in inputs.items()})
         try:
             self._pipe.send_bytes(request)
         except OSError:
             raise WorkerError(self._why_it_ended()) from None
-        return self.receive(self._run_timeout_s)["logits"]
+        return self.receive(self._run_timeout_s)
 
     def receive(self, timeout_s: float) -> dict[str, Any]:
         """The child's next message: tensors, or facts from JSON."""
@@ -197,11 +194,11 @@ def _serve(pipe: Connection) -> None:
             except EOFError:
                 return  # the parent has closed its end
             try:
-                logits = session.run(request["input_ids"], request["attention_mask"])
+                outputs = session.run(request)
             except PipelineError as error:
                 _send_error(pipe, error)
             else:
-                pipe.send_bytes(save({"logits": np.ascontiguousarray(logits)}))
+                pipe.send_bytes(save({name: np.ascontiguousarray(values) for name, values in outputs.items()}))
 
 
 def _send_error(pipe: Connection, error: PipelineError) -> None:

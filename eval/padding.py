@@ -1,6 +1,6 @@
 """Padding a batch to a length that the artefact takes."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 from jaxtyping import Int
@@ -26,12 +26,29 @@ def padded_length(length: int, artefact: Artefact) -> int:
 
 def pad(
     sequences: Sequence[Sequence[int]], pad_id: int, artefact: Artefact
-) -> tuple[Int[np.ndarray, "batch length"], Int[np.ndarray, "batch length"]]:
-    """(ids, mask) as int64, padded on the right no further than the artefact demands; the mask is 1 on real tokens."""
+) -> dict[str, Int[np.ndarray, "batch length"]]:
+    """`input_ids` and `attention_mask`, int64, padded on the right no further than the artefact demands.
+
+    The mask is 1 on real tokens.
+    """
     L = padded_length(max(len(sequence) for sequence in sequences), artefact)
     ids = np.full((len(sequences), L), pad_id, dtype=np.int64)
     mask = np.zeros((len(sequences), L), dtype=np.int64)
     for i, sequence in enumerate(sequences):
         ids[i, : len(sequence)] = sequence
         mask[i, : len(sequence)] = 1
-    return ids, mask
+    return {"input_ids": ids, "attention_mask": mask}
+
+
+def pad_further(
+    inputs: Mapping[str, Int[np.ndarray, "batch length"]], names: Iterable[str], artefact: Artefact
+) -> dict[str, Int[np.ndarray, "batch longer"]]:
+    """The named inputs with zeros up to the least length that the artefact takes; a mask of 0 says nobody looks there.
+
+    Raises:
+        ModelError: it takes none that is long enough.
+    """
+    given = {name: inputs[name] for name in names}
+    length = max(values.shape[1] for values in given.values())
+    missing = ((0, 0), (0, padded_length(length, artefact) - length))
+    return {name: np.pad(values, missing) for name, values in given.items()}

@@ -7,59 +7,59 @@ absolute one would let a model with small logits pass and one with large logits 
 from collections.abc import Iterable
 
 import numpy as np
-from jaxtyping import Float, Int
 
-from eval.runtimes import Session
+from eval.runtimes import Arrays, Session
 from pipeline.base.errors import NamesDifferError, ParityError, ShapesDifferError, ValuesDifferError
 from pipeline.base.records import Parity
 
-Batch = tuple[Int[np.ndarray, "batch length"], Int[np.ndarray, "batch length"]]
 
-
-def check(candidate: Session, reference: Session, batches: Iterable[Batch], tolerance: float) -> Parity:
+def check(candidate: Session, reference: Session, batches: Iterable[Arrays], tolerance: float) -> Parity:
     """As `measure`, and raises ValuesDifferError when the worst difference is beyond the tolerance."""
     parity = measure(candidate, reference, batches, tolerance)
     if parity.worst_difference > tolerance:
         raise ValuesDifferError(
-            f"logits differ by up to {parity.worst_difference:.3g} of the reference's spread, allowed are "
+            f"outputs differ by up to {parity.worst_difference:.3g} of the reference's spread, allowed are "
             f"{tolerance:g} ({parity.examples} examples, same label in {parity.same_label:.1%}); "
             "the conversion changed the model"
         )
     return parity
 
 
-def measure(candidate: Session, reference: Session, batches: Iterable[Batch], tolerance: float) -> Parity:
-    """How far the candidate's logits are from the reference's.
+def measure(candidate: Session, reference: Session, batches: Iterable[Arrays], tolerance: float) -> Parity:
+    """How far the candidate's outputs are from the reference's.
 
     Args:
         candidate: the artefact in its runtime.
         reference: the model it was made from.
-        batches: ids and masks.
+        batches: inputs by name.
         tolerance: kept in the record, not judged here.
 
     Returns:
-        Differences as shares of the spread (greatest minus least) of all the reference's logits.
+        Differences as shares of the spread (greatest minus least) of each output of the reference; the worst output's.
 
     Raises:
         NamesDifferError: other inputs or outputs.
-        ShapesDifferError: other shape of the logits.
+        ShapesDifferError: other shape of an output.
         ValuesDifferError: NaN or infinity on either side, or a reference that answers everything alike.
         ParityError: no batches.
     """
     _compare_names(candidate, reference)
-    found_parts, expected_parts = [], []
-    for number, (ids, mask) in enumerate(batches):
-        expected, found = reference.run(ids, mask), candidate.run(ids, mask)
-        if found.shape != expected.shape:
-            raise ShapesDifferError(
-                f"batch {number} with inputs of shape {ids.shape}: found logits of shape {found.shape}, expected "
-                f"{expected.shape}; check the labels and the dynamic axes of the export"
-            )
-        found_parts.append(found)
-        expected_parts.append(expected)
-    if not found_parts:
+    pairs: dict[str, list[tuple[np.ndarray, np.ndarray]]] = {name: [] for name in reference.output_names}
+    for number, inputs in enumerate(batches):
+        expected, found = reference.run(inputs), candidate.run(inputs)
+        for name in pairs:
+            if found[name].shape != expected[name].shape:
+                shapes = ", ".join(f"{key} {values.shape}" for key, values in inputs.items())
+                raise ShapesDifferError(
+                    f"batch {number} with inputs {shapes}: found {name} of shape {found[name].shape}, expected "
+                    f"{expected[name].shape}; check the labels and the dynamic axes of the export"
+                )
+            # rows by themselves: where an output has a value a token, batches differ in length
+            pairs[name] += zip(found[name], expected[name], strict=True)
+    if not any(pairs.values()):
         raise ParityError("no examples to compare on; give at least one batch")
-    return _compare_values(np.concatenate(found_parts), np.concatenate(expected_parts), tolerance)
+    by_output = [_compare_values(name, rows, tolerance) for name, rows in pairs.items()]
+    return max(by_output, key=lambda parity: parity.worst_difference)
 
 
 def _compare_names(candidate: Session, reference: Session) -> None:
@@ -74,26 +74,27 @@ def _compare_names(candidate: Session, reference: Session) -> None:
             )
 
 
-def _compare_values(
-    found: Float[np.ndarray, "examples classes"], expected: Float[np.ndarray, "examples classes"], tolerance: float
-) -> Parity:
-    for side, logits in (("reference", expected), ("artefact", found)):
-        bad = np.flatnonzero(~np.isfinite(logits).all(axis=1))
-        if len(bad):
+def _compare_values(name: str, rows: list[tuple[np.ndarray, np.ndarray]], tolerance: float) -> Parity:
+    """One output of all examples, as pairs (found, expected) of arrays (..., choices)."""
+    for side, place in (("reference", 1), ("artefact", 0)):
+        bad = [number for number, pair in enumerate(rows) if not np.isfinite(pair[place]).all()]
+        if bad:
             raise ValuesDifferError(
-                f"the {side} answers {len(bad)} of {len(logits)} examples with NaN or infinity, first example "
-                f"{bad[0]}: {logits[bad[0]].tolist()[:4]}; a constant may have overflowed in this precision"
+                f"the {side} answers {len(bad)} of {len(rows)} examples with NaN or infinity in '{name}', first "
+                f"example {bad[0]}: {rows[bad[0]][place].ravel().tolist()[:4]}; a constant may have overflowed in "
+                "this precision"
             )
-    spread = float(expected.max() - expected.min())
+    spread = float(max(expected.max() for _, expected in rows) - min(expected.min() for _, expected in rows))
     if spread == 0:
         raise ValuesDifferError(
-            "the reference answers every example and class with the same logit; there is nothing to compare"
+            f"the reference answers every example with the same '{name}'; there is nothing to compare"
         )
-    difference = np.abs(found.astype(np.float64) - expected.astype(np.float64)) / spread
+    difference = np.concatenate([np.abs(a.astype(np.float64) - b.astype(np.float64)).ravel() for a, b in rows]) / spread
+    same = np.concatenate([np.ravel(found.argmax(-1) == expected.argmax(-1)) for found, expected in rows])
     return Parity(
-        examples=len(found),
+        examples=len(rows),
         tolerance=tolerance,
         worst_difference=float(difference.max()),
         mean_difference=float(difference.mean()),
-        same_label=float((found.argmax(axis=1) == expected.argmax(axis=1)).mean()),
+        same_label=float(same.mean()),
     )

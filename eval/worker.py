@@ -198,7 +198,7 @@ def _load(runtime: ModuleType, job: Job) -> dict[str, Any]:
     apart: an app has its library in memory, and its operating system has checked the file.
     """
     folder, artefact = Path(job.candidate.folder), job.candidate.artefact
-    ids, mask = pad([job.turns[0].sequences[0]], job.pad_id, artefact)
+    inputs = pad([job.turns[0].sequences[0]], job.pad_id, artefact)
     open_session = runtime.open_session
     if hasattr(runtime, "prepare"):
         runtime.prepare(folder, artefact)
@@ -209,7 +209,7 @@ def _load(runtime: ModuleType, job: Job) -> dict[str, Any]:
     start = time.perf_counter_ns()
     with open_session(folder, artefact, job.threads) as session:
         loaded = time.perf_counter_ns()
-        session.run(ids, mask)
+        session.run(inputs)
         called = time.perf_counter_ns()
         memory_bytes = (_held_bytes(runtime) if hasattr(runtime, "resident_bytes") else peak_bytes()) - base_bytes
     return {
@@ -241,7 +241,7 @@ def _time(runtime: ModuleType, job: Job) -> tuple[Samples, ...]:
                 }
                 for model in _order(i, job):
                     cpu_start, start = time.process_time_ns(), time.perf_counter_ns()
-                    sessions[model].run(*inputs[model])
+                    sessions[model].run(inputs[model])
                     end, cpu_end = time.perf_counter_ns(), time.process_time_ns()
                     # A model that runs elsewhere has that side's clock alone, which stands for both.
                     there_ns = getattr(sessions[model], "last_call_ns", None)

@@ -87,10 +87,9 @@ def _write_reference(
     workspace: Workspace, folder: Path, sequences: list[list[int]], pad_id: int, artefact: Artefact
 ) -> None:
     """Inputs as one padded batch, and the student's answers to them in PyTorch: an app can test itself with these."""
-    ids, mask = pad(sequences, pad_id, artefact)
+    inputs = pad(sequences, pad_id, artefact)
     with pytorch.open_session(workspace.student, None, 1) as student:
-        logits = student.run(ids, mask)
-    save_file({"input_ids": ids, "attention_mask": mask, "logits": logits}, folder / "reference.safetensors")
+        save_file({**inputs, **student.run(inputs)}, folder / "reference.safetensors")
 
 
 def _check_parity(
@@ -99,7 +98,7 @@ def _check_parity(
     artefact: Artefact,
     target: Target,
     tolerance: float,
-    batches: list[tuple[np.ndarray, np.ndarray]],
+    batches: list[dict[str, np.ndarray]],
 ) -> tuple[Parity | None, str | None]:
     """(parity, None), or (None, why it cannot be measured on this machine)."""
     runtime = plugins.load("runtime", target.runtime)

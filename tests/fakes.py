@@ -58,7 +58,8 @@ class Session:
     def __init__(self, name):
         self.name, self.weights = name, np.ones(2_000_000)
 
-    def run(self, ids, mask):
+    def run(self, inputs):
+        ids, mask = inputs["input_ids"], inputs["attention_mask"]
         if self.name == "crash_later":
             os.kill(os.getpid(), signal.SIGSEGV)
         if self.name == "hang_later":
@@ -68,7 +69,7 @@ class Session:
 
             raise ModelError("an input of 9 tokens, expected at most 8; cut it")
         CALLS.append((self.name, ids.tolist(), mask.tolist(), os.environ.get("OMP_NUM_THREADS")))
-        return np.zeros((len(ids), 2), dtype=np.float32) + 0 * sum(range(300))
+        return {"logits": np.zeros((len(ids), 2), dtype=np.float32) + 0 * sum(range(300))}
 
     def close(self):
         CALLS.append((self.name, "closed"))
@@ -79,6 +80,11 @@ class Session:
     def __exit__(self, *_):
         self.close()
 """
+
+
+def named(ids, mask):
+    """Inputs as a session takes them."""
+    return {"input_ids": ids, "attention_mask": mask}
 
 
 def install_runtime(monkeypatch, tmp_path):

@@ -16,9 +16,10 @@ class SumSession:
     def __init__(self, spoil=lambda logits: logits):
         self.shapes, self.spoil = [], spoil
 
-    def run(self, ids, mask):
+    def run(self, inputs):
+        ids, mask = inputs["input_ids"], inputs["attention_mask"]
         self.shapes.append(ids.shape)
-        return self.spoil(np.stack([(ids * mask).sum(1), mask.sum(1)], axis=1).astype(np.float32))
+        return {"logits": self.spoil(np.stack([(ids * mask).sum(1), mask.sum(1)], axis=1).astype(np.float32))}
 
 
 EXPECTED = np.array([[sum(sequence), len(sequence)] for sequence in SEQUENCES], dtype=np.float32)

@@ -7,7 +7,7 @@ import urllib.request
 import numpy as np
 import psutil
 import pytest
-from fakes import make_job
+from fakes import make_job, named
 from toy_models import toy_batch, toy_model
 
 from eval.devices import local
@@ -57,7 +57,7 @@ def test_it_answers_as_pytorch(exported):
     with browser.open_session(out, artefact, threads=1) as session:
         assert isinstance(session, Session)
         assert session.input_names == ("input_ids", "attention_mask") and session.output_names == ("logits",)
-        found = session.run(batch["input_ids"].numpy(), batch["attention_mask"].numpy())
+        found = session.run(named(batch["input_ids"].numpy(), batch["attention_mask"].numpy()))["logits"]
         assert found.dtype == np.float32
         np.testing.assert_allclose(found, expected, atol=1e-5)
         # a twentieth of a millisecond and less would be a clock that stands still
@@ -70,7 +70,7 @@ def test_two_threads_are_isolated_and_give_the_same(exported):
     answers = []
     for threads in (1, 2):
         with browser.open_session(out, artefact, threads=threads) as session:
-            answers.append(session.run(ids, np.ones_like(ids)))
+            answers.append(session.run(named(ids, np.ones_like(ids)))["logits"])
     np.testing.assert_allclose(answers[0], answers[1], atol=1e-6)
 
 
@@ -79,8 +79,8 @@ def test_too_long_an_input_is_an_error(exported):
     ids = np.ones((1, 21), dtype=np.int64)
     with browser.open_session(out, artefact, threads=1) as session:
         with pytest.raises(ModelError, match="21 tokens, expected at most 20"):
-            session.run(ids, ids)
-        assert session.run(ids[:, :20], ids[:, :20]).shape[0] == 1  # and the next call is answered
+            session.run(named(ids, ids))["logits"]
+        assert session.run(named(ids[:, :20], ids[:, :20]))["logits"].shape[0] == 1  # and the next call is answered
 
 
 def test_file_that_is_not_its_card_is_refused(source, tmp_path):
@@ -121,7 +121,7 @@ def test_browser_ends_with_its_process(exported):
     ids = np.ones((1, 5), dtype=np.int64)
     for end in ("close", "kill"):
         session = open_session("browser", out, artefact, 1)
-        session.run(ids, ids)
+        session.run(named(ids, ids))["logits"]
         started = psutil.Process(session._process.pid).children(recursive=True)
         assert any("chrom" in child.name() for child in started)
         if end == "kill":
@@ -135,12 +135,12 @@ def test_browser_that_dies_is_an_error(exported):
     _, out, artefact = exported
     ids = np.ones((1, 5), dtype=np.int64)
     with open_session("browser", out, artefact, 1) as session:
-        session.run(ids, ids)
+        session.run(named(ids, ids))["logits"]
         main = next(child for child in psutil.Process(session._process.pid).children() if child.name() == "chromium")
         main.kill()
         with pytest.raises((ModelError, WorkerError), match="browser ended"):
             for _ in range(100):  # the page outlives the browser by a moment
-                session.run(ids, ids)
+                session.run(named(ids, ids))["logits"]
                 time.sleep(0.05)
 
 

@@ -304,7 +304,7 @@ def test_setting_of_the_card_reaches_the_runtime(sound):
         artefact = artefacts["fp32"].model_copy(update={"settings": changed})
         with runtime.open_session(folders["fp32"], artefact, 1) as session:
             ids = torch.ones(1, 5, dtype=torch.int64).numpy()
-            assert session.run(ids, ids).shape[0] == 1
+            assert session.run({"input_ids": ids, "attention_mask": ids})["logits"].shape[0] == 1
 
 
 # --- kernels -----------------------------------------------------------------------------------------------------

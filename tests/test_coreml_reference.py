@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from fakes import named
 from test_mil_interpreter import block_of, edit
 from test_to_coreml import LABELS, PARAMS, ROWS, example, export, plan, run, save, torch_logits
 from toy_models import FAMILIES, toy_model
@@ -135,9 +136,11 @@ def test_a_session_answers_batches_and_refuses_what_is_too_long(exports: Any, so
     with coreml_reference.open_session(folder, artefact, 1) as session, pytorch.open_session(source, None, 1) as model:
         ids = np.stack([example()[0][0], np.roll(example()[0][0], 1)]).astype(np.int64)
         mask = np.ones_like(ids)
-        np.testing.assert_allclose(session.run(ids, mask), model.run(ids, mask), atol=5e-3)
+        np.testing.assert_allclose(
+            session.run(named(ids, mask))["logits"], model.run(named(ids, mask))["logits"], atol=5e-3
+        )
         with pytest.raises(ModelError, match="input of 17 tokens, expected at most 16"):
-            session.run(np.ones((1, 17), np.int64), np.ones((1, 17), np.int64))
+            session.run(named(np.ones((1, 17), np.int64), np.ones((1, 17), np.int64)))["logits"]
     assert checked(lengths, exports["fp16"], source).status is Status.PASS
     assert checked(padding, exports["fp16"], source).status is Status.PASS
     assert (
@@ -193,7 +196,7 @@ def test_a_mask_of_minus_1e30_is_caught(monkeypatch: pytest.MonkeyPatch, source:
     assert checked(fp16_range, mended, source).status is Status.PASS
     ids, mask = (part.astype(np.int64) for part in example())
     with coreml_reference.open_session(*mended, 1) as session, pytorch.open_session(source, None, 1) as model:
-        assert parity.check(session, model, [(ids, mask)], TOLERANCES["auto"]).same_label == 1
+        assert parity.check(session, model, [named(ids, mask)], TOLERANCES["auto"]).same_label == 1
 
 
 def test_a_mask_constant_that_is_infinite_in_the_file_is_caught(broken: Any, source: Path) -> None:
@@ -218,7 +221,7 @@ def test_a_mask_constant_that_is_infinite_in_the_file_is_caught(broken: Any, sou
         pytorch.open_session(source, None, 1) as model,
         pytest.raises(ValuesDifferError, match="NaN or infinity"),
     ):
-        parity.check(session, model, [(ids, mask)], 1.0)
+        parity.check(session, model, [named(ids, mask)], 1.0)
 
 
 @pytest.fixture
@@ -376,7 +379,7 @@ def test_a_label_that_does_not_follow_from_the_logits_is_caught(broken: Any, sou
         coreml_reference.open_session(folder, artefact, 1) as session,
         pytest.raises(ModelError, match=r"do not follow from the logits.*name the wrong class"),
     ):
-        session.run(ids, mask)
+        session.run(named(ids, mask))["logits"]
 
 
 def test_a_length_that_the_description_does_not_accept_is_caught(broken: Any) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from fakes import named
 
 from eval.checks import Subject, compute_units
 from eval.latency import Exported
@@ -92,7 +93,7 @@ def test_a_batch_is_one_call_for_each_text(mac: None) -> None:
     mask = np.array([[1, 1, 1, 1, 1], [1, 1, 1, 0, 0]])
     with coreml.open_session(Path("exported"), ARTEFACT, 1) as session:
         model = session._model
-        logits = session.run(ids, mask)
+        logits = session.run(named(ids, mask))["logits"]
     assert model.path == "exported/model.mlpackage"
     assert len(model.calls) == 2
     for call, row in zip(model.calls, range(2), strict=True):
@@ -108,7 +109,7 @@ def test_a_batch_is_one_call_for_each_text(mac: None) -> None:
 def test_the_shortest_length_is_picked(mac: None, length: int, padded: int) -> None:
     """An input of a listed length is not padded."""
     session = coreml.open_session(Path("exported"), ARTEFACT, 1)
-    session.run(np.ones((1, length), dtype=np.int64), np.ones((1, length), dtype=np.int64))
+    session.run(named(np.ones((1, length), dtype=np.int64), np.ones((1, length), dtype=np.int64)))["logits"]
     assert session._model.calls[0]["input_ids"].shape == (1, padded)
 
 
@@ -116,7 +117,7 @@ def test_a_longer_input_is_refused(mac: None) -> None:
     """Nothing is cut in silence."""
     session = coreml.open_session(Path("exported"), ARTEFACT, 1)
     with pytest.raises(ModelError, match="9 tokens, expected at most 8"):
-        session.run(np.ones((1, 9), dtype=np.int64), np.ones((1, 9), dtype=np.int64))
+        session.run(named(np.ones((1, 9), dtype=np.int64), np.ones((1, 9), dtype=np.int64)))["logits"]
 
 
 def test_names_are_those_of_the_package(mac: None, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -411,7 +411,7 @@ def with_token(sequences):
 def single_texts():
     for sequence in with_token(toy_examples(20, "test", seed=5).sequences):
         batch = pad([sequence], 0)
-        yield batch["input_ids"].numpy(), batch["attention_mask"].numpy()
+        yield {name: values.numpy() for name, values in batch.items()}
 
 
 def to_onnx_file(model, folder, precision):

@@ -5,6 +5,7 @@ import shutil
 import numpy as np
 import pytest
 import torch
+from fakes import named
 from toy_models import toy_batch, toy_model
 
 from eval.runtimes import Session, executorch
@@ -43,7 +44,7 @@ def test_it_answers_as_pytorch(exported):
         assert isinstance(session, Session)
         assert session.input_names == ("input_ids", "attention_mask") and session.output_names == ("logits",)
         for dtype, order in ((np.int64, "C"), (np.int32, "C"), (np.int32, "F")):
-            found = session.run(ids.astype(dtype, order=order), mask.astype(dtype, order=order))
+            found = session.run(named(ids.astype(dtype, order=order), mask.astype(dtype, order=order)))["logits"]
             assert found.dtype == np.float32
             np.testing.assert_allclose(found, expected, atol=1e-5)
 
@@ -58,7 +59,7 @@ def test_inputs_go_in_by_the_order_of_the_card(exported):
         executorch.open_session(out, exchanged, threads=1) as wrong,
     ):
         assert wrong.input_names == ("attention_mask", "input_ids")
-        assert not np.allclose(right.run(ids, mask), wrong.run(ids, mask))
+        assert not np.allclose(right.run(named(ids, mask))["logits"], wrong.run(named(ids, mask))["logits"])
 
 
 def test_an_answer_stays_when_the_next_one_is_given(exported):
@@ -66,9 +67,9 @@ def test_an_answer_stays_when_the_next_one_is_given(exported):
     _, out, artefact = exported
     ones = np.ones((1, 4), np.int64)
     with executorch.open_session(out, artefact, threads=1) as session:
-        first = session.run(5 * ones, ones)
+        first = session.run(named(5 * ones, ones))["logits"]
         kept = first.copy()
-        assert not np.array_equal(session.run(6 * ones, ones), kept)
+        assert not np.array_equal(session.run(named(6 * ones, ones))["logits"], kept)
         np.testing.assert_array_equal(first, kept)
 
 
@@ -78,8 +79,8 @@ def test_an_input_that_is_too_long_is_refused(exported):
     ones = np.ones((1, 21), np.int64)
     with executorch.open_session(out, artefact, threads=1) as session:
         with pytest.raises(ModelError, match="an input of 21 tokens, expected at most 20; cut it"):
-            session.run(ones, ones)
-        assert session.run(ones[:, :20], ones[:, :20]).shape == (1, 3)
+            session.run(named(ones, ones))["logits"]
+        assert session.run(named(ones[:, :20], ones[:, :20]))["logits"].shape == (1, 3)
 
 
 def test_threads_belong_to_the_process(exported):
@@ -98,7 +99,7 @@ def test_threads_belong_to_the_process(exported):
                 match=f"has {threads} threads in this process while 2 of its programs are open, asked for were 3",
             ):
                 executorch.open_session(out, artefact, 3)
-            assert session.run(np.ones((1, 4), np.int64), np.ones((1, 4), np.int64)).shape == (1, 3)
+            assert session.run(named(np.ones((1, 4), np.int64), np.ones((1, 4), np.int64)))["logits"].shape == (1, 3)
 
 
 def test_a_session_that_was_refused_holds_no_threads(copied):

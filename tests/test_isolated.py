@@ -5,7 +5,7 @@ import time
 import numpy as np
 import psutil
 import pytest
-from fakes import install_runtime, make_artefact
+from fakes import install_runtime, make_artefact, named
 
 from eval.isolated import open_session
 from eval.runtimes import Session
@@ -28,8 +28,10 @@ def opened(tmp_path, file, **limits):
 def test_answers_come_from_another_process(tmp_path, runtime):
     with opened(tmp_path, "plain") as session:
         assert isinstance(session, Session)
-        assert np.array_equal(session.run(IDS, MASK), np.zeros((1, 2), dtype=np.float32))
-        assert np.array_equal(session.run(IDS.repeat(3, 0), MASK.repeat(3, 0)), np.zeros((3, 2), dtype=np.float32))
+        assert np.array_equal(session.run(named(IDS, MASK))["logits"], np.zeros((1, 2), dtype=np.float32))
+        assert np.array_equal(
+            session.run(named(IDS.repeat(3, 0), MASK.repeat(3, 0)))["logits"], np.zeros((3, 2), dtype=np.float32)
+        )
         names = (session.input_names, session.output_names, session.runtime_version)
     assert names == (("input_ids", "attention_mask"), ("logits",), "1.2")
     assert runtime.CALLS == []
@@ -37,7 +39,7 @@ def test_answers_come_from_another_process(tmp_path, runtime):
 
 def test_what_a_runtime_prints_is_no_answer(tmp_path):
     with opened(tmp_path, "chatty") as session:
-        assert session.run(IDS, MASK).shape == (1, 2)
+        assert session.run(named(IDS, MASK))["logits"].shape == (1, 2)
 
 
 @pytest.mark.parametrize(
@@ -64,7 +66,7 @@ def test_loader_that_hangs_is_ended(tmp_path):
 
 def test_crash_in_a_call_is_a_reason(tmp_path):
     with opened(tmp_path, "crash_later") as session, pytest.raises(WorkerError, match=r"^crashed \(SIGSEGV\)$"):
-        session.run(IDS, MASK)
+        session.run(named(IDS, MASK))["logits"]
 
 
 def test_call_that_hangs_is_ended(tmp_path):
@@ -72,7 +74,7 @@ def test_call_that_hangs_is_ended(tmp_path):
         opened(tmp_path, "hang_later", run_timeout_s=0.5) as session,
         pytest.raises(WorkerError, match=r"^timed out after 0.5 s$"),
     ):
-        session.run(IDS, MASK)
+        session.run(named(IDS, MASK))["logits"]
 
 
 def test_refusal_of_a_file_arrives_as_it_was_raised(tmp_path):
@@ -85,4 +87,4 @@ def test_session_outlives_a_refused_input(tmp_path):
     with opened(tmp_path, "refuse_later") as session:
         for _ in range(2):
             with pytest.raises(ModelError, match="an input of 9 tokens"):
-                session.run(IDS, MASK)
+                session.run(named(IDS, MASK))["logits"]

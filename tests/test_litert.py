@@ -5,6 +5,7 @@ import shutil
 import numpy as np
 import pytest
 import torch
+from fakes import named
 from toy_models import toy_batch, toy_model
 
 from eval.runtimes import Session, litert
@@ -49,7 +50,7 @@ def test_it_answers_as_pytorch(exported):
         for extra in (0, 1, 6):  # 7 tokens, 8, and 13 in the signature of 20
             wide = [np.pad(values, ((0, 0), (0, extra))) for values in (ids, mask)]
             for dtype in (np.int64, np.int32):
-                found = session.run(*(values.astype(dtype) for values in wide))
+                found = session.run(named(*(values.astype(dtype) for values in wide)))["logits"]
                 assert found.dtype == np.float32
                 np.testing.assert_allclose(found, expected, atol=1e-5)
 
@@ -61,11 +62,11 @@ def test_padding_does_not_change_an_answer(exported):
     ids = rng.integers(2, 60, (1, 8))
     mask = (np.arange(8) < 5).astype(np.int64)[None]
     with litert.open_session(out, artefact, threads=1) as session:
-        first = session.run(ids, mask)
+        first = session.run(named(ids, mask))["logits"]
         garbage = np.where(mask == 1, ids, rng.integers(2, 60, ids.shape))
-        np.testing.assert_array_equal(session.run(garbage, mask), first)
-        session.run(rng.integers(2, 60, (3, 8)), np.ones((3, 8), np.int64))
-        np.testing.assert_array_equal(session.run(ids[:, :5], mask[:, :5]), first)
+        np.testing.assert_array_equal(session.run(named(garbage, mask))["logits"], first)
+        session.run(named(rng.integers(2, 60, (3, 8)), np.ones((3, 8), np.int64)))["logits"]
+        np.testing.assert_array_equal(session.run(named(ids[:, :5], mask[:, :5]))["logits"], first)
 
 
 def test_an_answer_stays_when_the_next_one_is_given(exported):
@@ -73,9 +74,9 @@ def test_an_answer_stays_when_the_next_one_is_given(exported):
     _, out, artefact = exported
     ones = np.ones((1, 4), np.int64)
     with litert.open_session(out, artefact, threads=1) as session:
-        first = session.run(5 * ones, ones)
+        first = session.run(named(5 * ones, ones))["logits"]
         kept = first.copy()
-        assert not np.array_equal(session.run(6 * ones, ones), kept)
+        assert not np.array_equal(session.run(named(6 * ones, ones))["logits"], kept)
         np.testing.assert_array_equal(first, kept)
 
 
@@ -105,7 +106,7 @@ def test_an_input_beyond_the_longest_signature_is_refused(exported):
         litert.open_session(out, artefact, threads=1) as session,
         pytest.raises(ModelError, match="an input of 21 tokens, expected at most 20"),
     ):
-        session.run(ones, ones)
+        session.run(named(ones, ones))["logits"]
 
 
 def test_a_token_beyond_the_vocabulary_is_a_message(exported):
@@ -116,7 +117,7 @@ def test_a_token_beyond_the_vocabulary_is_a_message(exported):
         litert.open_session(out, artefact, threads=1) as session,
         pytest.raises(ModelError, match="a token id beyond the vocabulary"),
     ):
-        session.run(1000 * ones, ones)
+        session.run(named(1000 * ones, ones))["logits"]
 
 
 # --- damaged, or something else ----------------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 import numpy as np
 import onnx
 import pytest
+from fakes import named
 from toy_models import toy_batch, toy_model
 
 from eval.runtimes import onnxruntime
@@ -38,7 +39,7 @@ def test_it_answers_as_pytorch(exported):
     with onnxruntime.open_session(out, artefact, threads=1) as session:
         assert set(session.input_names) == {"input_ids", "attention_mask"} and session.output_names == ("logits",)
         for dtype in (np.int64, np.int32):
-            found = session.run(ids.astype(dtype), mask.astype(dtype))
+            found = session.run(named(ids.astype(dtype), mask.astype(dtype)))["logits"]
             assert found.dtype == np.float32
             np.testing.assert_allclose(found, expected, atol=1e-5)
 
@@ -77,7 +78,7 @@ def test_an_input_that_is_too_long_is_refused(exported):
         onnxruntime.open_session(out, artefact, threads=1) as session,
         pytest.raises(ModelError, match="an input of 21 tokens, expected at most 20"),
     ):
-        session.run(np.ones((1, 21), dtype=np.int64), np.ones((1, 21), dtype=np.int64))
+        session.run(named(np.ones((1, 21), dtype=np.int64), np.ones((1, 21), dtype=np.int64)))["logits"]
 
 
 def test_a_truncated_file_is_refused(copied):
@@ -173,7 +174,9 @@ def test_an_ort_file_is_loaded_or_refused(ort_file, exported):
         onnxruntime.open_session(exported[1], exported[2], threads=1) as onnx_session,
     ):
         assert ort.input_names == onnx_session.input_names and ort.output_names == ("logits",)
-        np.testing.assert_allclose(ort.run(ids, mask), onnx_session.run(ids, mask), atol=1e-6)
+        np.testing.assert_allclose(
+            ort.run(named(ids, mask))["logits"], onnx_session.run(named(ids, mask))["logits"], atol=1e-6
+        )
     path = folder / artefact.file
     data = path.read_bytes()
     for count, message in ((0, "truncated"), (7, "truncated"), (len(data) - 1, "truncated")):

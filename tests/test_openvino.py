@@ -4,6 +4,7 @@ import shutil
 
 import numpy as np
 import pytest
+from fakes import named
 from toy_models import toy_batch, toy_model
 
 from eval.runtimes import openvino as runtime
@@ -57,7 +58,7 @@ def test_it_answers_as_pytorch(model, exported, kind):
     with runtime.open_session(out, artefact, threads=1) as session:
         assert set(session.input_names) == {"input_ids", "attention_mask"} and session.output_names == ("logits",)
         for dtype in (np.int64, np.int32):
-            found = session.run(ids.astype(dtype), mask.astype(dtype))
+            found = session.run(named(ids.astype(dtype), mask.astype(dtype)))["logits"]
             assert found.dtype == np.float32
             np.testing.assert_allclose(found, expected, atol=1e-5)
 
@@ -82,7 +83,7 @@ def test_inputs_are_read_where_they_lie(exported):
     out, artefact = exported["openvino"]
     ids, mask = texts(7)
     with runtime.open_session(out, artefact, threads=1) as session:
-        session.run(ids, mask)
+        session.run(named(ids, mask))["logits"]
         assert np.shares_memory(session._request.get_tensor("input_ids").data, ids)
         assert np.shares_memory(session._request.get_tensor("attention_mask").data, mask)
 
@@ -99,9 +100,9 @@ def test_an_answer_outlives_the_next_call(exported):
     alone = []
     for given in inputs:
         with runtime.open_session(out, artefact, threads=1) as session:
-            alone.append(session.run(*given))
+            alone.append(session.run(named(*given))["logits"])
     with runtime.open_session(out, artefact, threads=1) as session:
-        together = [session.run(*given) for given in inputs * 2]
+        together = [session.run(named(*given))["logits"] for given in inputs * 2]
     for found, expected in zip(together, alone * 2, strict=True):
         np.testing.assert_array_equal(found, expected)
 
@@ -113,7 +114,7 @@ def test_an_input_that_is_too_long_is_refused(exported):
         runtime.open_session(out, artefact, threads=1) as session,
         pytest.raises(ModelError, match="an input of 21 tokens, expected at most 20"),
     ):
-        session.run(*texts(21))
+        session.run(named(*texts(21)))["logits"]
 
 
 def test_truncated_weights_are_refused(copied):

@@ -16,12 +16,12 @@ class Table:
         self.table = np.asarray(table, dtype=np.float32)
         self.input_names = input_names
 
-    def run(self, ids, mask):
-        return self.table[ids[:, 0]]
+    def run(self, inputs):
+        return {"logits": self.table[inputs["input_ids"][:, 0]]}
 
 
 REFERENCE = [[0.0, 1.0], [4.0, -6.0], [2.0, 3.0]]
-BATCHES = [(np.array([[0], [1]]), np.ones((2, 1), dtype=np.int64)), (np.array([[2]]), np.ones((1, 1), dtype=np.int64))]
+BATCHES = [{"input_ids": np.array([[0], [1]])}, {"input_ids": np.array([[2]])}]
 
 
 def test_equal_models_do_not_differ():
@@ -64,7 +64,7 @@ def test_numbers_that_are_not_finite_always_fail(number, side):
     broken = [REFERENCE[0], [4.0, number], REFERENCE[2]]
     candidate, reference = (broken, REFERENCE) if side == "artefact" else (REFERENCE, broken)
     with pytest.raises(
-        ValuesDifferError, match=f"the {side} answers 1 of 3 examples with NaN or infinity, first example 1"
+        ValuesDifferError, match=f"the {side} answers 1 of 3 examples with NaN or infinity in 'logits', first example 1"
     ):
         measure(Table(candidate), Table(reference), BATCHES, 1e9)
 
@@ -98,5 +98,5 @@ def test_nothing_to_compare_is_an_error():
     """Neither no examples nor a constant reference can pass."""
     with pytest.raises(ParityError, match="no examples"):
         measure(Table(REFERENCE), Table(REFERENCE), [], 1)
-    with pytest.raises(ValuesDifferError, match="same logit"):
+    with pytest.raises(ValuesDifferError, match="the same 'logits'"):
         measure(Table(REFERENCE), Table([[1.0, 1.0]] * 3), BATCHES, 1)

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from fakes import named
 from toy_models import toy_batch, toy_model
 
 from eval.runtimes import pytorch
@@ -16,7 +17,7 @@ def test_it_answers_as_the_model(tmp_path):
     with torch.no_grad():
         expected = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
     with pytorch.open_session(tmp_path, None, threads=1) as session:
-        found = session.run(batch["input_ids"].numpy(), batch["attention_mask"].numpy())
+        found = session.run(named(batch["input_ids"].numpy(), batch["attention_mask"].numpy()))["logits"]
         assert (session.input_names, session.output_names) == (("input_ids", "attention_mask"), ("logits",))
     torch.testing.assert_close(torch.from_numpy(found), expected)
 

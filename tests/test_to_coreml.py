@@ -29,7 +29,7 @@ from export.to_coreml import (
 from pipeline.base.errors import ExportError, SettingsError
 from pipeline.base.records import Artefact
 from pipeline.families.architectures import family_of
-from pipeline.mil.interpreter import Interpreter, logits_of
+from pipeline.mil.interpreter import Interpreter, output_of
 from pipeline.mil.package import SPECIFICATION, WEIGHTS, read_package
 from pipeline.mil.quiet import import_coremltools
 from pipeline.models.checkpoints import FACTORISED, load_classifier, new_model, save_classifier
@@ -112,7 +112,7 @@ def torch_logits(source: Path, ids: np.ndarray, mask: np.ndarray) -> np.ndarray:
 def run(package: Path, ids: np.ndarray, mask: np.ndarray) -> np.ndarray:
     """Logits of the saved package, by the reference interpreter."""
     given = {"input_ids": torch.tensor(ids)[:, None], "attention_mask": torch.tensor(mask)[:, None]}
-    return logits_of(Interpreter(read_package(package)).run(given), package)
+    return output_of(Interpreter(read_package(package)).run(given), "logits", package)
 
 
 def difference(package: Path, source: Path, **sizes: int) -> float:

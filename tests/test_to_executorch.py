@@ -6,6 +6,7 @@ import sys
 import numpy as np
 import pytest
 import torch
+from fakes import named
 from torch import nn
 from toy_models import FUSED, toy_model
 
@@ -83,7 +84,7 @@ def texts():
     """Two unpadded texts of every length."""
     rng = np.random.default_rng(0)
     for length in (*range(1, LONGEST + 1), *range(1, LONGEST + 1)):
-        yield rng.integers(2, 60, (1, length)), np.ones((1, length), np.int64)
+        yield named(rng.integers(2, 60, (1, length)), np.ones((1, length), np.int64))
 
 
 def difference(folder, exported, tolerance):
@@ -118,10 +119,10 @@ def test_padding_does_not_change_an_answer(request, precision):
     ids = rng.integers(2, 60, (1, LONGEST))
     mask = (np.arange(LONGEST) < 5).astype(np.int64)[None]
     with runtime.open_session(*request.getfixturevalue(precision), 1) as session:
-        first = session.run(ids, mask)
+        first = session.run(named(ids, mask))["logits"]
         garbage = np.where(mask == 1, ids, rng.integers(2, 60, ids.shape))
-        np.testing.assert_array_equal(session.run(garbage, mask), first)
-        np.testing.assert_array_equal(session.run(ids[:, :5], mask[:, :5]), first)
+        np.testing.assert_array_equal(session.run(named(garbage, mask))["logits"], first)
+        np.testing.assert_array_equal(session.run(named(ids[:, :5], mask[:, :5]))["logits"], first)
 
 
 def test_the_weights_in_the_file_are_those_of_the_plan(saved, int8):

@@ -8,6 +8,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
+from fakes import named
 from onnx import numpy_helper
 from pydantic import ValidationError
 from test_quantization import toy_examples
@@ -62,7 +63,7 @@ def single_texts(count=20):
     """Batches of one unpadded text, as on a phone."""
     for sequence in toy_examples(count, "test", seed=5).sequences:
         batch = pad([sequence], 0)
-        yield batch["input_ids"].numpy(), batch["attention_mask"].numpy()
+        yield {name: values.numpy() for name, values in batch.items()}
 
 
 def difference(folder, out, artefact, tolerance):
@@ -96,7 +97,7 @@ def test_fp32_answers_as_pytorch(models, tmp_path, name):
         for count in (1, 2, 9):
             rows = toy_examples(count, "x", seed=count)
             batch = pad(rows.sequences, pad_id)
-            found = session.run(batch["input_ids"].numpy(), batch["attention_mask"].numpy())
+            found = session.run(named(batch["input_ids"].numpy(), batch["attention_mask"].numpy()))["logits"]
             np.testing.assert_allclose(found, answer(model, rows).numpy(), atol=1e-4)
 
 
@@ -119,7 +120,7 @@ def test_int8_answers_as_the_plan_imitated(models, tmp_path, name, settings, mon
     with fake_quantized(model, quantizable_modules(model, True), True, plan.scheme, plan.ranges):
         imitated = answer(model, rows).numpy()
     with onnxruntime.open_session(tmp_path / "out", artefact, 1) as session:
-        found = np.concatenate([session.run(*batch) for batch in single_texts()])
+        found = np.concatenate([session.run(batch)["logits"] for batch in single_texts()])
     # not equal: a value on the edge between two steps may fall on either side
     assert np.abs(found - imitated).mean() < against_fp32.mean_difference * np.ptp(imitated) / 2
     assert quantized_modules(graph) == sorted(quantizable_modules(model, True))
@@ -259,7 +260,7 @@ def test_a_channel_of_zeros_gives_finite_answers(tmp_path, scheme):
     scales = [numpy_helper.to_array(t) for t in graph.graph.initializer if "scale" in t.name]
     assert all(np.isfinite(scale).all() and (scale > 0).all() for scale in scales)
     with onnxruntime.open_session(tmp_path / "out", artefact, 1) as session:
-        assert all(np.isfinite(session.run(*batch)).all() for batch in single_texts())
+        assert all(np.isfinite(session.run(batch)["logits"]).all() for batch in single_texts())
     assert any("all zero" in note for note in artefact.notes)
 
 

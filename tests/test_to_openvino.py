@@ -6,6 +6,7 @@ import sys
 
 import numpy as np
 import pytest
+from fakes import named
 from pydantic import ValidationError
 from test_quantization import toy_examples
 from toy_models import toy_batch, toy_model
@@ -109,7 +110,7 @@ def rounded(graph):
 def single_texts(count=20):
     """Batches of one unpadded text, as on a phone."""
     for sequence in toy_examples(count, "test", seed=5).sequences:
-        yield np.array([sequence]), np.ones((1, len(sequence)), dtype=np.int64)
+        yield named(np.array([sequence]), np.ones((1, len(sequence)), dtype=np.int64))
 
 
 def difference(folder, out, artefact, batches=None, tolerance=None):
@@ -127,7 +128,7 @@ def test_it_answers_as_pytorch(source, exported, precision):
     """Within the tolerance, for single texts and for a padded batch."""
     out, artefact = exported[precision]
     batch = toy_batch()
-    padded = batch["input_ids"].numpy(), batch["attention_mask"].numpy()
+    padded = {name: values.numpy() for name, values in batch.items()}
     found = difference(source[1], out, artefact, [*single_texts(), padded])
     if precision == "fp32":
         assert found.worst_difference < 1e-5
@@ -154,12 +155,13 @@ def test_other_families_in_8_bits(tmp_path, family):
 def test_padding_does_not_move_the_answer(exported, precision):
     """Whatever ids stand there: no range of 8 bits may cut the mask's great negative numbers off."""
     out, artefact = exported[precision]
-    ((ids, mask),) = single_texts(1)
+    (batch,) = single_texts(1)
+    ids, mask = batch["input_ids"], batch["attention_mask"]
     wider = np.zeros((1, 6), dtype=np.int64)
     with runtime.open_session(out, artefact, 1) as session:
-        alone = session.run(ids, mask)
+        alone = session.run(named(ids, mask))["logits"]
         for garbage in (0, 3, 59):
-            padded = session.run(np.hstack([ids, wider + garbage]), np.hstack([mask, wider]))
+            padded = session.run(named(np.hstack([ids, wider + garbage]), np.hstack([mask, wider])))["logits"]
             np.testing.assert_allclose(padded, alone, atol=1e-5)
 
 

@@ -47,7 +47,7 @@ def test_it_answers_as_pytorch(saved, tmp_path, settings):
         if settings is None:
             rows = toy_examples(9, "x", seed=9)
             batch = pad(rows.sequences, 0)
-            found = candidate.run(batch["input_ids"].numpy(), batch["attention_mask"].numpy())
+            found = candidate.run({name: values.numpy() for name, values in batch.items()})["logits"]
             np.testing.assert_allclose(found, answer(model, rows).numpy(), atol=1e-4)
 
 
@@ -63,7 +63,7 @@ def test_int8_answers_as_the_onnx_file(saved, tmp_path):
         onnxruntime.open_session(tmp_path / "onnx", other, 1) as theirs,
     ):
         for batch in single_texts():
-            np.testing.assert_array_equal(ours.run(*batch), theirs.run(*batch))
+            np.testing.assert_array_equal(ours.run(batch)["logits"], theirs.run(batch)["logits"])
 
 
 def test_the_record_says_what_was_written(saved, tmp_path):

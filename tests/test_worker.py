@@ -66,10 +66,10 @@ def test_clocks_are_read_around_each_call(runtime, monkeypatch):
     now = {"wall": 0, "cpu": 0}
     original = runtime.Session.run
 
-    def run(session, ids, mask):
+    def run(session, inputs):
         now["wall"] += COSTS[session.name]
         now["cpu"] += COSTS[session.name] // 2
-        return original(session, ids, mask)
+        return original(session, inputs)
 
     monkeypatch.setattr(runtime.Session, "run", run)
     monkeypatch.setattr(worker.time, "perf_counter_ns", lambda: now["wall"])

@@ -10,7 +10,7 @@ A check file has:
   says) is a failure of the check.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,7 +20,7 @@ from jaxtyping import Float, Int
 from eval.isolated import IsolatedSession, open_session
 from eval.latency import Exported
 from eval.padding import pad
-from eval.runtimes import Session, pytorch
+from eval.runtimes import Arrays, Session, pytorch
 from pipeline.base import plugins
 from pipeline.base.errors import UnusableRuntimeError
 from pipeline.base.records import Artefact, Check, Status
@@ -79,9 +79,13 @@ class Subject:
         """The model it was made from, in PyTorch."""
         return pytorch.open_session(self.student, None, self.threads)
 
-    def padded(self, sequences: Sequence[Sequence[int]]) -> tuple[Int[np.ndarray, "B L"], Int[np.ndarray, "B L"]]:
-        """(ids, mask) as the artefact wants them."""
+    def padded(self, sequences: Sequence[Sequence[int]]) -> dict[str, Int[np.ndarray, "B L"]]:
+        """Inputs as the artefact wants them."""
         return pad(sequences, self.pad_id, self.artefact)
+
+    def answers(self, session: Session, rows: Iterable[Sequence[int]]) -> Float[np.ndarray, "rows values"]:
+        """What a session answers to rows, one at a time, every output of a row end to end."""
+        return np.stack([flat(session.run(self.padded([row])))[0] for row in rows])
 
     def of_length(self, length: int) -> list[int]:
         """A row of exactly this many tokens: real ones, repeated or cut, the last one (a separator) at the end."""
@@ -91,10 +95,15 @@ class Subject:
         return [*(list(row[:-1]) * (length // max(1, len(row) - 1) + 1))[: length - 1], row[-1]]
 
 
+def flat(outputs: Arrays) -> Float[np.ndarray, "B values"]:
+    """Every output of each row of a batch, end to end, in the order of their names."""
+    return np.concatenate([outputs[name].reshape(len(outputs[name]), -1) for name in sorted(outputs)], axis=1)
+
+
 def difference(
     found: Float[np.ndarray, "B C"], expected: Float[np.ndarray, "B C"], spread: float | None = None
 ) -> float:
-    """The largest difference as a share of the expected logits' spread; infinity when anything is not finite."""
+    """The largest difference as a share of the expected answers' spread; infinity when anything is not finite."""
     if found.shape != expected.shape or not np.isfinite(found).all():
         return float("inf")
     width = spread if spread is not None else float(expected.max() - expected.min())

@@ -29,7 +29,7 @@ def check(subject: Subject) -> Check:
     with coreml_reference.open_session(subject.folder, subject.artefact, subject.threads) as session:
         bad_constants = session.interpreter.bad_constants
         for batch in batches_by_length([len(row) for row in subject.sequences], coreml_reference.BATCH):
-            inputs = session.inputs(*subject.padded([subject.sequences[i] for i in batch]))
+            inputs = session.inputs(subject.padded([subject.sequences[i] for i in batch]))
             for one in session.interpreter.overflows(inputs):
                 old = found.get(one.place, Overflow(one.place, 0, 0))
                 found[one.place] = Overflow(one.place, old.elements + one.elements, old.texts + one.texts)

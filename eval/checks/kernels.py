@@ -4,8 +4,6 @@ Where the runtime has such kernels, the weights in the file prove that no pair c
 present, rows answered on an emulated CPU without VNNI are compared with those answered here besides.
 """
 
-import numpy as np
-
 from eval.checks import Subject, difference, failed, passed
 from pipeline.base import emulation, plugins
 from pipeline.base.records import Check, Status
@@ -75,5 +73,4 @@ def _difference_without_vnni(subject: Subject) -> float:
     """The largest difference between this machine's answers and an emulated one's, as a share of their spread."""
     rows = list(subject.sequences[:: max(1, len(subject.sequences) // ROWS)][:ROWS])
     with subject.open() as here, subject.open(emulated=True) as there:
-        expected = np.concatenate([here.run(*subject.padded([row])) for row in rows])
-        return difference(np.concatenate([there.run(*subject.padded([row])) for row in rows]), expected)
+        return difference(subject.answers(there, rows), expected=subject.answers(here, rows))

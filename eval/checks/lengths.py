@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from eval.checks import Subject, difference, failed, passed
+from eval.checks import Subject, difference, failed, flat, passed
 from eval.padding import padded_length
 from eval.runtimes import Session
 from pipeline.base.errors import ModelError
@@ -24,7 +24,7 @@ def check(subject: Subject) -> Check:
     artefact = subject.artefact
     lengths, batches = list(_lengths(artefact)), [size for size in BATCHES if size == 1 or not _fixed_batch(artefact)]
     with subject.open() as candidate, subject.open_student() as student:
-        expected = {L: student.run(*_plain([subject.of_length(L)])) for L in lengths}
+        expected = {L: flat(student.run(_plain([subject.of_length(L)]))) for L in lengths}
         # One spread for all: the logits of a single row may lie close together.
         spread = float(max(row.max() for row in expected.values()) - min(row.min() for row in expected.values()))
         worst = 0.0
@@ -32,7 +32,7 @@ def check(subject: Subject) -> Check:
             for size in batches:
                 where = f"{L} tokens, batch of {size}"
                 try:
-                    found = candidate.run(*subject.padded([subject.of_length(L)] * size))
+                    found = flat(candidate.run(subject.padded([subject.of_length(L)] * size)))
                 except ModelError as error:
                     return failed(TITLE, f"{where}: refused, though the card declares it: {error}; export it again")
                 off = difference(found, np.repeat(answer, size, axis=0), spread)
@@ -63,16 +63,16 @@ def _fixed_batch(artefact: Artefact) -> bool:
     return isinstance(artefact.inputs[0].shape[0], int)
 
 
-def _plain(sequences: list[list[int]]) -> tuple[np.ndarray, np.ndarray]:
+def _plain(sequences: list[list[int]]) -> dict[str, np.ndarray]:
     ids = np.asarray(sequences, dtype=np.int64)
-    return ids, np.ones_like(ids)
+    return {"input_ids": ids, "attention_mask": np.ones_like(ids)}
 
 
 def _beyond(candidate: Session, subject: Subject) -> str | None:
     """What is wrong with the answer to an input that is one token too long; None when it is refused."""
     L = subject.artefact.max_length + 1
     try:
-        candidate.run(*_plain([subject.of_length(L)]))
+        candidate.run(_plain([subject.of_length(L)]))
     except ModelError:
         return None
     return f"{L} tokens: answered, expected an error, since the card says at most {subject.artefact.max_length}"

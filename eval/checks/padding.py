@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from eval.checks import Subject, difference, failed, passed
+from eval.checks import Subject, difference, failed, flat, passed
 from pipeline.base.records import Check
 
 TITLE = "padding"
@@ -29,12 +29,13 @@ def check(subject: Subject) -> Check:
     with subject.open() as candidate:
         for row in middle:
             L = min(len(row) + EXTRA, subject.artefact.max_length)
-            ids, mask = subject.padded([row + [subject.pad_id] * (L - len(row))])
+            inputs = subject.padded([row + [subject.pad_id] * (L - len(row))])
+            mask = inputs["attention_mask"]
             mask[0, len(row) :] = 0
-            clean.append(candidate.run(ids, mask))
-            ids = ids.copy()
+            clean.append(flat(candidate.run(inputs)))
+            ids = inputs["input_ids"].copy()
             ids[mask == 0] = rng.choice(known, size=int((mask == 0).sum()))
-            garbled.append(candidate.run(ids, mask))
+            garbled.append(flat(candidate.run({**inputs, "input_ids": ids})))
     before, after = np.concatenate(clean), np.concatenate(garbled)
     spread = float(before.max() - before.min())
     moved = float(np.mean([difference(one, other, spread) for one, other in zip(after, before, strict=True)]))

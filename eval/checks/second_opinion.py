@@ -1,7 +1,5 @@
 """An ONNX file must mean the same to another engine: OpenVINO, or the reference evaluator of onnx itself."""
 
-import numpy as np
-
 from eval.checks import Subject, difference, failed, passed
 from pipeline.base import plugins
 from pipeline.base.records import Check
@@ -22,8 +20,7 @@ def check(subject: Subject) -> Check:
     other = next(name for name in OTHERS if plugins.load("runtime", name).why_unusable() is None)
     rows = list(subject.sequences[:: max(1, len(subject.sequences) // ROWS)][:ROWS])
     with subject.open() as candidate, subject.open(other) as second:
-        found = np.concatenate([candidate.run(*subject.padded([row])) for row in rows])
-        expected = np.concatenate([second.run(*subject.padded([row])) for row in rows])
+        found, expected = subject.answers(candidate, rows), subject.answers(second, rows)
         version = second.runtime_version
     off = difference(found, expected)
     engine = f"{other} {version}"

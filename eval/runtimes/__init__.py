@@ -21,17 +21,18 @@ A runtime file has:
 - `resident_bytes()` (optional): memory of the processes that hold models, where these are other processes.
 """
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Protocol, Self, runtime_checkable
 
 import numpy as np
-from jaxtyping import Float, Int
 
 from pipeline.base.errors import ModelError
 from pipeline.base.plugins import nearest
 from pipeline.base.records import Artefact, Record
+
+Arrays = Mapping[str, np.ndarray]  # name -> (batch, length) of an input, (batch, ...) of an output
 
 
 class Kernels(Record):
@@ -50,7 +51,7 @@ class Kernels(Record):
 
 @runtime_checkable
 class Session(Protocol):
-    """A loaded artefact. Inputs go in by name.
+    """A loaded artefact. Arrays go in and come out by the names that its card lists.
 
     A session that is far from what executes the model has `last_call_ns` besides: what that side's own clock says of
     the last call, without the way there and back.
@@ -59,10 +60,12 @@ class Session(Protocol):
     input_names: tuple[str, ...]
     output_names: tuple[str, ...]
 
-    def run(
-        self, ids: Int[np.ndarray, "batch length"], mask: Int[np.ndarray, "batch length"]
-    ) -> Float[np.ndarray, "batch classes"]:
-        """Logits of a padded batch, float32; ids and mask are int64 and cast to what the artefact wants."""
+    def run(self, inputs: Arrays) -> dict[str, np.ndarray]:
+        """Every output for a padded batch, float32; inputs are int64, and cast to what the artefact wants.
+
+        Raises:
+            ModelError: an input is missing, or longer than the artefact takes.
+        """
 
     def close(self) -> None:
         """Frees what the runtime holds."""
@@ -87,6 +90,22 @@ def settings_of(artefact: Artefact, known: Mapping[str, str]) -> dict[str, str]:
                 "mend options.settings of its target and export it again"
             )
     return {**known, **artefact.settings}
+
+
+def take(inputs: Arrays, names: Iterable[str], longest: int) -> dict[str, np.ndarray]:
+    """The named inputs, none longer than the artefact takes.
+
+    Raises:
+        ModelError: one is missing, or has more tokens.
+    """
+    found = {}
+    for name in names:
+        if name not in inputs:
+            raise ModelError(f"no input '{name}', found {', '.join(inputs) or 'none'}; give what the card lists")
+        if inputs[name].shape[1] > longest:
+            raise ModelError(f"an input of {inputs[name].shape[1]} tokens, expected at most {longest}; cut it")
+        found[name] = inputs[name]
+    return found
 
 
 def check_names(path: Path, inputs: Collection[str], outputs: Collection[str], artefact: Artefact) -> None:

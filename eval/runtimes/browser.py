@@ -22,10 +22,10 @@ from typing import Any, Self
 
 import numpy as np
 import psutil
-from jaxtyping import Float, Int, Int8
+from jaxtyping import Int8
 
 from eval import dying
-from eval.runtimes import onnxruntime, settings_of
+from eval.runtimes import Arrays, onnxruntime, settings_of, take
 from pipeline.base.errors import ModelError
 from pipeline.base.records import Artefact
 from pipeline.formats.onnx_files import check_file
@@ -81,9 +81,12 @@ const tasks = {
     const feeds = {};
     for (const [name, rows] of Object.entries(inputs))
       feeds[name] = new ort.Tensor(types[name], columns[types[name]](rows), [rows.length, rows[0].length]);
-    const {logits} = await session.run(feeds);
+    const found = await session.run(feeds);
     const ms = performance.now() - start;
-    return {ms, logits: Array.from(logits.data, (one) => Number.isFinite(one) ? one : null), shape: logits.dims};
+    const outputs = {};
+    for (const [name, {data, dims}] of Object.entries(found))
+      outputs[name] = {data: Array.from(data, (one) => Number.isFinite(one) ? one : null), shape: dims};
+    return {ms, outputs};
   },
   async close({number}) {
     await sessions.get(number).session.release();
@@ -181,20 +184,17 @@ class BrowserSession:
                 f"{list(expected[0])} and {list(expected[1])} as in its card; export it again"
             )
 
-    def run(
-        self, ids: Int[np.ndarray, "batch length"], mask: Int[np.ndarray, "batch length"]
-    ) -> Float[np.ndarray, "batch classes"]:
-        """Logits of a padded batch, float32."""
-        if ids.shape[1] > self._max_length:
-            raise ModelError(f"an input of {ids.shape[1]} tokens, expected at most {self._max_length}; cut it")
-        given = {"input_ids": ids.tolist(), "attention_mask": mask.tolist()}
-        found = self._page.ask(
-            {"do": "run", "number": self._number, "inputs": {name: given[name] for name in self.input_names}},
-            self._path,
-        )
+    def run(self, inputs: Arrays) -> dict[str, np.ndarray]:
+        """The outputs for a padded batch, float32."""
+        given = take(inputs, self.input_names, self._max_length)
+        task = {"do": "run", "number": self._number, "inputs": {name: rows.tolist() for name, rows in given.items()}}
+        found = self._page.ask(task, self._path)
         self.last_call_ns = max(1, round(found["ms"] * 1e6))
-        logits = np.array(found["logits"], dtype=np.float32)  # null, which JSON has for what is not finite, is nan
-        return logits.reshape(found["shape"])
+        # null, which JSON has for what is not finite, is nan
+        return {
+            name: np.array(one["data"], dtype=np.float32).reshape(one["shape"])
+            for name, one in found["outputs"].items()
+        }
 
     def close(self) -> None:
         """Frees the model."""

@@ -14,10 +14,9 @@ from types import TracebackType
 from typing import Any, Self
 
 import numpy as np
-from jaxtyping import Float, Int
 
-from eval.padding import padded_length
-from eval.runtimes import check_names, settings_of
+from eval.padding import pad_further
+from eval.runtimes import Arrays, check_names, settings_of
 from pipeline.base.errors import ModelError, UnusableRuntimeError
 from pipeline.base.records import Artefact
 
@@ -117,26 +116,24 @@ class CoreMlSession:
         self.output_names = ("logits",)
         self._artefact = artefact
 
-    def run(
-        self, ids: Int[np.ndarray, "batch length"], mask: Int[np.ndarray, "batch length"]
-    ) -> Float[np.ndarray, "batch classes"]:
-        """Logits of a padded batch, float32.
+    def run(self, inputs: Arrays) -> dict[str, np.ndarray]:
+        """The outputs for a padded batch, float32.
 
         Padding goes up to the shortest length that the package takes; what stands there is masked.
 
         Raises:
             ModelError: longer than every length of the package.
         """
-        missing = ((0, 0), (0, padded_length(ids.shape[1], self._artefact) - ids.shape[1]))
-        given = {
-            "input_ids": np.pad(ids.astype(np.int32), missing),
-            "attention_mask": np.pad(mask.astype(np.int32), missing),
-        }
+        given = pad_further(inputs, self.input_names, self._artefact)
+        columns = {name: values.astype(np.int32) for name, values in given.items()}
         rows = [
-            self._model.predict({name: values[i : i + 1] for name, values in given.items()})["logits"]
-            for i in range(len(ids))
+            self._model.predict({name: values[i : i + 1] for name, values in columns.items()})
+            for i in range(len(next(iter(columns.values()))))
         ]
-        return np.concatenate([np.asarray(row, dtype=np.float32).reshape(1, -1) for row in rows])
+        return {
+            name: np.concatenate([np.asarray(row[name], dtype=np.float32).reshape(1, -1) for row in rows])
+            for name in self.output_names
+        }
 
     def close(self) -> None:
         """Frees the model."""

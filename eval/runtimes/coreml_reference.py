@@ -13,10 +13,10 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Float
 
-from eval.padding import padded_length
-from eval.runtimes import Kernels, check_names
+from eval.padding import pad_further
+from eval.runtimes import Arrays, Kernels, check_names
 from pipeline.base.errors import ModelError
 from pipeline.base.records import Artefact
 
@@ -77,10 +77,8 @@ class CoreMlReferenceSession:
         self.interpreter = Interpreter(self.package)
         self._artefact = artefact
 
-    def run(
-        self, ids: Int[np.ndarray, "batch length"], mask: Int[np.ndarray, "batch length"]
-    ) -> Float[np.ndarray, "batch classes"]:
-        """Logits of a padded batch, float32.
+    def run(self, inputs: Arrays) -> dict[str, np.ndarray]:
+        """The outputs for a padded batch, float32.
 
         Padding goes up to the shortest length that the package takes; what stands there is masked.
 
@@ -88,12 +86,12 @@ class CoreMlReferenceSession:
             ModelError: longer than every length of the package, an operation that cannot be executed, or a label or
                 probabilities that do not belong to the logits.
         """
-        from pipeline.mil.interpreter import logits_of
+        from pipeline.mil.interpreter import output_of
 
-        outputs = self.interpreter.run(self.inputs(ids, mask))
-        logits = logits_of(outputs, self.package.path)
-        self._check_label(logits, *(outputs.get(name) for name in self.package.predicted))
-        return logits
+        outputs = self.interpreter.run(self.inputs(inputs))
+        found = {name: output_of(outputs, name, self.package.path) for name in self.output_names}
+        self._check_label(found["logits"], *(outputs.get(name) for name in self.package.predicted))
+        return found
 
     def _check_label(self, logits: Float[np.ndarray, "batch classes"], label: Any, probabilities: Any) -> None:
         """What an app reads has to follow from the logits, which are what everything else here looks at."""
@@ -116,12 +114,11 @@ class CoreMlReferenceSession:
                 "name the wrong class; export it again"
             )
 
-    def inputs(self, ids: Int[np.ndarray, "batch length"], mask: Int[np.ndarray, "batch length"]) -> dict:
+    def inputs(self, inputs: Arrays) -> dict:
         """What the program takes: each text by itself, a batch of one, at one of the package's lengths."""
         import torch
 
-        missing = ((0, 0), (0, padded_length(ids.shape[1], self._artefact) - ids.shape[1]))
-        given = {"input_ids": np.pad(ids, missing), "attention_mask": np.pad(mask, missing)}
+        given = pad_further(inputs, self.input_names, self._artefact)
         return {name: torch.from_numpy(values.astype(np.int64))[:, None] for name, values in given.items()}
 
     def close(self) -> None:

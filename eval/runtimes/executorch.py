@@ -18,9 +18,8 @@ from typing import Any, Self
 from weakref import WeakSet
 
 import numpy as np
-from jaxtyping import Float, Int
 
-from eval.runtimes import Kernels
+from eval.runtimes import Arrays, Kernels, take
 from pipeline.base import extras
 from pipeline.base.errors import ModelError, UnusableRuntimeError, first_line
 from pipeline.base.records import Artefact, TensorFact
@@ -169,24 +168,22 @@ class ExecutorchSession:
         self._to_tensor = torch.from_numpy
         _open.add(self)
 
-    def run(
-        self, ids: Int[np.ndarray, "batch length"], mask: Int[np.ndarray, "batch length"]
-    ) -> Float[np.ndarray, "batch classes"]:
-        """Logits of a padded batch, float32.
+    def run(self, inputs: Arrays) -> dict[str, np.ndarray]:
+        """The outputs for a padded batch, float32.
 
         Raises:
             ModelError: longer than the program takes.
         """
-        if ids.shape[1] > self._max_length:
-            raise ModelError(f"an input of {ids.shape[1]} tokens, expected at most {self._max_length}; cut it")
-        given = {"input_ids": ids, "attention_mask": mask}
+        given = take(inputs, self.input_names, self._max_length)
         # rows one after the other in memory, whatever layout came in, or the runtime refuses them
         columns = [np.ascontiguousarray(given[name], np.int32) for name in self.input_names]
         rows = [
-            self._method.execute([self._to_tensor(column[i : i + 1]) for column in columns])[0].numpy()
-            for i in range(len(ids))
+            self._method.execute([self._to_tensor(column[i : i + 1]) for column in columns])
+            for i in range(len(columns[0]))
         ]
-        return np.concatenate(rows)
+        return {
+            name: np.concatenate([row[place].numpy() for row in rows]) for place, name in enumerate(self.output_names)
+        }
 
     def close(self) -> None:
         """Frees the program."""

@@ -14,10 +14,10 @@ from types import TracebackType
 from typing import Any, NamedTuple, Self
 
 import numpy as np
-from jaxtyping import Float, Int, Int32
+from jaxtyping import Int32
 
 from eval.padding import padded_length
-from eval.runtimes import Kernels, settings_of
+from eval.runtimes import Arrays, Kernels, settings_of
 from pipeline.base.errors import ModelError, first_line
 from pipeline.base.extras import why_missing
 from pipeline.base.records import Artefact
@@ -108,11 +108,9 @@ class _Bucket(NamedTuple):
     """Where one signature's values are, and the room that its inputs are padded in."""
 
     subgraph: int
-    ids_index: int
-    mask_index: int
-    logits_index: int
-    ids: Int32[np.ndarray, "1 length"]
-    mask: Int32[np.ndarray, "1 length"]
+    inputs: dict[str, int]
+    outputs: dict[str, int]
+    room: dict[str, Int32[np.ndarray, "1 length"]]
 
 
 class LitertSession:
@@ -139,35 +137,32 @@ class LitertSession:
             raise ModelError(
                 f"{self._artefact.file}: LiteRT cannot prepare '{name}': {first_line(error)}; export it again"
             ) from error
-        ids, mask = (np.zeros((1, length), np.int32) for _ in range(2))
-        inputs = indices["inputs"]
-        return _Bucket(subgraph, inputs["input_ids"], inputs["attention_mask"], indices["outputs"]["logits"], ids, mask)
+        room = {one: np.zeros((1, length), np.int32) for one in self.input_names}
+        return _Bucket(subgraph, indices["inputs"], indices["outputs"], room)
 
-    def run(
-        self, ids: Int[np.ndarray, "batch length"], mask: Int[np.ndarray, "batch length"]
-    ) -> Float[np.ndarray, "batch classes"]:
-        """Logits of a padded batch, float32.
+    def run(self, inputs: Arrays) -> dict[str, np.ndarray]:
+        """The outputs for a padded batch, float32.
 
         Padding goes up to the shortest length that the file has a signature for; what stands there is masked.
 
         Raises:
             ModelError: longer than every length of the file, or a token id that it has no embedding for.
         """
-        length = ids.shape[1]
+        batch, length = inputs[self.input_names[0]].shape
         bucket = self._buckets[padded_length(length, self._artefact)]
-        bucket.ids[0, length:] = 0
-        bucket.mask[0, length:] = 0
+        for room in bucket.room.values():
+            room[0, length:] = 0
         rows = []
-        for i in range(len(ids)):
-            bucket.ids[0, :length] = ids[i]
-            bucket.mask[0, :length] = mask[i]
+        for i in range(batch):
+            for name, room in bucket.room.items():
+                room[0, :length] = inputs[name][i]
             rows.append(self._answer(bucket))
-        return rows[0] if len(rows) == 1 else np.concatenate(rows)
+        return rows[0] if batch == 1 else {name: np.concatenate([row[name] for row in rows]) for name in rows[0]}
 
-    def _answer(self, bucket: _Bucket) -> Float[np.ndarray, "1 classes"]:
+    def _answer(self, bucket: _Bucket) -> dict[str, np.ndarray]:
         calls = self._calls
-        calls.SetTensor(bucket.ids_index, bucket.ids, bucket.subgraph)
-        calls.SetTensor(bucket.mask_index, bucket.mask, bucket.subgraph)
+        for name, room in bucket.room.items():
+            calls.SetTensor(bucket.inputs[name], room, bucket.subgraph)
         try:
             calls.Invoke(bucket.subgraph)
         except RuntimeError as error:
@@ -175,7 +170,7 @@ class LitertSession:
                 f"{self._artefact.file}: LiteRT cannot answer: {first_line(error)}; a token id beyond the vocabulary "
                 "is the usual reason: use the tokenizer beside the model"
             ) from error
-        return calls.GetTensor(bucket.logits_index, bucket.subgraph)
+        return {name: calls.GetTensor(bucket.outputs[name], bucket.subgraph) for name in self.output_names}
 
     def close(self) -> None:
         """Frees the model."""

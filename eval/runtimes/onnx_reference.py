@@ -6,8 +6,8 @@ from types import TracebackType
 from typing import Self
 
 import numpy as np
-from jaxtyping import Float, Int
 
+from eval.runtimes import Arrays
 from pipeline.base.records import Artefact
 from pipeline.formats.onnx_files import check_onnx_file
 
@@ -46,14 +46,11 @@ class ReferenceSession:
         self.output_names = tuple(self._evaluator.output_names)
         self._dtypes = {fact.name: DTYPES[fact.dtype] for fact in artefact.inputs}
 
-    def run(
-        self, ids: Int[np.ndarray, "batch length"], mask: Int[np.ndarray, "batch length"]
-    ) -> Float[np.ndarray, "batch classes"]:
-        """Logits of a padded batch, float32."""
-        given = {"input_ids": ids, "attention_mask": mask}
-        feeds = {name: given[name].astype(self._dtypes[name], copy=False) for name in self.input_names}
-        (logits,) = self._evaluator.run(["logits"], feeds)
-        return np.asarray(logits)
+    def run(self, inputs: Arrays) -> dict[str, np.ndarray]:
+        """The outputs for a padded batch, float32."""
+        feeds = {name: inputs[name].astype(self._dtypes[name], copy=False) for name in self.input_names}
+        found = self._evaluator.run(self.output_names, feeds)
+        return {name: np.asarray(one) for name, one in zip(self.output_names, found, strict=True)}
 
     def close(self) -> None:
         """Nothing to free."""

@@ -9,9 +9,9 @@ from typing import Any, Self
 
 import numpy as np
 import onnx
-from jaxtyping import Float, Int, Int8
+from jaxtyping import Int8
 
-from eval.runtimes import Kernels, settings_of
+from eval.runtimes import Arrays, Kernels, settings_of, take
 from pipeline.base.errors import ModelError, first_line
 from pipeline.base.records import Artefact
 from pipeline.formats.onnx_files import check_file
@@ -157,20 +157,13 @@ class OnnxSession:
                 f"{path}: found inputs {found} and outputs {list(self.output_names)}, expected {expected} and "
                 f"{[fact.name for fact in artefact.outputs]} as in its card; export it again"
             )
-        self._dtypes = [DTYPES[kind] for kind in found.values()]
+        self._dtypes = {name: DTYPES[kind] for name, kind in found.items()}
 
-    def run(
-        self, ids: Int[np.ndarray, "batch length"], mask: Int[np.ndarray, "batch length"]
-    ) -> Float[np.ndarray, "batch classes"]:
-        """Logits of a padded batch, float32."""
-        if ids.shape[1] > self._max_length:
-            raise ModelError(f"an input of {ids.shape[1]} tokens, expected at most {self._max_length}; cut it")
-        given = {"input_ids": ids, "attention_mask": mask}
-        feeds = {
-            name: given[name].astype(dtype, copy=False)
-            for name, dtype in zip(self.input_names, self._dtypes, strict=True)
-        }
-        return self._session.run(["logits"], feeds)[0]
+    def run(self, inputs: Arrays) -> dict[str, np.ndarray]:
+        """The outputs for a padded batch, float32."""
+        given = take(inputs, self.input_names, self._max_length)
+        feeds = {name: given[name].astype(dtype, copy=False) for name, dtype in self._dtypes.items()}
+        return dict(zip(self.output_names, self._session.run(self.output_names, feeds), strict=True))
 
     def close(self) -> None:
         """Frees the model."""

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Self
 from xml.parsers import expat
 
 import numpy as np
-from jaxtyping import Float, Int, Int8
+from jaxtyping import Int8
 
-from eval.runtimes import Kernels, settings_of
+from eval.runtimes import Arrays, Kernels, settings_of, take
 from pipeline.base.errors import ModelError
 from pipeline.base.extras import why_missing
 from pipeline.base.records import Artefact
@@ -166,17 +166,14 @@ class OpenVinoSession:
         # One for all calls, because its memory is kept from call to call.
         self._request = self._compiled.create_infer_request()
 
-    def run(
-        self, ids: Int[np.ndarray, "batch length"], mask: Int[np.ndarray, "batch length"]
-    ) -> Float[np.ndarray, "batch classes"]:
-        """Logits of a padded batch, float32."""
-        if ids.shape[1] > self._max_length:
-            raise ModelError(f"an input of {ids.shape[1]} tokens, expected at most {self._max_length}; cut it")
-        given = {"input_ids": ids, "attention_mask": mask}
+    def run(self, inputs: Arrays) -> dict[str, np.ndarray]:
+        """The outputs for a padded batch, float32."""
+        given = take(inputs, self.input_names, self._max_length)
         feeds = {name: given[name].astype(dtype, copy=False) for name, dtype in self._dtypes.items()}
         # Inputs are read where they lie. Outputs are copied: the next call writes over what this one gave. Once shared,
         # always shared: a copy would go into the last call's array, and a longer text does not fit there.
-        return self._request.infer(feeds, share_inputs=True, share_outputs=False)["logits"]
+        found = self._request.infer(feeds, share_inputs=True, share_outputs=False)
+        return {name: found[name] for name in self.output_names}
 
     def close(self) -> None:
         """Frees the model."""

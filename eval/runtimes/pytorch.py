@@ -6,8 +6,8 @@ from typing import Self
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
 
+from eval.runtimes import Arrays
 from pipeline.base.machine import version_of
 from pipeline.base.records import Artefact
 from pipeline.models.checkpoints import load_classifier
@@ -46,13 +46,11 @@ class PytorchSession:
         self._threads_before = torch.get_num_threads()
         torch.set_num_threads(threads)
 
-    def run(
-        self, ids: Int[np.ndarray, "batch length"], mask: Int[np.ndarray, "batch length"]
-    ) -> Float[np.ndarray, "batch classes"]:
-        """Logits of a padded batch, float32."""
+    def run(self, inputs: Arrays) -> dict[str, np.ndarray]:
+        """The outputs for a padded batch, float32."""
         with torch.inference_mode():
-            output = self._model(input_ids=torch.from_numpy(ids), attention_mask=torch.from_numpy(mask))
-        return output.logits.float().numpy()
+            output = self._model(**{name: torch.from_numpy(inputs[name]) for name in self.input_names})
+        return {name: output[name].float().numpy() for name in self.output_names}
 
     def close(self) -> None:
         """Puts the number of threads back."""

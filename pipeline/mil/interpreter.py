@@ -260,12 +260,12 @@ class Interpreter:
         return found
 
 
-def logits_of(outputs: Mapping[str, Tensor], path: Any) -> Float[np.ndarray, "batch classes"]:
-    """The logits among a batch of outputs.
+def output_of(outputs: Mapping[str, Tensor], name: str, path: Any) -> Float[np.ndarray, "batch values"]:
+    """One output of a batch of texts, each of which the program answers by itself.
 
     Raises:
-        ModelError: there are none.
+        ModelError: there is none of this name.
     """
-    if "logits" not in outputs:
-        raise ModelError(f"{path}: found outputs {', '.join(outputs)}, expected logits; export it again")
-    return outputs["logits"].reshape(len(outputs["logits"]), -1).to(torch.float32).numpy()
+    if name not in outputs:
+        raise ModelError(f"{path}: found outputs {', '.join(outputs)}, expected {name}; export it again")
+    return outputs[name].reshape(len(outputs[name]), -1).to(torch.float32).numpy()

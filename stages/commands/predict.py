@@ -63,7 +63,9 @@ def predict(workspace: Workspace, target: str, texts: list[str]) -> list[list[tu
             # The terminal may hand over bytes that are no text; they become the replacement character.
             ids = tokenizer.encode(text.encode("utf-8", "replace").decode("utf-8")).ids
             batch = np.array([ids], dtype=np.int64)
-            logits = session.run(batch, np.ones_like(batch))[0].astype(np.float64)
+            logits = session.run({"input_ids": batch, "attention_mask": np.ones_like(batch)})["logits"][0].astype(
+                np.float64
+            )
             probabilities = np.exp(logits - logits.max())
             probabilities /= probabilities.sum()
             ranked = np.argsort(-probabilities, kind="stable")
