@@ -23,6 +23,7 @@ from pipeline.base.files import output_folder
 from pipeline.base.records import Artefact, Parity, open_folder, seal
 from pipeline.base.workspace import Workspace
 from pipeline.data.prepared import read_encoded
+from pipeline.models.vocabulary import cut_at
 from pipeline.settings.params import Params, Target, load
 from stages.plans import exporter_of, plan_of
 from stages.targets import artefact_bytes, parse_target
@@ -66,6 +67,7 @@ def run(params: Params, workspace: Workspace, name: str) -> None:
         for file in TOKENIZER_FILES:
             if (workspace.student / file).is_file():
                 shutil.copy(workspace.student / file, partial / file)
+        cut_at(partial, artefact.max_length)
         (partial / "labels.json").write_text(json.dumps(examples.names, indent=1) + "\n", "utf-8")
         sequences = dev.ids[:: max(1, len(dev) // REFERENCE_ROWS)][:REFERENCE_ROWS]
         batches = [pad([sequence], dev.pad_id, artefact) for sequence in sequences]

@@ -20,7 +20,7 @@ from pipeline.base.errors import UnusableRuntimeError
 from pipeline.base.files import sha256_of
 from pipeline.base.records import Status
 from pipeline.models.checkpoints import save_classifier
-from pipeline.models.vocabulary import save_tokenizer
+from pipeline.models.vocabulary import cut_at, save_tokenizer
 from pipeline.quantization.plan import Scheme, make_plan
 from pipeline.settings.params import QuantizeSettings
 from stages import examine
@@ -37,6 +37,8 @@ def made(tmp_path_factory):
     for folder in ("student", "fp32", "int8"):
         (root / folder).mkdir()
         save_tokenizer(words, root / folder)
+    for folder in ("fp32", "int8"):
+        cut_at(root / folder, MAX_LENGTH)
     save_classifier(model, root / "student")
     plan = make_plan(
         model,
@@ -221,8 +223,9 @@ def test_shipped_tokenizer_gives_the_trained_ids(subject_of):
         lambda state: state["normalizer"].update(handle_chinese_chars=False),
         lambda state: state["post_processor"]["single"].pop(),
         lambda state: state["model"].update(max_input_chars_per_word=5),
+        lambda state: state.update(truncation=None),
     ],
-    ids=["case", "accents", "chinese", "separator", "long words"],
+    ids=["case", "accents", "chinese", "separator", "long words", "no end"],
 )
 def test_wrong_normaliser_is_found(subject_of, change):
     """Planted faults: one setting of the shipped tokenizer is another."""

@@ -337,6 +337,9 @@ def test_a_package_is_read_by_its_manifest_and_from_inside_only(copy: Path, prod
     manifest.write_text("{}", "utf-8")
     with pytest.raises(ModelError, match="not what an ML Program has: KeyError"):
         read_package(copy)
+    manifest.write_text('{"itemInfoEntries": ' + "[" * 100_000, "utf-8")
+    with pytest.raises(ModelError, match="not what an ML Program has: RecursionError"):
+        read_package(copy)
     manifest.write_text(text, "utf-8")
     (copy / SPECIFICATION).unlink()
     (copy / SPECIFICATION).symlink_to((product / SPECIFICATION).resolve())

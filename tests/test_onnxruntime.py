@@ -81,6 +81,26 @@ def test_an_input_that_is_too_long_is_refused(exported):
         session.run(named(np.ones((1, 21), dtype=np.int64), np.ones((1, 21), dtype=np.int64)))["logits"]
 
 
+def test_a_token_beyond_the_vocabulary_is_refused(exported):
+    """With one message, which names the file and the usual reason."""
+    _, out, artefact = exported
+    with (
+        onnxruntime.open_session(out, artefact, threads=1) as session,
+        pytest.raises(ModelError, match=r"model.onnx: onnxruntime cannot answer: .*a token id beyond the vocabulary"),
+    ):
+        session.run(named(np.full((1, 3), 10_000), np.ones((1, 3), dtype=np.int64)))
+
+
+def test_an_input_that_is_missing_is_named(exported):
+    """What the card lists has to be given."""
+    _, out, artefact = exported
+    with (
+        onnxruntime.open_session(out, artefact, threads=1) as session,
+        pytest.raises(ModelError, match="no input 'attention_mask', found input_ids; give what the card lists"),
+    ):
+        session.run({"input_ids": np.ones((1, 3), dtype=np.int64)})
+
+
 def test_a_truncated_file_is_refused(copied):
     """Before onnxruntime sees it."""
     folder, artefact = copied

@@ -149,7 +149,7 @@ class OnnxSession:
         self._session = _load(path, threads, settings_of(artefact, SETTINGS))
         self.input_names = tuple(value.name for value in self._session.get_inputs())
         self.output_names = tuple(value.name for value in self._session.get_outputs())
-        self._max_length = artefact.max_length
+        self._file, self._max_length = artefact.file, artefact.max_length
         found = {value.name: value.type for value in self._session.get_inputs()}
         expected = {fact.name: f"tensor({fact.dtype})" for fact in artefact.inputs}
         if found != expected or self.output_names != tuple(fact.name for fact in artefact.outputs):
@@ -163,7 +163,14 @@ class OnnxSession:
         """The outputs for a padded batch, float32."""
         given = take(inputs, self.input_names, self._max_length)
         feeds = {name: given[name].astype(dtype, copy=False) for name, dtype in self._dtypes.items()}
-        return dict(zip(self.output_names, self._session.run(self.output_names, feeds), strict=True))
+        try:
+            found = self._session.run(self.output_names, feeds)
+        except _errors() as error:
+            raise ModelError(
+                f"{self._file}: onnxruntime cannot answer: {first_line(error)}; a token id beyond the vocabulary is "
+                "the usual reason: use the tokenizer beside the model"
+            ) from error
+        return dict(zip(self.output_names, found, strict=True))
 
     def close(self) -> None:
         """Frees the model."""
@@ -178,9 +185,16 @@ class OnnxSession:
         self.close()
 
 
+def _errors() -> tuple[type[Exception], ...]:
+    """What onnxruntime raises; its classes share no base."""
+    from onnxruntime.capi import onnxruntime_pybind11_state as state
+
+    kinds = ("Fail", "InvalidArgument", "InvalidGraph", "InvalidProtobuf", "NotImplemented", "RuntimeException")
+    return tuple(getattr(state, kind) for kind in kinds)
+
+
 def _load(path: Path, threads: int, settings: dict[str, str], optimised: Path | None = None) -> Any:
     import onnxruntime
-    from onnxruntime.capi import onnxruntime_pybind11_state as errors
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = int(settings["threads"] or threads)
@@ -202,12 +216,5 @@ def _load(path: Path, threads: int, settings: dict[str, str], optimised: Path | 
             providers=["CPUExecutionProvider"],
             disabled_optimizers=settings["disabled_optimizers"].split(),
         )
-    except (
-        errors.Fail,
-        errors.InvalidArgument,
-        errors.InvalidGraph,
-        errors.InvalidProtobuf,
-        errors.NotImplemented,
-        errors.RuntimeException,
-    ) as error:
+    except _errors() as error:
         raise ModelError(f"{path}: onnxruntime cannot load it: {first_line(error)}; export it again") from error

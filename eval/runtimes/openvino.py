@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Int8
 
 from eval.runtimes import Arrays, Kernels, settings_of, take
-from pipeline.base.errors import ModelError
+from pipeline.base.errors import ModelError, first_line
 from pipeline.base.extras import why_missing
 from pipeline.base.records import Artefact
 from pipeline.formats.onnx_files import check_onnx_file
@@ -172,7 +172,13 @@ class OpenVinoSession:
         feeds = {name: given[name].astype(dtype, copy=False) for name, dtype in self._dtypes.items()}
         # Inputs are read where they lie. Outputs are copied: the next call writes over what this one gave. Once shared,
         # always shared: a copy would go into the last call's array, and a longer text does not fit there.
-        found = self._request.infer(feeds, share_inputs=True, share_outputs=False)
+        try:
+            found = self._request.infer(feeds, share_inputs=True, share_outputs=False)
+        except RuntimeError as error:
+            raise ModelError(
+                f"OpenVINO cannot answer: {first_line(error)}; a token id beyond the vocabulary is the usual reason: "
+                "use the tokenizer beside the model"
+            ) from error
         return {name: found[name] for name in self.output_names}
 
     def close(self) -> None:

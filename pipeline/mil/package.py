@@ -133,7 +133,16 @@ def read_package(path: Path) -> Package:
     """
     try:
         return _read(path)
-    except (KeyError, IndexError, ValueError, TypeError, AttributeError, OverflowError, MemoryError) as error:
+    except (
+        KeyError,
+        IndexError,
+        ValueError,
+        TypeError,
+        AttributeError,
+        OverflowError,
+        MemoryError,
+        RecursionError,
+    ) as error:
         raise ModelError(
             f"{path}: its specification is not what an ML Program has: {type(error).__name__}: {error}; export it again"
         ) from error

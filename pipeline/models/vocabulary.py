@@ -98,6 +98,21 @@ def save_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
     tokenizer.save_pretrained(str(folder))
 
 
+def cut_at(folder: Path, max_length: int) -> None:
+    """Has a saved tokenizer cut texts where the model beside it ends, in both files that may be asked, in place."""
+    from tokenizers import Tokenizer
+
+    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    tokenizer.enable_truncation(max_length)
+    tokenizer.save(str(folder / "tokenizer.json"))
+    path = folder / "tokenizer_config.json"
+    if path.is_file():
+        config = json.loads(path.read_text("utf-8"))
+        # `max_length` is what an earlier caller of somebody's tokenizer left there
+        config |= {key: max_length for key in ("model_max_length", "max_length") if key in config}
+        path.write_text(json.dumps(config, indent=2, sort_keys=True, ensure_ascii=False) + "\n", "utf-8")
+
+
 def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
     """A tokenizer saved by `save_tokenizer`, or one beside a model.
 

@@ -50,15 +50,15 @@ def predict(workspace: Workspace, target: str, texts: list[str]) -> list[list[tu
         raise SettingsError(f"no target '{target}' in {workspace.params}{nearest(target, params.targets)}")
     folder = workspace.exported(target)
     artefact = artefact_of(open_folder(folder, "artefact"))
-    runtime = plugins.load("runtime", params.targets[target].runtime)
-    reason = runtime.why_unusable()
+    runtime, device = params.targets[target].runtime, plugins.load("device", params.targets[target].device)
+    reason = device.why_unusable() or plugins.load("runtime", runtime).why_unusable()
     if reason is not None:
         raise UnusableRuntimeError(f"target '{target}' cannot answer here: {reason}")
     labels = json.loads((folder / "labels.json").read_text("utf-8"))
     tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
-    tokenizer.enable_truncation(artefact.max_length)
     answers = []
-    with runtime.open_session(folder, artefact, params.measure.threads) as session:
+    # In a process of its own: a runtime may abort on a token id that the model does not have.
+    with device.open_session(runtime, folder, artefact, params.measure.threads) as session:
         for text in texts:
             # The terminal may hand over bytes that are no text; they become the replacement character.
             ids = tokenizer.encode(text.encode("utf-8", "replace").decode("utf-8")).ids
