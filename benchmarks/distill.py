@@ -35,7 +35,7 @@ from pipeline.base.machine import facts
 from pipeline.data.batches import Collator, LengthGroupedSampler, pad
 from pipeline.data.prepared import EncodedSplit
 from pipeline.data.reading import encode, load_dataset
-from pipeline.families.architectures import shape_of
+from pipeline.families import shape_of
 from pipeline.models.checkpoints import load_teacher
 from pipeline.models.model_files import find_model
 from pipeline.models.students import build_student

@@ -40,7 +40,7 @@ from pipeline.base.machine import facts
 from pipeline.base.records import Artefact, open_folder
 from pipeline.base.workspace import Workspace
 from pipeline.data.prepared import read_encoded
-from pipeline.families.architectures import shape_of
+from pipeline.families import shape_of
 from pipeline.models.checkpoints import read_config
 from pipeline.quantization.plan import Plans
 from pipeline.settings.params import load

@@ -7,63 +7,63 @@ it gains can only be timed on a device.
 """
 
 import math
+from operator import attrgetter
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int32
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 from transformers import PreTrainedModel
-from transformers.activations import ACT2FN
 
-from export.encoder_graph import MASKED, EncoderGraph
-from pipeline.families.architectures import family_of, layers_of, shape_of
+from pipeline.base.errors import ExportError
+from pipeline.families import DeploymentGraph, additive_mask, family_of, layers_of, shape_of
+from pipeline.families._post_norm import PostNorm
 
 # in place of the dots in a module's name, which names of submodules cannot have
 SEPARATOR = "__"
+CONVOLUTIONS = "convolutions"
 
 
-class ChannelsFirstGraph(EncoderGraph):
-    """Logits and probabilities of one text, computed channels first between the embeddings and the classifier."""
+class ChannelsFirstGraph(DeploymentGraph):
+    """Logits, computed channels first between the embeddings and the classifier."""
 
-    norms: Any
+    family: PostNorm
+    convolutions: nn.ModuleDict
 
-    def __init__(self, model: PreTrainedModel) -> None:
-        super().__init__(model)
-        parts = family_of(model.config)
+    def __init__(self, model: PreTrainedModel, longest: int | None) -> None:
+        super().__init__(model, "first", longest)
         shape = shape_of(model.config)
         self.per_head = shape.hidden // shape.heads
         names = {module: name for name, module in model.named_modules()}
-        self.act = ACT2FN[getattr(model.config, "hidden_act", None) or model.config.activation]
         self.names: list[dict[str, str]] = []
-        norms = []
-        linear = ("query", "key", "value", "attention_output", "ffn_in", "ffn_out")
         convolutions = {}
         for layer in layers_of(model):
-            found = {}
-            for part in linear:
-                module = layer.get_submodule(getattr(parts, part))
+            found: dict[str, str] = {}
+            for part, path in self.family.modules.items():
+                module = layer.get_submodule(path)
                 found[part] = names[module].replace(".", SEPARATOR)
                 convolutions[found[part]] = _as_convolution(module)
             self.names.append(found)
-            norms.append(nn.ModuleList(layer.get_submodule(name) for name in (parts.attention_norm, parts.ffn_norm)))
-        self.norms = nn.ModuleList(norms)
         self.convolutions = nn.ModuleDict(convolutions)
 
     def forward(
-        self, input_ids: Int32[Tensor, "1 length"], attention_mask: Int32[Tensor, "1 length"]
-    ) -> tuple[Float[Tensor, "1 classes"], Float[Tensor, "1 classes"]]:
-        """(logits, probabilities)."""
-        hidden = self._embed(input_ids).transpose(1, 2).unsqueeze(2)  # (B, C, 1, S)
-        mask = (1.0 - attention_mask.to(torch.float32))[:, :, None, None] * MASKED  # (B, K, 1, 1)
-        for names, (after_attention, after_ffn) in zip(self.names, self.norms, strict=True):
-            hidden = _normalize(hidden + self._attend(hidden, mask, names), after_attention)
-            inner = self.act(self.convolutions[names["ffn_in"]](hidden))
-            hidden = _normalize(hidden + self.convolutions[names["ffn_out"]](inner), after_ffn)
-        logits = self._classify(hidden.squeeze(2).transpose(1, 2))
-        return logits, logits.softmax(-1)
+        self, input_ids: Int[Tensor, "batch length"], attention_mask: Int[Tensor, "batch length"]
+    ) -> Float[Tensor, "batch classes"]:
+        hidden = self.family.embed(self, input_ids).transpose(1, 2).unsqueeze(2)  # (B, C, 1, S)
+        mask = additive_mask(attention_mask).permute(0, 3, 1, 2)  # (B, K, 1, 1)
+        layers = self.family.layers(self)
+        for number, (names, layer) in enumerate(zip(self.names, layers, strict=True)):
+            asked = hidden[..., :1] if number == len(layers) - 1 else hidden
+            attended = asked + self._attend(asked, hidden, mask, names)
+            hidden = _normalize(attended, attrgetter(self.family.attention_norm)(layer))
+            inner = attrgetter(self.family.activation)(layer)(self.convolutions[names["ffn_in"]](hidden))
+            written = hidden + self.convolutions[names["ffn_out"]](inner)
+            hidden = _normalize(written, attrgetter(self.family.ffn_norm)(layer))
+        return self.family.answer(self, hidden.squeeze(2).transpose(1, 2), attention_mask)
 
-    def _attend(self, hidden: Tensor, mask: Tensor, names: dict[str, str]) -> Tensor:
-        query, key, value = (self.convolutions[names[part]](hidden) for part in ("query", "key", "value"))
+    def _attend(self, asked: Tensor, hidden: Tensor, mask: Tensor, names: dict[str, str]) -> Tensor:
+        query = self.convolutions[names["query"]](asked)
+        key, value = (self.convolutions[names[part]](hidden) for part in ("key", "value"))
         queries = query.split(self.per_head, dim=1)  # each (B, d, 1, Q)
         # Scaled before the product, so that fp16 scores do not overflow on the way, and once turned: right behind the
         # convolution, coremltools would fold the factor into its weights.
@@ -74,6 +74,20 @@ class ChannelsFirstGraph(EncoderGraph):
             weights = (torch.einsum("bkhc,bchq->bkhq", k, q) + mask).softmax(dim=1)  # (B, K, 1, Q)
             contexts.append(torch.einsum("bchk,bkhq->bchq", v, weights))
         return self.convolutions[names["attention_output"]](torch.cat(contexts, dim=1))
+
+
+def channels_first_graph(model: PreTrainedModel, longest: int | None = None) -> ChannelsFirstGraph:
+    """The graph of a model in eval mode.
+
+    Raises:
+        ExportError: a family whose layers are of another kind.
+    """
+    if not isinstance(family_of(model.config), PostNorm):
+        raise ExportError(
+            f"options.layout is channels_first, which a model of type '{model.config.model_type}' cannot have: its "
+            "layers normalise before attention; set it to plain"
+        )
+    return ChannelsFirstGraph(model, longest).eval()
 
 
 def _as_convolution(linear: Any) -> nn.Conv2d:

@@ -33,13 +33,14 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar
 
 import numpy as np
+from jaxtyping import Float, Int32
 from pydantic import Field, model_validator
-from torch import nn
+from torch import Tensor, nn
 from torch.export import ExportedProgram
+from transformers import PreTrainedModel
 
-from export.channels_first import SEPARATOR, ChannelsFirstGraph
+from export.channels_first import CONVOLUTIONS, SEPARATOR, channels_first_graph
 from export.coreml_compression import Palette, linear_weights, linear_weights_and_activations, palettes
-from export.encoder_graph import EncoderGraph, check_answers, export_graph
 from export.fp16_lint import Lint, calibrate, lint
 from export.lengths import check_ascending, choose_lengths
 from export.mixed_bits import choose_bits
@@ -51,13 +52,15 @@ from export.mlpackage import (
     quiet_conversion,
     rewrite_manifest,
 )
+from export.program import export_program
 from pipeline.base.errors import ExportError, PipelineError, SettingsError
 from pipeline.base.files import sha256_of
 from pipeline.base.machine import version_of
 from pipeline.base.records import Artefact, TensorFact
+from pipeline.families import DeploymentGraph, check_answers, deployment_graph
 from pipeline.mil.package import SPECIFICATION, WEIGHTS, Operation, read_package
 from pipeline.mil.quiet import import_coremltools
-from pipeline.models.checkpoints import load_classifier
+from pipeline.models.checkpoints import load_classifier, token_table
 from pipeline.quantization.plan import quantizable_modules
 from pipeline.settings.params import Count, Settings
 
@@ -210,10 +213,11 @@ def convert(source: Path, out: Path, precision: str, params: Params, max_length:
     labels = [names[i] for i in range(model.config.num_labels)]
     if len(set(labels)) != len(labels):
         raise ExportError(f"{source}: label names repeat; Core ML gives probabilities by name: make them differ")
-    graph = (ChannelsFirstGraph if params.layout == "channels_first" else EncoderGraph)(model).eval()
-    check_answers(graph, max_length)
+    make = channels_first_graph if params.layout == "channels_first" else deployment_graph
+    graph = make(model, longest=max_length)
+    check_answers(model, graph, max_length)
     ct = import_coremltools()
-    job = _Job(ct, graph, lengths, labels, params, plan)
+    job = _Job(ct, model, graph, lengths, labels, params, plan)
     with quiet_conversion():
         try:
             keep = job.lint(out).keep if precision in {"fp16", "auto"} and plan is not None else ()
@@ -269,6 +273,23 @@ def _lengths(params: Params, max_length: int) -> tuple[int, ...]:
     return choose_lengths(wanted, max_length)
 
 
+INSIDE = "classifier"  # where the graph is in what is converted
+
+
+class WithProbabilities(nn.Module):
+    """A graph whose outputs are (logits, probabilities)."""
+
+    def __init__(self, graph: nn.Module) -> None:
+        super().__init__()
+        self.add_module(INSIDE, graph)
+
+    def forward(
+        self, input_ids: Int32[Tensor, "1 length"], attention_mask: Int32[Tensor, "1 length"]
+    ) -> tuple[Float[Tensor, "1 classes"], Float[Tensor, "1 classes"]]:
+        logits = self.get_submodule(INSIDE)(input_ids, attention_mask)
+        return logits, logits.softmax(-1)
+
+
 # --- conversion --------------------------------------------------------------------------------------------------
 
 
@@ -277,7 +298,8 @@ class _Job:
     """One model on its way to a package."""
 
     ct: ModuleType
-    graph: EncoderGraph
+    model: PreTrainedModel
+    graph: DeploymentGraph
     lengths: tuple[int, ...]
     labels: Sequence[str]
     params: Params
@@ -307,7 +329,7 @@ class _Job:
         ct, plan, params = self.ct, self.plan, self.params
         if precision in {"int8", "w8a8"}:
             assert plan is not None, "the caller makes a plan for int8"
-            kept = _kept_constants(plan, self.weights(), self.graph.model)
+            kept = _kept_constants(plan, self.weights(), self.model)
             if precision == "int8":
                 return linear_weights(ct, plan.per_channel, kept)
             ranges = self._on_rows("fp16", lambda *given: calibrate(*given)[1])
@@ -315,7 +337,7 @@ class _Job:
         if precision == "mixed":
             assert plan is not None and params.mixed is not None, "checked on entry"
             choice = choose_bits(
-                self.graph.model,
+                self.model,
                 self._tensors(),
                 plan.calibration_rows,
                 1e6 * params.mixed.size_mb,
@@ -332,7 +354,7 @@ class _Job:
         return None
 
     def _program(self) -> ExportedProgram:
-        return export_graph(self.graph, self.lengths[-1], any_length=len(self.lengths) > 1)
+        return export_program(WithProbabilities(self.graph), self.lengths[-1], any_length=len(self.lengths) > 1)
 
     def weights(self) -> dict[str, str]:
         """Constant in the package before it is compressed -> weight of the classifier."""
@@ -340,18 +362,18 @@ class _Job:
 
     def _tensors(self) -> list[str]:
         """Weights that may have a palette, as the model names them: tables and matrices."""
-        modules = quantizable_modules(self.graph.model, embeddings=True)
-        known = dict(self.graph.model.named_parameters())
+        modules = quantizable_modules(self.model, embeddings=True)
+        known = dict(self.model.named_parameters())
         return [f"{module}.weight" for module in modules if f"{module}.weight" in known]
 
     def _constants(self, bits: Mapping[str, int]) -> dict[str, Palette]:
         """Palettes by name of the constant in the package; the word embedding as the options say."""
         wanted = dict(bits)
         if self.params.embedding_bits is not None:
-            tables = [name for name, one in self.graph.model.named_modules() if isinstance(one, nn.Embedding)]
-            words = [f"{name}.weight" for name in tables if "word_embeddings" in name]
+            table = token_table(self.model).weight
+            words = [name for name, weight in self.model.named_parameters() if weight is table]
             wanted |= {name: self.params.embedding_bits for name in words if name in wanted}
-        group, rows = self.params.group_channels, dict(self.graph.model.named_parameters())
+        group, rows = self.params.group_channels, dict(self.model.named_parameters())
         odd = sorted(weight for weight in wanted if group is not None and len(rows[weight]) % group)
         if odd:
             self.notes += (f"one palette each, as {group} does not divide their rows: {', '.join(odd)}",)
@@ -370,7 +392,7 @@ class _Job:
     def _on_rows(self, precision: str, look: Callable[..., T]) -> T:
         """What `look` says of the package in this precision, on the plan's calibration rows."""
         assert self.plan is not None, "checked on entry"
-        pad_id = self.graph.model.config.pad_token_id or 0
+        pad_id = self.model.config.pad_token_id or 0
         with self._saved(precision) as path:
             return look(path, self.plan.calibration_rows, self.lengths, self.weights(), pad_id)
 
@@ -446,18 +468,16 @@ def _kept_constants(plan: "Plan", names: Mapping[str, str], model: nn.Module) ->
     ]
 
 
-def weight_names(graph: EncoderGraph, program: ExportedProgram) -> dict[str, str]:
+def weight_names(graph: DeploymentGraph, program: ExportedProgram) -> dict[str, str]:
     """Constant in the package -> weight of the classifier, such as 'bert.pooler.dense.weight'."""
-    prefix = graph.model.base_model_prefix
     signature = program.graph_signature
     names = {}
     for constant, weight in (signature.inputs_to_parameters | signature.inputs_to_buffers).items():
-        head, _, rest = weight.partition(".")
-        # one table in the graph, the sum of two in the model
-        original = f"{prefix}.embeddings.position_embeddings.weight" if head == "positions" else rest
-        if head == "convolutions":
-            original = rest.replace(SEPARATOR, ".")
-        names[constant] = f"{prefix}.{rest}" if head == "encoder" else original
+        original = weight.removeprefix(f"{INSIDE}.")
+        head, _, rest = original.partition(".")
+        # one table in the graph, the sum of several in the model
+        sources = graph.sources.get(original, ())
+        names[constant] = sources[0] if sources else rest.replace(SEPARATOR, ".") if head == CONVOLUTIONS else original
     return names
 
 
@@ -468,14 +488,14 @@ def check_size(path: Path, size_mb: float) -> None:
         raise ExportError(f"{path}: {size:.2f} MB of weights, options.mixed.size_mb is {size_mb:g}; raise it a little")
 
 
-def write_weight_names(path: Path, out: Path, graph: EncoderGraph, names: Mapping[str, str], longest: int) -> None:
+def write_weight_names(path: Path, out: Path, graph: DeploymentGraph, names: Mapping[str, str], longest: int) -> None:
     """Beside the package, which weights of the student are in which of its constants: `eval/checks/weights.py` looks.
 
     A constant that is a sum names each part: positions have the row of token type 0 in them. Matrices that the graph
     reads and the file does not have are listed, for the check to fail on; equal vectors are stored once.
     """
-    known = dict(graph.model.named_parameters())
-    types = f"{graph.model.base_model_prefix}.embeddings.token_type_embeddings.weight"
+    known = dict(graph.named_parameters())
+    sums = {f"b_{INSIDE}_{buffer}": list(sources) for buffer, sources in graph.sources.items() if sources}
     in_file = {name: kind for op in read_package(path).operations for name, kind in op.outputs if _is_stored(op)}
     found: dict[str, list[str]] = {}
     for constant, weight in names.items():
@@ -483,11 +503,11 @@ def write_weight_names(path: Path, out: Path, graph: EncoderGraph, names: Mappin
             continue
         # compressing and casting add to the name; the longest is what the program reads
         stored = max((name for name in in_file if _is_made_of(name, constant)), key=len, default=None)
-        if stored is None and constant == "b_positions":  # of one length: folded with its slice
+        if stored is None and constant in sums:  # of one length: folded with its slice
             cut = (longest, known[weight].shape[1])
             stored = next((name for name, kind in in_file.items() if kind.shape[-2:] == cut), None)
         if stored is not None:
-            found[stored] = [weight, types] if constant == "b_positions" and types in known else [weight]
+            found[stored] = sums.get(constant, [weight])
     # the graph has some modules under two names, and reads one of them
     there = {part for parts in found.values() for part in parts}
     missing = sorted({weight for weight in names.values() if weight in known and known[weight].dim() > 1} - there)

@@ -10,6 +10,7 @@ that an app may not have (`_check_parts`).
 
 import copy
 import math
+import re
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -24,12 +25,13 @@ from torch.export import ExportedProgram
 from torch.fx import GraphModule, Node
 from transformers import PreTrainedModel
 
-from export.encoder_graph import COUNTED, EncoderGraph, check_answers, export_graph
+from export.program import export_program
 from pipeline.base import extras
 from pipeline.base.errors import ExportError, first_line
 from pipeline.base.machine import version_of
 from pipeline.base.records import Artefact, TensorFact
-from pipeline.models.checkpoints import load_classifier, positions_of, token_table
+from pipeline.families import DeploymentGraph, check_answers, deployment_graph, positions_of
+from pipeline.models.checkpoints import load_classifier, token_table
 from pipeline.quantization.plan import TINY, Scheme, quantizable_modules, quantize_weight
 from pipeline.settings.params import Settings
 
@@ -83,16 +85,16 @@ def convert(source: Path, out: Path, precision: str, params: Params, max_length:
             f"max_length is {max_length}, but the model has positions for {positions_of(model.config)} tokens; lower it"
         )
     layers = _quantized_layers(model, plan) if plan else []
-    graph = EncoderGraph(model).eval()
-    _drop_unused_positions(graph, max_length)
-    check_answers(graph, max_length)
+    graph = deployment_graph(model, longest=max_length)
+    graph.attend = _attend
+    check_answers(model, graph, max_length)
     cases = _cases(model, max_length)
     with _quiet():
-        table = plan is not None and _quantize_table(graph, plan)
+        table = plan is not None and _quantize_table(model, graph, plan)
         try:
-            program = export_graph(_LogitsOnly(graph), max_length, any_length=True, attend=_attend)
+            program = export_program(graph, max_length, any_length=True)
             if plan is not None:
-                program = _quantize(program, layers, model.base_model_prefix, max_length)
+                program = _quantize(program, layers, max_length)
             parts = _divide(program)
             lowered = parts.to_executorch()
         except Exception as error:  # torch, torchao and ExecuTorch raise nearly every built-in class
@@ -147,52 +149,25 @@ def _notes(plan: "Plan | None", table: bool) -> tuple[str, ...]:
 # --- what is exported --------------------------------------------------------------------------------------------
 
 
-class _LogitsOnly(nn.Module):
-    """The graph without its probabilities: an app that wants them has the logits."""
-
-    def __init__(self, graph: EncoderGraph) -> None:
-        super().__init__()
-        self.classifier = graph  # not `graph`: torch.export makes attributes of module names, and has one of that name
-
-    def forward(
-        self, input_ids: Int32[Tensor, "1 length"], attention_mask: Int32[Tensor, "1 length"]
-    ) -> Float[Tensor, "1 classes"]:
-        logits, _ = self.classifier(input_ids, attention_mask)
-        return logits
-
-
-def _drop_unused_positions(graph: EncoderGraph, max_length: int) -> None:
-    """Cuts the position table to the rows that are used: 344 KB of 512 rows of 192 at 64 tokens."""
-    config = graph.model.config
-    skipped = config.pad_token_id + 1 if graph.family in COUNTED else 0  # RoBERTa counts from behind its padding id
-    graph.positions = graph.positions[: skipped + max_length].clone()
-
-
 def _attend(
-    query: Float[Tensor, "1 heads length size"],
-    key: Float[Tensor, "1 heads length size"],
-    value: Float[Tensor, "1 heads length size"],
-    attn_mask: Float[Tensor, "1 1 1 length"],
-    dropout_p: float = 0.0,
-    is_causal: bool = False,
-    *,
-    scale: float | None = None,
-    enable_gqa: bool = False,
-) -> Float[Tensor, "1 heads length size"]:
-    """Attention as products of three axes, all of which XNNPACK takes.
+    query: Float[Tensor, "batch heads queries size"],
+    key: Float[Tensor, "batch heads length size"],
+    value: Float[Tensor, "batch heads length size"],
+    mask: Float[Tensor, "#batch #heads #queries length"],
+) -> Float[Tensor, "batch heads queries size"]:
+    """Attention as products of three axes, all of which XNNPACK takes, of one text or, to check it, of several.
 
-    The batch is 1. A product of four axes is lowered to three copies around one of three, which XNNPACK does not take:
-    16 pieces instead of 8 for two layers, and 8 to 15 % of the time.
+    A product of four axes is lowered to three copies around one of three, which XNNPACK does not take: 16 pieces
+    instead of 8 for two layers, and 8 to 15 % of the time.
     """
-    assert dropout_p == 0.0 and not is_causal and not enable_gqa
+    if query.shape[0] > 1:
+        texts = range(len(query))
+        return torch.cat([_attend(*(part[i : i + 1] for part in (query, key, value, mask))) for i in texts])
     H, d = query.shape[1], query.shape[3]
-    factor = 1 / math.sqrt(d) if scale is None else scale
     # -1 and not the length: XNNPACK takes a reshape with an inferred size, and none with a symbolic one
-    q, k, v = (one.view(H, -1, d) for one in (query * factor, key, value))
-    scores = torch.bmm(q, k.transpose(1, 2)) + attn_mask.view(1, 1, -1)  # (H, Q, K)
-    context = torch.bmm(scores.softmax(-1), v).view(1, H, -1, d)  # (B, H, Q, d)
-    # laid out in memory as by the fused operation, which DistilBERT's view of it needs
-    return context.transpose(1, 2).contiguous().transpose(1, 2)
+    q, k, v = (one.view(H, -1, d) for one in (query * (1 / math.sqrt(d)), key, value))
+    scores = torch.bmm(q, k.transpose(1, 2)) + mask[0]  # (H, Q, K)
+    return torch.bmm(scores.softmax(-1), v).view(1, H, -1, d)
 
 
 # --- int8 --------------------------------------------------------------------------------------------------------
@@ -227,30 +202,30 @@ class _EightBitTable(nn.Module):
         return lookup(self.codes, self.scales, None, -127, 127, ids.long(), dtype=torch.float32)
 
 
-def _quantize_table(graph: EncoderGraph, plan: "Plan") -> bool:
+def _quantize_table(model: PreTrainedModel, graph: DeploymentGraph, plan: "Plan") -> bool:
     """Whether the word table was replaced by one of 8 bits, as the plan wants."""
-    table = token_table(graph.model)
-    name = next(name for name, module in graph.model.named_modules() if module is table)
+    table = token_table(model)
+    name = next(name for name, module in graph.named_modules() if module is table)
     if not plan.embeddings or name in plan.exclude:
         return False
     import executorch.exir.passes._quant_patterns_and_replacements  # declares the operator
     import executorch.kernels.quantized  # noqa: F401 - declares how it writes into given memory
 
-    graph.model.set_submodule(name, _EightBitTable(table.weight.detach(), plan.per_channel))
+    graph.set_submodule(name, _EightBitTable(table.weight.detach(), plan.per_channel))
     return True
 
 
-def _quantize(program: ExportedProgram, layers: Sequence[str], prefix: str, max_length: int) -> ExportedProgram:
+def _quantize(program: ExportedProgram, layers: Sequence[str], max_length: int) -> ExportedProgram:
     """The program with 8-bit weights, and activations rounded to 8 bits in front of them."""
     from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
 
     wanted = set(layers)
-    quantizer = _quantizer().set_filter_function(lambda node: _layer_of(node, prefix) in wanted)
+    quantizer = _quantizer().set_filter_function(lambda node: _layer_of(node) in wanted)
     # the guards would be exported as a module of their own
     prepared = prepare_pt2e(program.module(check_guards=False), quantizer)
     with torch.no_grad():
         prepared(*(torch.ones(1, max_length, dtype=torch.int32) for _ in INPUTS))  # weights are looked at on a call
-    return export_graph(convert_pt2e(prepared), max_length, any_length=True)
+    return export_program(convert_pt2e(prepared), max_length, any_length=True)
 
 
 def _quantizer() -> Any:
@@ -273,11 +248,10 @@ def _quantizer() -> Any:
     return quantizer
 
 
-def _layer_of(node: Node, prefix: str) -> str:
+def _layer_of(node: Node) -> str:
     """The classifier's name of the module that a node comes from, such as 'bert.pooler.dense'."""
     path, _ = list(node.meta["nn_module_stack"].values())[-1]
-    head, _, rest = path.removeprefix("classifier.").partition(".")
-    return f"{prefix}.{rest}" if head == "encoder" else rest
+    return re.sub(r"@\d+", "", path)  # how often the module was called before
 
 
 def _check_parts(graph: GraphModule, layers: int) -> None:

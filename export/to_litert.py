@@ -29,13 +29,13 @@ from jaxtyping import Float, Int32
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from export.encoder_graph import EncoderGraph, check_answers
 from export.lengths import check_ascending, choose_lengths
 from pipeline.base.errors import ExportError, SettingsError, first_line
 from pipeline.base.extras import why_missing
 from pipeline.base.machine import version_of
 from pipeline.base.records import Artefact, TensorFact
-from pipeline.models.checkpoints import load_classifier, positions_of
+from pipeline.families import DeploymentGraph, check_answers, deployment_graph, positions_of
+from pipeline.models.checkpoints import load_classifier
 from pipeline.quantization.plan import Plan, Scheme, quantizable_modules
 from pipeline.settings.params import Count, Settings
 
@@ -122,8 +122,8 @@ def convert(source: Path, out: Path, precision: str, params: Params, max_length:
         raise ExportError(
             f"max_length is {max_length}, but the model has positions for {positions_of(model.config)} tokens; lower it"
         )
-    graph = EncoderGraph(model).eval()
-    check_answers(graph, max_length)
+    graph = deployment_graph(model, longest=max_length)
+    check_answers(model, graph, max_length)
     modules = _quantized_modules(graph, plan) if plan else []
     try:
         with quiet_conversion():
@@ -168,27 +168,29 @@ def _check(precision: str, params: Params, plan: Plan | None) -> None:
         )
 
 
-def _weights(graph: EncoderGraph) -> dict[str, Float[np.ndarray, "rows columns"]]:
+def _weights(graph: DeploymentGraph) -> dict[str, Float[np.ndarray, "rows columns"]]:
     """Weight of every linear layer and of every table, by the module's name."""
     weights = {
         name: module.weight.detach().numpy()
-        for name, module in graph.model.named_modules()
+        for name, module in graph.named_modules()
         if isinstance(module, nn.Linear | nn.Embedding)
     }
-    # one table in the graph, the sum of two in the model
-    weights[f"{graph.model.base_model_prefix}.embeddings.position_embeddings"] = graph.positions.numpy()
+    # one table in the graph, the sum of several in the model
+    for buffer, sources in graph.sources.items():
+        if sources:
+            weights[sources[0].removesuffix(".weight")] = graph.get_buffer(buffer).numpy()
     return weights
 
 
-def _quantized_modules(graph: EncoderGraph, plan: Plan) -> list[str]:
+def _quantized_modules(graph: DeploymentGraph, plan: Plan) -> list[str]:
     """Names of the modules whose weights become 8-bit, as far as the graph looks them up or multiplies by them."""
-    known = dict(graph.model.named_modules())
+    known = dict(graph.named_modules())
     unknown = [name for name in plan.exclude if name not in known]
     if unknown:
         raise ExportError(
             f"the plan leaves out '{unknown[0]}', which the model does not have; run `dvc repro quantize`"
         )
-    return [name for name in quantizable_modules(graph.model, plan.embeddings) if name not in plan.exclude]
+    return [name for name in quantizable_modules(graph, plan.embeddings) if name not in plan.exclude]
 
 
 # --- from PyTorch ------------------------------------------------------------------------------------------------
@@ -197,18 +199,17 @@ def _quantized_modules(graph: EncoderGraph, plan: Plan) -> list[str]:
 class _Signature(nn.Module):
     """The graph as litert-torch wants it: outputs by name, and nothing that is called `graph`, torch.export's own."""
 
-    def __init__(self, encoder_graph: EncoderGraph) -> None:
+    def __init__(self, graph: DeploymentGraph) -> None:
         super().__init__()
-        self.classifier = encoder_graph
+        self.classifier = graph
 
     def forward(
         self, input_ids: Int32[Tensor, "1 length"], attention_mask: Int32[Tensor, "1 length"]
     ) -> dict[str, Float[Tensor, "1 classes"]]:
-        logits, _ = self.classifier(input_ids, attention_mask)
-        return {"logits": logits}
+        return {"logits": self.classifier(input_ids, attention_mask)}
 
 
-def _to_flatbuffer(graph: EncoderGraph, lengths: Sequence[int]) -> bytes:
+def _to_flatbuffer(graph: DeploymentGraph, lengths: Sequence[int]) -> bytes:
     import litert_torch
 
     module = _Signature(graph).eval()
@@ -323,8 +324,8 @@ def _name_tensors(flat: Any, weights: Mapping[str, Float[np.ndarray, "rows colum
     return left
 
 
-def _check_layers(graph: EncoderGraph, constants: Sequence[str]) -> None:
-    missing = [name for name in constants if isinstance(graph.model.get_submodule(name), nn.Linear)]
+def _check_layers(graph: DeploymentGraph, constants: Sequence[str]) -> None:
+    missing = [name for name in constants if isinstance(graph.get_submodule(name), nn.Linear)]
     if missing:
         raise ExportError(
             f"found no operation with the weight of '{missing[0]}', so the plan could not be followed; "

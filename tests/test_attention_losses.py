@@ -17,7 +17,7 @@ from test_losses import TEACHER, make_signals, value, with_gradient
 from toy_models import toy_batch, toy_model
 
 from pipeline.base import plugins
-from pipeline.families.architectures import Shape
+from pipeline.families import Shape
 from pipeline.losses import a2d, attention_kl, attention_kl_adaptive, attention_mean_kl, attention_prob_mse, shd
 from pipeline.models.layer_maps import heads_misfit
 from pipeline.signals.divergences import masked_probs, row_kl

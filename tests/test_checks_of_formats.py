@@ -17,10 +17,11 @@ from tiny_project import make_rows, make_teacher, make_tokenizer
 
 from eval.checks import Subject, int8, kernels, lengths, padding
 from eval.checks import settings as settings_check
-from export import encoder_graph, to_onnx
+from export import to_onnx
 from pipeline.base import emulation, plugins
 from pipeline.base.errors import ExportError, ModelError
 from pipeline.base.records import Status
+from pipeline.families import DeploymentGraph
 from pipeline.models.checkpoints import save_classifier
 from pipeline.models.vocabulary import save_tokenizer
 from pipeline.quantization.plan import Scheme, make_plan, quantize_weight
@@ -117,15 +118,15 @@ def plant(monkeypatch, name, in_onnx, in_torch=None, after=None):
 
         monkeypatch.setattr(to_onnx, "_clean", clean_and_spoil)
         return
-    forward = encoder_graph.EncoderGraph.forward
+    forward = DeploymentGraph.forward
 
     # named, since exporters give inputs by name
     def spoiled(self, input_ids, attention_mask):
         inputs = (input_ids, attention_mask) if in_torch is None else in_torch(input_ids, attention_mask)
         found = forward(self, *inputs)
-        return found if after is None else after(*found)
+        return found if after is None else after(found)
 
-    monkeypatch.setattr(encoder_graph.EncoderGraph, "forward", spoiled)
+    monkeypatch.setattr(DeploymentGraph, "forward", spoiled)
     monkeypatch.setattr(importlib.import_module(f"export.to_{name}"), "check_answers", lambda *_: None)
 
 
@@ -165,7 +166,7 @@ def test_dropped_output_is_found(sound, source, monkeypatch, tmp_path):
             graph.initializer.append(numpy_helper.from_array(np.array([value], dtype=np.int64), part))
         graph.node.append(helper.make_node("Slice", ["all_logits", "from", "to", "axis"], ["logits"], name="cut"))
 
-    plant(monkeypatch, name, drop_in_onnx, None, lambda logits, shares: (logits[:, :-1], shares[:, :-1]))
+    plant(monkeypatch, name, drop_in_onnx, None, lambda logits: logits[:, :-1])
     if name in ("ort", "openvino"):  # the exporter of ONNX knows how many classes the model has
         with pytest.raises(ExportError, match="not valid"):
             convert(source, tmp_path, name, "fp32")

@@ -20,14 +20,13 @@ from eval import parity
 from eval.checks import Subject, fp16_range, lengths, padding, weights
 from eval.latency import Exported
 from eval.runtimes import coreml_reference, pytorch
-from export import encoder_graph, fp16_lint, to_coreml
-from export.channels_first import ChannelsFirstGraph
-from export.encoder_graph import EncoderGraph, check_answers
+from export import fp16_lint, to_coreml
+from export.channels_first import channels_first_graph
 from export.mixed_bits import choose_bits
 from export.to_coreml import TOLERANCES, LengthRange, Mixed, Params, convert
 from pipeline.base.errors import ExportError, ModelError, SettingsError, ValuesDifferError
 from pipeline.base.records import Artefact, Check, Status
-from pipeline.families.architectures import family_of, layers_of
+from pipeline.families import _deployment, check_answers, family_of, layers_of
 from pipeline.mil.interpreter import Interpreter
 from pipeline.mil.package import WEIGHTS, Constant, Operation, read_package
 from pipeline.mil.palettes import make_palette, through_palette
@@ -40,7 +39,7 @@ CHOICES = {"precision": "fp16", "params": PARAMS}
 
 def one_layer(family: str, **changes: Any) -> Any:
     """A toy of this family with one layer."""
-    return toy_model(family, **{family_of(FAMILIES[family][0]()).num_layers: 1, **changes})
+    return toy_model(family, **{family_of(FAMILIES[family][0]()).sizes["layers"]: 1, **changes})
 
 
 @pytest.fixture(scope="module")
@@ -177,7 +176,7 @@ def test_a_package_is_read_without_the_rest_of_coremltools(exports: Any) -> None
 
 
 def planted_mask(monkeypatch: pytest.MonkeyPatch, source: Path, out: Path, precision: str) -> Artefact:
-    monkeypatch.setattr(encoder_graph, "MASKED", -1.0e30)
+    monkeypatch.setattr(_deployment, "MASKED", -1.0e30)
     monkeypatch.setattr(to_coreml, "check_finite_constants", lambda path: None)
     return export(source, out, precision)
 
@@ -203,7 +202,7 @@ def test_a_mask_constant_that_is_infinite_in_the_file_is_caught(broken: Any, sou
     """-1e30 where it is written in fp16: 0 x infinity, and every answer is NaN."""
 
     def overflow(spec: Any) -> None:
-        halves = [np.float16(value).tobytes() for value in (encoder_graph.MASKED, -np.inf)]
+        halves = [np.float16(value).tobytes() for value in (_deployment.MASKED, -np.inf)]
         places = [
             op.attributes["val"].immediateValue.tensor.bytes for op in block_of(spec).operations if op.type == "const"
         ]
@@ -578,12 +577,12 @@ def test_the_word_embedding_has_bits_of_its_own(source: Path, tmp_path: Path) ->
 
 def test_a_channels_first_graph_that_answers_otherwise_is_refused() -> None:
     """Its weights are copies of the model's: a change of one shows."""
-    graph = ChannelsFirstGraph(one_layer("bert")).eval()
-    check_answers(graph, 16)
+    model = one_layer("bert")
+    graph = channels_first_graph(model)
+    check_answers(model, graph, 16)
     with torch.no_grad():
         convolution: Any = next(iter(graph.convolutions.values()))
         # turned over, and apart from the model's, which it shares
         convolution.weight.data = convolution.weight.flip(0)
     with pytest.raises(ExportError, match="does not fit this version"):
-        check_answers(graph, 16)
-    assert isinstance(graph, EncoderGraph)
+        check_answers(model, graph, 16)

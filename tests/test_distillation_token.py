@@ -31,7 +31,7 @@ from pipeline.base.errors import ModelError
 from pipeline.data.batches import Collator, pad
 from pipeline.data.prepared import EncodedSplit, open_data, read_encoded
 from pipeline.data.reading import encode
-from pipeline.families.architectures import DISTILLATION_TOKEN, layers_of, shape_of
+from pipeline.families import DISTILLATION_TOKEN, layers_of, shape_of
 from pipeline.mil.package import read_package
 from pipeline.models.checkpoints import load_classifier, read_config, save_classifier, token_table
 from pipeline.models.students import build_student, student_config

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from pipeline.base import plugins
-from pipeline.families.architectures import Shape
+from pipeline.families import Shape
 from pipeline.losses.cross_entropy import UNLABELLED, cross_entropy
 from pipeline.losses.dist import dist, pearson_distance
 from pipeline.losses.dkd import dkd

@@ -17,7 +17,7 @@ from toy_models import marked_batch, toy_model
 
 from pipeline.base import plugins
 from pipeline.base.errors import SettingsError, SignalError
-from pipeline.families.architectures import DISTILLATION_TOKEN, Shape, shape_of
+from pipeline.families import DISTILLATION_TOKEN, Shape, shape_of
 from pipeline.losses import LayerLossParams, LossParams
 from pipeline.losses import minilm_v2 as minilm_v2_file
 from pipeline.signals.divergences import masked_log_probs, mean_over_examples, row_kl

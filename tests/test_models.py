@@ -10,7 +10,7 @@ from tiny_project import flip_bit, make_teacher, make_tokenizer, write_teacher
 from toy_models import FAMILIES, toy_batch, toy_model
 
 from pipeline.base.errors import ModelError
-from pipeline.families.architectures import encoder_of, family_of, layers_of, shape_of
+from pipeline.families import encoder_of, family_of, layers_of, shape_of
 from pipeline.models.checkpoints import (
     FactorisedEmbedding,
     check_finite,
@@ -23,7 +23,7 @@ from pipeline.models.checkpoints import (
     save_classifier,
 )
 from pipeline.models.model_files import find_model
-from pipeline.models.students import _copy_attention, build_student, student_config
+from pipeline.models.students import LayerOf, _copy_attention, build_student, student_config
 from pipeline.settings.params import StudentSettings, TeacherSettings
 
 LABELS = ["alarm", "music", "weather"]
@@ -128,9 +128,16 @@ def test_configuration_that_cannot_be_read_is_named(tmp_path, content):
 
 
 def test_family_without_names_is_refused(tmp_path):
-    """One whose positions enter the scores: signals read from it would be wrong."""
+    """With what would add it, in one message."""
     (tmp_path / "config.json").write_text('{"model_type": "deberta-v2"}')
-    with pytest.raises(ModelError, match=r"of type 'deberta-v2', .* known: bert"):
+    with pytest.raises(ModelError, match=r"of type 'deberta-v2', .* known: .*bert.* pipeline/families/deberta_v2\.py"):
+        read_config(tmp_path)
+
+
+def test_variant_whose_positions_enter_the_scores_is_refused(tmp_path):
+    """Signals read from it would be wrong."""
+    (tmp_path / "config.json").write_text('{"model_type": "bert", "position_embedding_type": "relative_key"}')
+    with pytest.raises(ModelError, match="its positions are 'relative_key', which enter the scores"):
         read_config(tmp_path)
 
 
@@ -325,8 +332,8 @@ def test_narrower_student_has_the_asked_sizes(family, name):
     shape = shape_of(student.config)
     assert {key: getattr(shape, key) for key in sizes} == sizes
     assert torch.isfinite(logits(student)).all()
-    key = layers_of(student)[0].get_submodule(family_of(student.config).key)
-    assert tuple(key.weight.shape) == (shape.hidden, shape.hidden)
+    weight, _ = family_of(student.config).linear(student, 0, "key")
+    assert tuple(weight.shape) == (shape.hidden, shape.hidden)
 
 
 @EVERY_FAMILY
@@ -385,8 +392,7 @@ def test_changed_basis_keeps_the_scores_of_each_head(heads):
     basis = torch.linalg.qr(torch.randn(32, 32, generator=generator)).Q[:, :24]
     mine, theirs = layers_of(student)[0], layers_of(teacher)[0]
     with torch.no_grad():
-        family = family_of(teacher.config)
-        _copy_attention(mine, theirs, family, shape_of(student.config), shape_of(teacher.config), basis)
+        _copy_attention(LayerOf(student, 0), LayerOf(teacher, 0), basis)
     states = torch.randn(5, 24, generator=generator)
     whole = head_scores(theirs.attention.self, states @ basis.T)
     for scores in head_scores(mine.attention.self, states):
@@ -547,7 +553,7 @@ def test_student_that_cannot_be_built_is_refused(changes, message):
 def test_sizes_that_electra_cannot_have_are_refused():
     """Its own narrow embedding stays, and must stay narrower than the hidden size."""
     config = toy_model("electra").config
-    with pytest.raises(ModelError, match="ELECTRA has a factorised embedding of its own; leave it null"):
+    with pytest.raises(ModelError, match="type 'electra' has a factorised embedding of its own; leave it null"):
         student_config(config, student_settings(embedding=8))
     with pytest.raises(ModelError, match="hidden 16 equals this ELECTRA's embedding size"):
         student_config(config, student_settings(hidden=16))

@@ -2,7 +2,7 @@
 
 import pytest
 
-from pipeline.families.architectures import Shape
+from pipeline.families import Shape
 from pipeline.training.loop import loss_params
 from pipeline.training.needs import needs_of
 

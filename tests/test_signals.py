@@ -6,7 +6,7 @@ from torch import nn
 from toy_models import FAMILIES, FUSED, marked_batch, toy_batch, toy_model
 
 from pipeline.base.errors import SignalError
-from pipeline.families.architectures import family_of, layers_of
+from pipeline.families import family_of, layers_of
 from pipeline.signals.divergences import masked_log_probs
 from pipeline.signals.reader import SIGNALS, SignalReader, attention_scores
 
@@ -48,7 +48,7 @@ def test_hidden_states_values_and_logits_are_the_models_own(family):
     assert torch.equal(signals.mask, inputs["attention_mask"] == 1)
     assert torch.equal(signals.labels, toy_batch()["labels"])
     for number, layer in enumerate(layers_of(model)):
-        value = layer.get_submodule(family_of(model.config).value)(signals.hidden[number])  # (B, L, D)
+        value = layer.get_submodule(family_of(model.config).module_of("value"))(signals.hidden[number])  # (B, L, D)
         torch.testing.assert_close(signals.values[number].transpose(1, 2).flatten(2), value)
 
 

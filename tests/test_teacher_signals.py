@@ -8,7 +8,7 @@ from toy_models import toy_model
 
 from pipeline.data.batches import Collator, spread_rows
 from pipeline.data.prepared import EncodedSplit
-from pipeline.families.architectures import shape_of
+from pipeline.families import shape_of
 from pipeline.signals.reader import SignalReader
 from pipeline.training.loop import Distiller, loss_params
 from pipeline.training.needs import needs_of

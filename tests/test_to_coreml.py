@@ -14,7 +14,7 @@ import torch
 from toy_models import FAMILIES, toy_model
 
 from export import mlpackage, to_coreml
-from export.encoder_graph import EncoderGraph, check_answers, export_graph
+from export.program import export_program
 from export.to_coreml import (
     PLANNED,
     PRECISIONS,
@@ -22,13 +22,14 @@ from export.to_coreml import (
     LengthRange,
     Mixed,
     Params,
+    WithProbabilities,
     check_finite_constants,
     check_wide_ids,
     convert,
 )
 from pipeline.base.errors import ExportError, SettingsError
 from pipeline.base.records import Artefact
-from pipeline.families.architectures import family_of
+from pipeline.families import check_answers, deployment_graph, family_of
 from pipeline.mil.interpreter import Interpreter, output_of
 from pipeline.mil.package import SPECIFICATION, WEIGHTS, read_package
 from pipeline.mil.quiet import import_coremltools
@@ -135,7 +136,7 @@ def test_the_package_answers_as_the_model(packages: dict[str, Path], source: Pat
 )
 def test_every_family_converts(family: str, tmp_path: Path) -> None:
     """fp16, finite, and the same answer: each has its own positions, mask and classifier."""
-    source = save(toy_model(family, **{family_of(FAMILIES[family][0]()).num_layers: 1}), tmp_path / "model")
+    source = save(toy_model(family, **{family_of(FAMILIES[family][0]()).sizes["layers"]: 1}), tmp_path / "model")
     artefact = export(source, tmp_path / "out")
     assert difference(tmp_path / "out" / artefact.file, source) < TOLERANCES["fp16"]
 
@@ -225,13 +226,11 @@ def test_the_mask_of_fp16_is_in_fp16(packages: dict[str, Path]) -> None:
 def test_the_plain_conversion_is_caught(tmp_path: Path) -> None:
     """Planted fault: Hugging Face's own forward in fp16, whose mask becomes infinite and whose answer is NaN."""
     ct = import_coremltools()
-    graph = EncoderGraph(toy_model("bert", num_hidden_layers=1))
-    graph.forward = lambda input_ids, attention_mask: (
-        (out := graph.model(input_ids=input_ids, attention_mask=attention_mask).logits),
-        out.softmax(-1),
-    )
+    model = toy_model("bert", num_hidden_layers=1)
+    graph = deployment_graph(model)
+    graph.forward = lambda input_ids, attention_mask: model(input_ids=input_ids, attention_mask=attention_mask).logits
     with mlpackage.quiet_conversion():
-        program = export_graph(graph, 16, any_length=False)
+        program = export_program(WithProbabilities(graph), 16, any_length=False)
         params = Params(lengths=(16,))
         mil = to_coreml._to_mil(ct, program, (16,), "fp16", params)
         to_coreml._to_package(ct, mil, LABELS, params, ct.PassPipeline.EMPTY).save(str(tmp_path / "plain.mlpackage"))
@@ -242,11 +241,12 @@ def test_the_plain_conversion_is_caught(tmp_path: Path) -> None:
 
 def test_a_graph_that_answers_otherwise_is_refused() -> None:
     """If transformers changed a layer, the graph's own embedding sum would be wrong, and nothing is written."""
-    graph = EncoderGraph(toy_model("bert", num_hidden_layers=1)).eval()
-    check_answers(graph, 16)
+    model = toy_model("bert", num_hidden_layers=1)
+    graph = deployment_graph(model)
+    check_answers(model, graph, 16)
     graph.positions[0, 0] += 1.0  # one coordinate: LayerNorm would undo a shift of all
     with pytest.raises(ExportError, match="does not fit this version"):
-        check_answers(graph, 16)
+        check_answers(model, graph, 16)
 
 
 def test_large_vocabularies_keep_wide_ids(tmp_path: Path) -> None:

@@ -14,9 +14,9 @@ from eval import parity
 from eval.runtimes import executorch as runtime
 from eval.runtimes import pytorch
 from export import to_executorch
-from export.encoder_graph import EncoderGraph
 from export.to_executorch import BUNDLE, FILE, TOLERANCES, Params, convert
 from pipeline.base.errors import ExportError
+from pipeline.families import deployment_graph
 from pipeline.models.checkpoints import save_classifier
 from pipeline.models.students import build_student
 from pipeline.quantization.plan import Plan, Scheme, quantizable_modules, quantize_weight
@@ -261,10 +261,10 @@ def test_what_the_plan_asks_and_the_format_has_not_is_said():
 @pytest.mark.parametrize("change", [{"embeddings": False}, {"exclude": (TABLE,)}])
 def test_the_word_table_stays_in_fp32_when_asked(saved, change):
     """Whether tables are left out as such, or this one by its name."""
-    graph = EncoderGraph(saved[0])
-    table = graph.encoder.embeddings.word_embeddings
-    assert not to_executorch._quantize_table(graph, PLAN.model_copy(update=change))
-    assert graph.encoder.embeddings.word_embeddings is table
+    graph = deployment_graph(saved[0])
+    table = graph.bert.embeddings.word_embeddings
+    assert not to_executorch._quantize_table(saved[0], graph, PLAN.model_copy(update=change))
+    assert graph.bert.embeddings.word_embeddings is table
 
 
 def test_settings_that_do_not_fit_are_refused(saved, tmp_path):

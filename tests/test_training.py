@@ -13,7 +13,7 @@ from toy_models import toy_model
 from pipeline.base.errors import IntegrityError, SettingsError, TrainingError
 from pipeline.data.batches import LengthGroupedSampler
 from pipeline.data.prepared import EncodedSplit
-from pipeline.families.architectures import shape_of
+from pipeline.families import shape_of
 from pipeline.losses import attention_kl, cross_entropy, hidden_mse, minilm_v2
 from pipeline.models.checkpoints import save_classifier
 from pipeline.settings.params import TrainingSettings

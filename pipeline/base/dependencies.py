@@ -103,6 +103,8 @@ def trace(modules: Iterable[str], chosen: Chosen, root: Path = ROOT) -> Trace:
             wanted = [name] if name is not None else [*chosen.get(kind, ()), *source.listed]
             if kind == "check" and name is None:
                 wanted = [check for check, path in known.items() if _is_for(path, chosen, root)]
+            if kind == "family":  # which one a model is of stands in the model
+                wanted = list(chosen.get(kind, known))
             todo += [known[one] for one in wanted if one in known]
     names = {dist for name in packages - COSMETIC for dist in DISTRIBUTIONS.get(name, (name.replace("_", "-"),))}
     return Trace(dict(sorted(code.items())), {name: version_of(name) for name in sorted(names)})

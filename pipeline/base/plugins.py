@@ -1,6 +1,6 @@
 """A name in params.yaml -> the module file of that name.
 
-A new loss, exporter, runtime or device is one new file; nothing is registered anywhere.
+A new model family, loss, exporter, runtime or device is one new file; nothing is registered anywhere.
 """
 
 import difflib
@@ -14,6 +14,7 @@ from pipeline.base.errors import SettingsError
 
 # kind -> (package, prefix of the file name)
 KINDS = {
+    "family": ("pipeline.families", ""),
     "loss": ("pipeline.losses", ""),
     "format": ("export", "to_"),
     "runtime": ("eval.runtimes", ""),

@@ -7,7 +7,7 @@ from transformers import PreTrainedModel
 
 from pipeline.data.batches import Collator, spread_rows
 from pipeline.data.prepared import EncodedSplit
-from pipeline.families.architectures import shape_of
+from pipeline.families import shape_of
 from pipeline.models.layer_maps import CKA, layer_misfit
 from pipeline.signals.cka import best_monotone_map, cka_matrix
 from pipeline.signals.reader import SignalReader, taken

@@ -27,7 +27,7 @@ from pipeline.data.batches import batches_by_length, pad, spread_rows
 from pipeline.data.prepared import TEST_LOGITS, EncodedSplit, open_data, read_encoded
 from pipeline.distillation.chosen_maps import chosen_maps
 from pipeline.distillation.variants import Variant, run_key
-from pipeline.families.architectures import shape_of
+from pipeline.families import shape_of
 from pipeline.models.checkpoints import count_parameters, load_classifier, save_classifier
 from pipeline.models.students import build_student
 from pipeline.models.vocabulary import load_tokenizer, save_tokenizer

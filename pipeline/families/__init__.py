@@ -1,1 +1,37 @@
-"""One model family a file: where its parts are."""
+"""One model family a file, named as `model_type` in a model's configuration; docs/families.md says how to add one.
+
+A family promises signals, a student's weights and a deployment graph. Nothing outside this folder knows a model type or
+the name of a module.
+"""
+
+from pipeline.families._deployment import DeploymentGraph, additive_mask, attend, check_answers, deployment_graph
+from pipeline.families._interface import (
+    DISTILLATION_TOKEN,
+    Family,
+    Linear,
+    Part,
+    Shape,
+    encoder_of,
+    family_of,
+    layers_of,
+    positions_of,
+    shape_of,
+)
+
+__all__ = [
+    "DISTILLATION_TOKEN",
+    "DeploymentGraph",
+    "Family",
+    "Linear",
+    "Part",
+    "Shape",
+    "additive_mask",
+    "attend",
+    "check_answers",
+    "deployment_graph",
+    "encoder_of",
+    "family_of",
+    "layers_of",
+    "positions_of",
+    "shape_of",
+]

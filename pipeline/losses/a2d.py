@@ -13,7 +13,7 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from pipeline.families.architectures import Shape
+from pipeline.families import Shape
 from pipeline.losses import LossParams
 from pipeline.models.layer_maps import layer_misfit, layer_pairs
 from pipeline.signals.divergences import MASKED_SCORE, log_row_kl, masked_log_probs, masked_probs, mean_over_examples
@@ -276,10 +276,17 @@ def _heads_of(layers: Iterable[int], heads: int) -> list[tuple[int, int]]:
 
 def _as_one_layer(signals: Signals, layers: Iterable[int]) -> Signals:
     """The heads of several layers side by side, so that their scores are one product: the maps are never copied."""
+    layers = list(layers)
     queries, keys = (
         torch.cat([taken(layered, layer - 1) for layer in layers], 1) for layered in (signals.queries, signals.keys)
     )
-    return Signals(logits=signals.logits, mask=signals.mask, queries=(queries,), keys=(keys,))
+    given = [signals.biases[layer - 1] for layer in layers] if signals.biases else []
+    biases: tuple[Tensor, ...] = ()
+    if any(bias is not None for bias in given):
+        heads, length = queries.shape[1] // len(layers), queries.shape[2]
+        each = [queries.new_zeros(1, 1, 1, 1) if bias is None else bias for bias in given]
+        biases = (torch.cat([bias.expand(1, heads, length, length) for bias in each], 1),)
+    return Signals(logits=signals.logits, mask=signals.mask, queries=(queries,), keys=(keys,), biases=biases)
 
 
 def _take(joined: Signals, heads: slice) -> Signals:
@@ -288,4 +295,5 @@ def _take(joined: Signals, heads: slice) -> Signals:
         mask=joined.mask,
         queries=(taken(joined.queries, 0)[:, heads],),
         keys=(taken(joined.keys, 0)[:, heads],),
+        biases=tuple(bias[:, heads] for bias in joined.biases if bias is not None),
     )

@@ -5,7 +5,7 @@ from jaxtyping import Float
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from pipeline.families.architectures import Shape
+from pipeline.families import Shape
 from pipeline.losses import LossParams
 from pipeline.signals.class_divergences import classes_misfit, softened_log_probs
 from pipeline.signals.reader import Signals

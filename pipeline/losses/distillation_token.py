@@ -12,7 +12,7 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional
 
-from pipeline.families.architectures import Shape
+from pipeline.families import Shape
 from pipeline.losses import LossParams
 from pipeline.signals.class_divergences import class_kl, classes_misfit, softened_log_probs
 from pipeline.signals.divergences import mean_over_examples

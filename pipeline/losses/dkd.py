@@ -5,7 +5,7 @@ from jaxtyping import Float, Int
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from pipeline.families.architectures import Shape
+from pipeline.families import Shape
 from pipeline.losses import LossParams
 from pipeline.losses.cross_entropy import UNLABELLED
 from pipeline.signals.class_divergences import class_kl, classes_misfit, softened_log_probs

@@ -6,7 +6,7 @@ from jaxtyping import Bool, Float
 from pydantic import Field
 from torch import Tensor, nn
 
-from pipeline.families.architectures import Shape
+from pipeline.families import Shape
 from pipeline.losses import LayerLossParams, LayerMap
 from pipeline.models.layer_maps import layer_misfit, layer_pairs
 from pipeline.signals.hidden_states import direction_distance, mean_over_pairs, mean_over_tokens, projections

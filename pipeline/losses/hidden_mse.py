@@ -7,7 +7,7 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional
 
-from pipeline.families.architectures import Shape
+from pipeline.families import Shape
 from pipeline.losses import LayerLossParams
 from pipeline.models.layer_maps import Pairs, layer_misfit, layer_pairs
 from pipeline.signals.hidden_states import mean_over_pairs, mean_over_tokens, projections

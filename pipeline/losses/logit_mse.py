@@ -3,7 +3,7 @@
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from pipeline.families.architectures import Shape
+from pipeline.families import Shape
 from pipeline.losses import LossParams
 from pipeline.signals.class_divergences import classes_misfit
 from pipeline.signals.reader import Signals

@@ -9,7 +9,7 @@ from jaxtyping import Float
 from pydantic import Field
 from torch import Tensor, nn
 
-from pipeline.families.architectures import Shape
+from pipeline.families import Shape
 from pipeline.losses import LossParams
 from pipeline.models.layer_maps import heads_misfit
 from pipeline.signals.divergences import row_kl
@@ -58,4 +58,4 @@ def misfit(student: Shape, teacher: Shape, params: Params) -> str | None:
 def value_scores(signals: Signals, layer: int) -> Float[Tensor, "batch heads length length"]:
     """Products of the values of each head with each other, over the root of the head's width; layers count from 1."""
     # what attention would be if the values were queries and keys
-    return attention_scores(replace(signals, queries=signals.values, keys=signals.values), layer)
+    return attention_scores(replace(signals, queries=signals.values, keys=signals.values, biases=()), layer)

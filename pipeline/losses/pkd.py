@@ -9,7 +9,7 @@ from functools import partial
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from pipeline.families.architectures import Shape
+from pipeline.families import Shape
 from pipeline.losses import LayerLossParams
 from pipeline.models.layer_maps import layer_misfit, layer_pairs
 from pipeline.signals.divergences import mean_over_examples

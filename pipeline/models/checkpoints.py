@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForSequenceClassification, PretrainedConfig, PreTrainedModel
 
 from pipeline.base.errors import ModelError, first_line
-from pipeline.families.architectures import encoder_of, family_of
+from pipeline.families import encoder_of, family_of, positions_of
 from pipeline.models.model_files import check_folder
 from pipeline.settings.params import TeacherSettings
 
@@ -27,16 +27,6 @@ def read_config(folder: Path) -> PretrainedConfig:
         raise ModelError(f"{folder}: config.json cannot be read: {first_line(error)}") from error
     family_of(config)
     return config
-
-
-def positions_of(config: PretrainedConfig) -> int:
-    """Most tokens a model can take. RoBERTa starts counting behind its padding id."""
-    positions = config.max_position_embeddings
-    return (
-        positions - config.pad_token_id - 1
-        if config.model_type in {"roberta", "xlm-roberta", "camembert"}
-        else positions
-    )
 
 
 def check_positions(config: PretrainedConfig, max_length: int) -> None:
@@ -91,8 +81,9 @@ def _from_folder(folder: Path, config: PretrainedConfig, *, new_classifier: bool
         raise ModelError(f"{folder}: cannot be loaded: {first_line(error)}") from error
 
     def must_be_there(name: str) -> bool:
-        # A fresh classifier (and BERT's pooler, where a checkpoint has none) may be wanted; a fresh encoder is not.
-        return not new_classifier or ".layer" in name or "embed" in name
+        # A fresh classifier (and a pooler, where a checkpoint has none) may be wanted; a fresh encoder is not.
+        is_encoder = name.startswith(f"{model.base_model_prefix}.") and ".pooler." not in name
+        return not new_classifier or is_encoder
 
     missing = sorted(name for name in info["missing_keys"] if must_be_there(name))
     if missing:
@@ -181,7 +172,7 @@ class FactorisedEmbedding(nn.Module):
 
 def token_table(model: PreTrainedModel) -> nn.Embedding:
     """The token embedding with one row for each id: the narrow one where the embedding is factorised."""
-    words = encoder_of(model).embeddings.word_embeddings
+    words = encoder_of(model).get_submodule(family_of(model.config).words)
     table = words.tokens if isinstance(words, FactorisedEmbedding) else words
     assert isinstance(table, nn.Embedding)
     return table
@@ -192,10 +183,8 @@ def new_model(config: PretrainedConfig) -> PreTrainedModel:
     model = AutoModelForSequenceClassification.from_config(config)
     width = getattr(config, FACTORISED, None)
     if width is not None:
-        embeddings = encoder_of(model).embeddings
-        plain = embeddings.word_embeddings
-        embeddings.word_embeddings = FactorisedEmbedding(
-            config.vocab_size, width, plain.embedding_dim, plain.padding_idx
-        ).to(plain.weight.dtype)
-        nn.init.normal_(embeddings.word_embeddings.tokens.weight, std=0.02)
+        plain = token_table(model)
+        words = FactorisedEmbedding(config.vocab_size, width, plain.embedding_dim, plain.padding_idx)
+        encoder_of(model).set_submodule(family_of(config).words, words.to(plain.weight.dtype))
+        nn.init.normal_(words.tokens.weight, std=0.02)
     return model

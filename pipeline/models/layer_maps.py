@@ -5,7 +5,7 @@ Layers are counted from 1; hidden state 0, the embedding output, belongs to no m
 
 from pipeline.base.errors import SettingsError
 from pipeline.base.plugins import nearest
-from pipeline.families.architectures import Shape
+from pipeline.families import Shape
 
 CKA = "cka"  # `pipeline.distillation.chosen_maps` puts pairs in its place before training
 NAMES = ("uniform", "first", "last", "last_only", CKA)

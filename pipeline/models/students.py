@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float
@@ -9,29 +10,12 @@ from torch import Tensor, nn
 from transformers import PretrainedConfig, PreTrainedModel
 
 from pipeline.base.errors import ModelError
-from pipeline.families.architectures import (
-    DISTILLATION_TOKEN,
-    Family,
-    Shape,
-    encoder_of,
-    family_of,
-    layers_of,
-    shape_of,
-)
+from pipeline.families import DISTILLATION_TOKEN, Linear, Part, Shape, encoder_of, family_of, shape_of
 from pipeline.models.checkpoints import FACTORISED, FactorisedEmbedding, new_model, token_table
 from pipeline.models.layer_maps import layer_pairs
 from pipeline.settings.params import StudentSettings
 
-# Of BERT, RoBERTa and ELECTRA, then of DistilBERT.
-DROPOUTS = (
-    "hidden_dropout_prob",
-    "attention_probs_dropout_prob",
-    "classifier_dropout",
-    "dropout",
-    "attention_dropout",
-    "seq_classif_dropout",
-)
-TOKEN_NOISE = 0.02  # spread of a distillation token around its class token at the start: BERT's own initial spread
+TOKEN_NOISE = 0.02  # spread of a distillation token around its class token at the start, as weights have
 
 
 def student_config(
@@ -67,30 +51,19 @@ def student_config(
                     "copied from its teacher cannot be larger: choose less, or set student.init.from to random"
                 )
     config = type(teacher).from_dict(teacher.to_dict())
-    for name in ("layers", "hidden", "heads", "ffn"):
-        setattr(
-            config,
-            getattr(family, {"layers": "num_layers", "heads": "num_heads"}.get(name, f"{name}_size")),
-            getattr(shape, name),
-        )
+    for size, name in family.sizes.items():
+        setattr(config, name, getattr(shape, size))
     config.vocab_size = vocabulary or teacher.vocab_size
     if settings.dropout is not None:
-        for name in DROPOUTS:
-            if hasattr(config, name):
-                setattr(config, name, settings.dropout)
+        for name in family.dropouts:
+            setattr(config, name, settings.dropout)
     if settings.distillation_token:
         config.vocab_size += 1
         setattr(config, DISTILLATION_TOKEN, True)
-    if config.model_type == "electra" and teacher.embedding_size == teacher.hidden_size:
-        config.embedding_size = shape.hidden
-    elif config.model_type == "electra" and config.embedding_size == shape.hidden:
-        raise ModelError(
-            f"student.hidden {shape.hidden} equals this ELECTRA's embedding size, whose projection would then "
-            "disappear; choose another hidden size"
-        )
+    family.adapt(config, teacher)
     if settings.embedding is not None and settings.embedding < shape.hidden:
-        if config.model_type == "electra":
-            raise ModelError("student.embedding: ELECTRA has a factorised embedding of its own; leave it null")
+        if (reason := family.own_embedding(config)) is not None:
+            raise ModelError(f"student.embedding: a model of type '{config.model_type}' {reason}; leave it null")
         setattr(config, FACTORISED, settings.embedding)
     return config
 
@@ -152,15 +125,13 @@ def _initialise(
     if narrower:
         norms = _norms_of(teacher, [t for _, t in pairs])
         outputs = _outputs_of(teacher, norms, probe)
-        # ELECTRA's embeddings may have a width of their own, with directions of their own.
+        # Embeddings may have a width of their own, with directions of their own.
         states = [output for output in outputs.values() if output.shape[-1] == large.hidden]
         basis = leading_directions(torch.cat(states), small.hidden)
     _copy_embeddings(student, teacher, basis, keep_tokens)
     _copy_head(student, teacher, basis)
     for s, t in pairs:
-        _copy_layer(
-            layers_of(student)[s - 1], layers_of(teacher)[t - 1], family_of(teacher.config), small, large, basis
-        )
+        _copy_layer(LayerOf(student, s - 1), LayerOf(teacher, t - 1), basis)
     teacher_norms = _norms_of(teacher, [t for _, t in pairs])
     student_norms = _norms_of(student, [s for s, _ in pairs])
     for mine, theirs in zip(student_norms, teacher_norms, strict=True):
@@ -192,15 +163,7 @@ def leading_directions(states: Float[Tensor, "tokens hidden"], width: int) -> Fl
 
 def _norms_of(model: PreTrainedModel, layers: Sequence[int]) -> list[nn.LayerNorm]:
     """The LayerNorms of the embeddings and of the numbered layers (from 1), in a fixed order."""
-    family = family_of(model.config)
-    norms = [encoder_of(model).embeddings.LayerNorm]
-    for number in layers:
-        layer = layers_of(model)[number - 1]
-        for name in (family.attention_norm, family.ffn_norm):
-            norm = layer.get_submodule(name)
-            assert isinstance(norm, nn.LayerNorm)
-            norms.append(norm)
-    return norms
+    return family_of(model.config).norms(model, [number - 1 for number in layers])
 
 
 def _outputs_of(
@@ -244,41 +207,37 @@ def _fit_norm(norm: nn.LayerNorm, projected: Float[Tensor, "tokens width"]) -> N
 def _copy_embeddings(
     student: PreTrainedModel, teacher: PreTrainedModel, basis: Tensor, keep_tokens: Sequence[int] | None
 ) -> None:
-    mine, theirs = encoder_of(student).embeddings, encoder_of(teacher).embeddings
-    projected = getattr(encoder_of(teacher), "embeddings_project", None)  # ELECTRA with a narrow embedding
+    family = family_of(teacher.config)
+    mine = encoder_of(student).get_submodule(family.words)
+    words = token_table(teacher).weight
+    narrow, new_narrow = family.narrow(teacher), family.narrow(student)
     # With such a projection the embedding keeps its own width, and only the projection changes basis.
-    change = torch.eye(theirs.word_embeddings.weight.shape[1]) if projected is not None else basis
-    words = theirs.word_embeddings.weight
+    change = torch.eye(words.shape[1]) if narrow is not None else basis
     if keep_tokens is not None:
         words = words[torch.as_tensor(list(keep_tokens))]
     words = words @ change
-    if isinstance(mine.word_embeddings, FactorisedEmbedding):
+    if isinstance(mine, FactorisedEmbedding):
         # The best rank-e approximation of the table, split evenly between its two factors.
-        width = mine.word_embeddings.tokens.embedding_dim
-        directions = leading_directions(words, width)
-        mine.word_embeddings.tokens.weight[: len(words)].copy_(words @ directions)
-        mine.word_embeddings.project.weight.copy_(directions)
+        directions = leading_directions(words, mine.tokens.embedding_dim)
+        mine.tokens.weight[: len(words)].copy_(words @ directions)
+        mine.project.weight.copy_(directions)
     else:
-        mine.word_embeddings.weight[: len(words)].copy_(words)  # behind them only a distillation token
-    for name in ("position_embeddings", "token_type_embeddings"):
-        if hasattr(theirs, name):
-            getattr(mine, name).weight.copy_(getattr(theirs, name).weight @ change)
-    if projected is not None:
-        encoder_of(student).embeddings_project.weight.copy_(basis.T @ projected.weight)
-        encoder_of(student).embeddings_project.bias.copy_(projected.bias @ basis)
-
-
-# family -> the classifier's two linear layers, relative to the whole model
-_HEADS = {"bert": ("bert.pooler.dense", "classifier"), "distilbert": ("pre_classifier", "classifier")}
+        assert isinstance(mine, nn.Embedding)
+        mine.weight[: len(words)].copy_(words)  # behind them only a distillation token
+    for small, large in zip(family.tables(student), family.tables(teacher), strict=True):
+        small.weight.copy_(large.weight @ change)
+    if narrow is not None:
+        assert new_narrow is not None, "the family keeps it"
+        _set((new_narrow.weight, new_narrow.bias), basis.T @ narrow.weight, narrow.bias @ basis)
 
 
 def _copy_head(student: PreTrainedModel, teacher: PreTrainedModel, basis: Tensor) -> None:
     """Copies the classifier. Between its two layers is an elementwise function, so units are chosen, not mixed."""
-    dense_name, out_name = _HEADS.get(teacher.config.model_type, ("classifier.dense", "classifier.out_proj"))
-    dense, out = _linear(teacher, dense_name), _linear(teacher, out_name)
-    units = _largest(out.weight.norm(dim=0), _linear(student, dense_name).weight.shape[0])
-    _set_linear(_linear(student, dense_name), dense.weight[units] @ basis, dense.bias[units])
-    _set_linear(_linear(student, out_name), out.weight[:, units], out.bias)
+    family = family_of(teacher.config)
+    (dense, out), (new_dense, new_out) = family.head(teacher), family.head(student)
+    units = _largest(out.weight.norm(dim=0), new_dense.weight.shape[0])
+    _set((new_dense.weight, new_dense.bias), dense.weight[units] @ basis, dense.bias[units])
+    _set((new_out.weight, new_out.bias), out.weight[:, units], out.bias)
 
 
 def _largest(scores: Float[Tensor, " units"], count: int) -> Tensor:
@@ -286,42 +245,58 @@ def _largest(scores: Float[Tensor, " units"], count: int) -> Tensor:
     return scores.argsort(descending=True, stable=True)[:count].sort().values
 
 
-def _linear(module: nn.Module, name: str) -> nn.Linear:
-    found = module.get_submodule(name)
-    assert isinstance(found, nn.Linear)
-    return found
+def _set(linear: Linear, weight: Tensor, bias: Tensor) -> None:
+    linear[0].copy_(weight)
+    if linear[1] is not None:
+        linear[1].copy_(bias)
 
 
-def _set_linear(linear: nn.Linear, weight: Tensor, bias: Tensor) -> None:
-    linear.weight.copy_(weight)
-    linear.bias.copy_(bias)
+@dataclass(frozen=True)
+class LayerOf:
+    """One layer of a model, counted from 0."""
+
+    model: PreTrainedModel
+    number: int
+
+    def linear(self, part: Part) -> Linear:
+        """Weight and bias of a part."""
+        found = family_of(self.model.config).linear(self.model, self.number, part)
+        assert found is not None, part
+        return found
+
+    def read(self, part: Part) -> tuple[Tensor, Tensor]:
+        """The same, with zeros for a bias that it does not have."""
+        weight, bias = self.linear(part)
+        return weight, weight.new_zeros(len(weight)) if bias is None else bias
+
+    @property
+    def shape(self) -> Shape:
+        """Of the model."""
+        return shape_of(self.model.config)
 
 
-def _copy_layer(mine: nn.Module, theirs: nn.Module, family: Family, small: Shape, large: Shape, basis: Tensor) -> None:
+def _copy_layer(mine: LayerOf, theirs: LayerOf, basis: Tensor) -> None:
     """One teacher layer in the student's sizes: heads that write most, FFN units that write most, changed basis."""
-    _copy_attention(mine, theirs, family, small, large, basis)
-    up, down = _linear(theirs, family.ffn_in), _linear(theirs, family.ffn_out)
-    units = _largest(up.weight.norm(dim=1) * down.weight.norm(dim=0), small.ffn)
-    _set_linear(_linear(mine, family.ffn_in), up.weight[units] @ basis, up.bias[units])
-    _set_linear(_linear(mine, family.ffn_out), basis.T @ down.weight[:, units], down.bias @ basis)
+    _copy_attention(mine, theirs, basis)
+    (up, up_bias), (down, down_bias) = theirs.read("ffn_in"), theirs.read("ffn_out")
+    units = _largest(up.norm(dim=1) * down.norm(dim=0), mine.shape.ffn)
+    _set(mine.linear("ffn_in"), up[units] @ basis, up_bias[units])
+    _set(mine.linear("ffn_out"), basis.T @ down[:, units], down_bias @ basis)
 
 
-def _copy_attention(
-    mine: nn.Module, theirs: nn.Module, family: Family, small: Shape, large: Shape, basis: Tensor
-) -> None:
+def _copy_attention(mine: LayerOf, theirs: LayerOf, basis: Tensor) -> None:
+    small, large = mine.shape, theirs.shape
     H, d = large.heads, large.hidden // large.heads
     d_small = small.hidden // small.heads
-    query, key, value, output = (
-        _linear(theirs, name) for name in (family.query, family.key, family.value, family.attention_output)
-    )
 
-    def per_head(linear: nn.Linear) -> Tensor:
+    def per_head(part: Part) -> Tensor:
         """Weights and bias of each head on [state, 1], in the student's basis: (H, d, D' + 1)."""
-        weight = (linear.weight @ basis).view(H, d, -1)
-        return torch.cat([weight, linear.bias.view(H, d, 1)], dim=-1)
+        weight, bias = theirs.read(part)
+        return torch.cat([(weight @ basis).view(H, d, -1), bias.view(H, d, 1)], dim=-1)
 
-    q, k, v = per_head(query), per_head(key), per_head(value)
-    o = (basis.T @ output.weight).view(-1, H, d).transpose(0, 1)  # (H, D', d)
+    q, k, v = per_head("query"), per_head("key"), per_head("value")
+    output, output_bias = theirs.read("attention_output")
+    o = (basis.T @ output).view(-1, H, d).transpose(0, 1)  # (H, D', d)
     heads = _largest((o @ v[..., :-1]).flatten(1).norm(dim=1), small.heads)
     q, k, v, o = q[heads], k[heads], v[heads], o[heads]
     if d_small != d:
@@ -329,14 +304,12 @@ def _copy_attention(
         scale = (d_small / d) ** 0.5  # scores are divided by √d'
         q, k = _split_product(q.transpose(1, 2) @ k * scale, d_small)
         o, v = _split_product(o @ v, d_small, left_columns=True)
-    for name, stacked in ((family.query, q), (family.key, k), (family.value, v)):
+    projections: tuple[tuple[Part, Tensor], ...] = (("query", q), ("key", k), ("value", v))
+    for part, stacked in projections:
         flat = stacked.reshape(small.hidden, -1)
-        _set_linear(_linear(mine, name), flat[:, :-1], flat[:, -1])
-    _set_linear(
-        _linear(mine, family.attention_output),
-        o.transpose(0, 1).reshape(small.hidden, small.hidden),
-        output.bias @ basis,
-    )
+        _set(mine.linear(part), flat[:, :-1], flat[:, -1])
+    flat = o.transpose(0, 1).reshape(small.hidden, small.hidden)
+    _set(mine.linear("attention_output"), flat, output_bias @ basis)
 
 
 def _split_product(

@@ -9,7 +9,7 @@ from transformers import PreTrainedModel
 
 from pipeline.data.batches import Collator, batches_by_length, spread_rows
 from pipeline.data.prepared import EncodedSplit
-from pipeline.families.architectures import shape_of
+from pipeline.families import shape_of
 from pipeline.models.layer_maps import layer_pairs
 from pipeline.signals.divergences import masked_log_probs
 from pipeline.signals.reader import SignalReader, attention_scores

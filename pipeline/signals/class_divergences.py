@@ -3,7 +3,7 @@
 from jaxtyping import Float
 from torch import Tensor
 
-from pipeline.families.architectures import Shape
+from pipeline.families import Shape
 
 
 def classes_misfit(student: Shape, teacher: Shape) -> str | None:

@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from pipeline.families.architectures import Shape
+from pipeline.families import Shape
 from pipeline.models.layer_maps import Pairs
 from pipeline.signals.divergences import mean_over_examples
 from pipeline.signals.reader import taken

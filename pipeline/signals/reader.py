@@ -8,7 +8,8 @@ has neither fault, and a layer that gives nothing is an error here.
 
 import contextlib
 import math
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -18,11 +19,13 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from pipeline.base.errors import SignalError
-from pipeline.families.architectures import family_of, layers_of, shape_of
+from pipeline.families import Part, family_of, layers_of, shape_of
 
-# What a loss may list in NEEDS. attention: queries and keys, from which the scores are computed; output_weights: the
-# attention's output projection; delimiters: where [CLS] and [SEP] stand; token: the distillation token's last state.
+# What a loss may list in NEEDS. attention: queries, keys and biases, from which the scores are computed;
+# output_weights: the attention's output projection; delimiters: where [CLS] and [SEP] stand; token: the distillation
+# token's last state.
 SIGNALS = ("logits", "labels", "hidden", "attention", "values", "output_weights", "delimiters", "token")
+PROJECTED: dict[str, tuple[Part, ...]] = {"attention": ("query", "key"), "values": ("value",)}
 LAYERED = ("hidden", "attention", "values", "output_weights")  # those that each layer has
 TOKEN_POSITION = 1  # of a distillation token: right behind the class token
 
@@ -41,6 +44,8 @@ class Signals:
     queries: tuple[Float[Tensor, "batch heads length head_width"] | None, ...] = ()  # of layer 1, 2, ...
     keys: tuple[Float[Tensor, "batch heads length head_width"] | None, ...] = ()
     values: tuple[Float[Tensor, "batch heads length head_width"] | None, ...] = ()
+    # what a layer adds to its scores besides the mask, such as a bias for each distance; None: nothing
+    biases: tuple[Float[Tensor, "1 #heads length length"] | None, ...] = ()
     output_weights: tuple[Float[Tensor, "width width"] | None, ...] = ()  # of nn.Linear: rows are outputs
     delimiters: Bool[Tensor, "batch length"] | None = None  # True: [CLS] or [SEP]
     token: Float[Tensor, "batch width"] | None = None
@@ -60,14 +65,13 @@ def taken(layered: tuple[Tensor | None, ...], index: int) -> Tensor:
 
 
 def attention_scores(signals: Signals, layer: int) -> Float[Tensor, "batch heads length length"]:
-    """Attention scores of a layer, counted from 1, before mask and softmax, in float32: rows query, columns key.
-
-    Right only where positions enter before the projections, which `pipeline.families.architectures` sees to.
-    """
+    """Attention scores of a layer, counted from 1, before mask and softmax, in float32: rows query, columns key."""
     query, key = taken(signals.queries, layer - 1).float(), taken(signals.keys, layer - 1).float()
     # autocast would turn even float32 factors into half precision
     with torch.autocast(query.device.type, enabled=False):
-        return query @ key.transpose(-1, -2) / math.sqrt(query.shape[-1])
+        scores = query @ key.transpose(-1, -2) / math.sqrt(query.shape[-1])
+    bias = signals.biases[layer - 1] if signals.biases else None
+    return scores if bias is None else scores + bias.float()
 
 
 Needs = Mapping[str, Collection[int]]
@@ -86,7 +90,7 @@ class SignalReader:
         """Hooks the modules of the layers whose signals are needed.
 
         Args:
-            model: a classifier of a family that `pipeline.families.architectures` knows.
+            model: a classifier of a family that `pipeline.families` knows.
             needs: names of `SIGNALS`, of every layer; or the layers of each, counted from 1, with 0 for the embedding
                 output. Logits and the mask are always read.
             frozen: for the teacher: every batch is read in eval mode and without gradient, even when a wrapper that
@@ -98,7 +102,7 @@ class SignalReader:
         """
         shape = shape_of(model.config)
         self.model, self.frozen = model, frozen
-        self._heads, self._layers, self._has_token = shape.heads, shape.layers, shape.distillation_token
+        self._layers, self._has_token = shape.layers, shape.distillation_token
         if unknown := set(needs) - set(SIGNALS):
             raise SignalError(f"no signal {sorted(unknown)}; known: {', '.join(SIGNALS)}")
         self.needs = {
@@ -109,28 +113,34 @@ class SignalReader:
             name, layer = min(wrong)
             raise SignalError(f"no layer {layer} to read {name} from: the model has {self._layers} layers")
         self._taken: dict[tuple[str, int], Tensor] | None = None
+        self._calls: Counter[tuple[str, nn.Module]] = Counter()
         self._stop_when_taken = False
         self._handles: list[Any] = []
-        family, layers = family_of(model.config), layers_of(model)
-        paths = {"attention": ("query", "key"), "values": ("value",)}
+        self._family = family_of(model.config)
         self._expected = {
             (part, number)
-            for name, parts in (paths | {"hidden": ("hidden",)}).items()
+            for name, parts in (*PROJECTED.items(), ("hidden", ("hidden",)))
             for number in self.needs.get(name, ())
             for part in parts
         }
         if self._has_token and "token" in self.needs:
             self._expected.add(("hidden", self._layers))
-        for part, number in sorted(self._expected):
-            if (part, number) == ("hidden", 0):
-                hook = layers[0].register_forward_pre_hook(self._keep_input, with_kwargs=True)
-            elif part == "hidden":
-                hook = layers[number - 1].register_forward_hook(self._keep(part, number))
-            else:
-                module = layers[number - 1].get_submodule(getattr(family, part))
-                hook = module.register_forward_hook(self._keep(part, number))
-            self._handles.append(hook)
-        self._outputs: list[Any] = [layer.get_submodule(family.attention_output) for layer in layers]
+        self._hook(layers_of(model))
+
+    def _hook(self, layers: list[nn.Module]) -> None:
+        if ("hidden", 0) in self._expected:
+            self._handles.append(layers[0].register_forward_pre_hook(self._keep_input, with_kwargs=True))
+        modules: dict[str, list[nn.Module]] = {"hidden": layers}
+        for part in (part for parts in PROJECTED.values() for part in parts):
+            modules[part] = [layer.get_submodule(self._family.module_of(part)) for layer in layers]
+        for name, each in modules.items():
+            # A module that several layers share stands for one after the other as it is called.
+            numbers: dict[nn.Module, list[int]] = {}
+            for number, module in enumerate(each, start=1):
+                numbers.setdefault(module, []).append(number)
+            for module, shared in numbers.items():
+                if any((name, number) in self._expected for number in shared):
+                    self._handles.append(module.register_forward_hook(self._keep(name, shared)))
 
     def __enter__(self) -> "SignalReader":
         return self
@@ -172,6 +182,7 @@ class SignalReader:
             # The reentrant kind runs the layers without gradient the first time, which is what the hooks would see.
             raise SignalError("gradient checkpointing is on, which hides the layers' gradients; switch it off")
         self._taken, self._stop_when_taken = {}, logits is not None
+        self._calls.clear()
         try:
             # no_grad, not inference_mode: autograd may not save inference tensors for the student's backward pass
             with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen):
@@ -186,6 +197,7 @@ class SignalReader:
                 queries=self._split_heads("attention", "query"),
                 keys=self._split_heads("attention", "key"),
                 values=self._split_heads("values", "value"),
+                biases=self._biases(inputs["attention_mask"].shape[1]),
                 output_weights=self.output_weights(),
                 delimiters=batch["delimiters"].bool() if "delimiters" in self.needs else None,
                 token=self._taken["hidden", self._layers][:, TOKEN_POSITION]
@@ -197,17 +209,21 @@ class SignalReader:
         finally:
             self._taken = None
 
-    def _keep(self, part: str, layer: int) -> Callable[[nn.Module, tuple, Any], None]:
+    def _keep(self, part: str, layers: Sequence[int]) -> Callable[[nn.Module, tuple, Any], None]:
         def hook(module: nn.Module, inputs: tuple, output: Any) -> None:
-            self._take(part, layer, output[0] if isinstance(output, tuple) else output)
+            call = self._calls[part, module]
+            self._calls[part, module] += 1
+            if call < len(layers):
+                self._take(part, layers[call], output[0] if isinstance(output, tuple) else output)
 
         return hook
 
     def _keep_input(self, module: nn.Module, inputs: tuple, keywords: dict[str, Any]) -> None:
-        self._take("hidden", 0, inputs[0] if inputs else keywords["hidden_states"])
+        if self._taken is not None and ("hidden", 0) not in self._taken:
+            self._take("hidden", 0, inputs[0] if inputs else keywords["hidden_states"])
 
     def _take(self, part: str, layer: int, tensor: Tensor) -> None:
-        if self._taken is None:  # someone else may run the model between two reads
+        if self._taken is None or (part, layer) not in self._expected:  # someone else may run it between two reads
             return
         self._taken[part, layer] = tensor
         if self._stop_when_taken and len(self._taken) == len(self._expected):
@@ -232,12 +248,20 @@ class SignalReader:
         if "output_weights" not in self.needs:
             return ()
         wanted = self.needs["output_weights"]
-        return tuple(m.weight if number in wanted else None for number, m in enumerate(self._outputs, start=1))
+        found = [self._family.linear(self.model, layer, "attention_output") for layer in range(self._layers)]
+        return tuple(one[0] if one and number in wanted else None for number, one in enumerate(found, start=1))
 
-    def _split_heads(self, name: str, part: str) -> tuple[Tensor | None, ...]:
+    def _biases(self, length: int) -> tuple[Tensor | None, ...]:
+        wanted = self.needs.get("attention", ())
         return tuple(
-            None if projected is None else projected.unflatten(-1, (self._heads, -1)).transpose(1, 2)
-            for projected in self._collect(name, part)  # (B, L, D) -> (B, H, L, d)
+            self._family.score_bias(self.model, number - 1, length) if number in wanted else None
+            for number in range(1, self._layers + 1)
+        )
+
+    def _split_heads(self, name: str, part: Part) -> tuple[Tensor | None, ...]:
+        return tuple(
+            None if projected is None else self._family.split(self.model, layer, part, projected)
+            for layer, projected in enumerate(self._collect(name, part))
         )
 
     def _role(self) -> str:
@@ -266,5 +290,6 @@ def without_position(signals: Signals, position: int) -> Signals:
         hidden=tuple(drop(tensor, 1) for tensor in signals.hidden),
         queries=tuple(drop(tensor, 2) for tensor in signals.queries),
         keys=tuple(drop(tensor, 2) for tensor in signals.keys),
+        biases=tuple(drop(drop(tensor, 2), 3) for tensor in signals.biases),
         values=tuple(drop(tensor, 2) for tensor in signals.values),
     )

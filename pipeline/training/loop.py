@@ -35,7 +35,7 @@ from pipeline.base.files import write_atomically
 from pipeline.base.records import open_folder, seal
 from pipeline.data.batches import Collator, LengthGroupedSampler, Rows
 from pipeline.data.prepared import EncodedSplit
-from pipeline.families.architectures import Shape, shape_of
+from pipeline.families import Shape, shape_of
 from pipeline.losses import LossParams
 from pipeline.models.layer_maps import CKA
 from pipeline.settings.params import ClassToken, TrainingSettings

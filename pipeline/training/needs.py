@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Mapping
 
 from pipeline.base import plugins
-from pipeline.families.architectures import Shape
+from pipeline.families import Shape
 from pipeline.losses import LayerLossParams, LossParams
 from pipeline.models.layer_maps import layer_pairs
 from pipeline.signals.reader import LAYERED

@@ -21,7 +21,7 @@ from pipeline.base.files import output_folder
 from pipeline.base.records import open_folder, seal
 from pipeline.data.batches import batches_by_length, pad
 from pipeline.data.prepared import EncodedSplit
-from pipeline.families.architectures import shape_of
+from pipeline.families import family_of, shape_of
 from pipeline.signals.reader import SignalReader, Signals, taken
 
 log = logging.getLogger(__name__)
@@ -40,6 +40,7 @@ class TeacherSignals:
     starts: Int[Tensor, " rows"]  # where each row's tokens begin
     layers: int
     heads: int
+    biases: tuple[Float[Tensor, "1 #heads longest longest"] | None, ...]  # of each layer, where scores are asked for
 
     def read(
         self,
@@ -64,7 +65,12 @@ class TeacherSignals:
             queries=layered("queries", self.layers),
             keys=layered("keys", self.layers),
             values=layered("values", self.layers),
+            biases=tuple(None if bias is None else self._cut(bias, mask) for bias in self.biases),
         )
+
+    @staticmethod
+    def _cut(bias: Tensor, mask: Tensor) -> Tensor:
+        return bias[..., : mask.shape[1], : mask.shape[1]].to(mask.device)
 
     def _gather(self, field: str, index: int, places: Tensor, inside: Tensor, device: torch.device) -> Tensor | None:
         if (field, index) not in self.vectors:
@@ -102,7 +108,13 @@ def cached_teacher_signals(
     vectors = {
         name: torch.from_numpy(np.load(folder / _file(name) / "vectors.npy", mmap_mode="c")) for name in _keys(needs)
     }
-    return TeacherSignals(vectors, starts, shape.layers, shape.heads)
+    family, longest = family_of(teacher.config), int(lengths.max())
+    with torch.no_grad():
+        biases = tuple(
+            family.score_bias(teacher, layer, longest) if layer + 1 in needs.get("attention", ()) else None
+            for layer in range(shape.layers)
+        )
+    return TeacherSignals(vectors, starts, shape.layers, shape.heads, biases)
 
 
 def _keys(needs: Mapping[str, frozenset[int]]) -> Iterator[Key]:

@@ -15,7 +15,7 @@ from pipeline.base.errors import EnvironmentFault, IntegrityError, PipelineError
 from pipeline.base.files import write_atomically
 from pipeline.base.workspace import Workspace
 from pipeline.data.prepared import open_data
-from pipeline.families.architectures import Shape, shape_of
+from pipeline.families import Shape, shape_of
 from pipeline.models.checkpoints import read_config
 from pipeline.models.model_files import find_model
 from pipeline.models.students import student_config

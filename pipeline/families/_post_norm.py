@@ -1,0 +1,182 @@
+"""What the families have in common whose layers normalise behind each sum, as BERT does: names of parts, and the rest.
+
+x = norm(x + attention(x));  x = norm(x + ffn(x))
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from operator import attrgetter
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from transformers import PretrainedConfig
+
+from pipeline.families._deployment import additive_mask
+from pipeline.families._interface import Linear, Part, encoder_of
+
+SIZES = {
+    "layers": "num_hidden_layers",
+    "hidden": "hidden_size",
+    "heads": "num_attention_heads",
+    "ffn": "intermediate_size",
+}
+
+
+@dataclass(frozen=True)
+class Head:
+    """The classifier's two layers, relative to the whole model."""
+
+    dense: str
+    activation: Callable[[Tensor], Tensor]
+    out: str
+
+
+def _nothing(config: PretrainedConfig, teacher: PretrainedConfig) -> None:
+    """No size follows from another."""
+
+
+@dataclass(frozen=True)
+class PostNorm:
+    """A family by the names of its parts."""
+
+    classifier: Head
+    stack: str = "encoder.layer"  # relative to the encoder
+    modules: Mapping[Part, str] = field(  # relative to a layer
+        default_factory=lambda: {
+            "query": "attention.self.query",
+            "key": "attention.self.key",
+            "value": "attention.self.value",
+            "attention_output": "attention.output.dense",
+            "ffn_in": "intermediate.dense",
+            "ffn_out": "output.dense",
+        }
+    )
+    attention_norm: str = "attention.output.LayerNorm"
+    ffn_norm: str = "output.LayerNorm"
+    activation: str = "intermediate.intermediate_act_fn"
+    sizes: Mapping[str, str] = field(default_factory=lambda: SIZES)
+    dropouts: Sequence[str] = ("hidden_dropout_prob", "attention_probs_dropout_prob", "classifier_dropout")
+    words: str = "embeddings.word_embeddings"
+    # positions are the numbers of the tokens that are not padding, from behind the padding id on
+    is_counted: bool = False
+    # what brings narrow embeddings to the hidden size, relative to the encoder; a model may have none
+    projection: str | None = None
+    adapt: Callable[[PretrainedConfig, PretrainedConfig], None] = _nothing
+
+    def refusal(self, config: PretrainedConfig) -> str | None:
+        kind = getattr(config, "position_embedding_type", "absolute")
+        return None if kind == "absolute" else f"its positions are '{kind}', which enter the scores behind the keys"
+
+    def positions(self, config: PretrainedConfig) -> int:
+        return config.max_position_embeddings - self._first_position(config)
+
+    def _first_position(self, config: PretrainedConfig) -> int:
+        return (config.pad_token_id or 0) + 1 if self.is_counted else 0
+
+    def layers(self, model: Any) -> list[nn.Module]:
+        return list(encoder_of(model).get_submodule(self.stack).children())
+
+    # --- signals
+
+    def module_of(self, part: Part) -> str:
+        return self.modules[part]
+
+    def split(
+        self, model: Any, layer: int, part: Part, projected: Float[Tensor, "batch length width"]
+    ) -> Float[Tensor, "batch heads length head_width"]:
+        heads = getattr(model.config, self.sizes["heads"])
+        return projected.unflatten(-1, (heads, -1)).transpose(1, 2)
+
+    def score_bias(self, model: Any, layer: int, length: int) -> Tensor | None:
+        return None
+
+    # --- students
+
+    def own_embedding(self, config: PretrainedConfig) -> str | None:
+        return "has a factorised embedding of its own" if self.projection is not None else None
+
+    def linear(self, model: Any, layer: int, part: Part) -> Linear | None:
+        if part not in self.modules:
+            return None
+        module = self.layers(model)[layer].get_submodule(self.modules[part])
+        assert isinstance(module, nn.Linear)
+        return module.weight, module.bias
+
+    def norms(self, model: Any, layers: Sequence[int]) -> list[nn.LayerNorm]:
+        stack = self.layers(model)
+        return [
+            encoder_of(model).embeddings.LayerNorm,
+            *(attrgetter(name)(stack[i]) for i in layers for name in (self.attention_norm, self.ffn_norm)),
+        ]
+
+    def tables(self, model: Any) -> list[nn.Embedding]:
+        embeddings = encoder_of(model).embeddings
+        names = ("position_embeddings", "token_type_embeddings")
+        return [getattr(embeddings, name) for name in names if hasattr(embeddings, name)]
+
+    def narrow(self, model: Any) -> nn.Linear | None:
+        encoder = encoder_of(model)
+        names = dict(encoder.named_modules())
+        found = names.get(self.projection) if self.projection is not None else None
+        assert found is None or isinstance(found, nn.Linear)
+        return found
+
+    def head(self, model: Any) -> tuple[nn.Linear, nn.Linear]:
+        return model.get_submodule(self.classifier.dense), model.get_submodule(self.classifier.out)
+
+    # --- deployment
+
+    def buffers(self, model: Any, longest: int) -> Mapping[str, tuple[Tensor, Sequence[str]]]:
+        """One text is all of token type 0, whose row is added to every position once and for all."""
+        tables = self.tables(model)
+        names = {module: name for name, module in model.named_modules()}
+        rows = self._first_position(model.config) + longest
+        positions = tables[0].weight.detach()[:rows] + sum(table.weight.detach()[0] for table in tables[1:])
+        return {"positions": (positions.clone(), [f"{names[table]}.weight" for table in tables])}
+
+    def reads_first(self, config: PretrainedConfig) -> bool:
+        return True
+
+    def embed(self, graph: Any, ids: Int[Tensor, "batch length"]) -> Float[Tensor, "batch length width"]:
+        """What enters the first layer."""
+        encoder = encoder_of(graph)
+        words = encoder.get_submodule(self.words)(ids)
+        hidden = encoder.embeddings.LayerNorm(words + self._position_rows(graph, ids))
+        narrow = self.narrow(graph)
+        return hidden if narrow is None else narrow(hidden)
+
+    def _position_rows(self, graph: Any, ids: Tensor) -> Tensor:
+        if not self.is_counted:
+            return graph.positions[: ids.shape[1]]
+        padding = graph.config.pad_token_id
+        present = ids.ne(padding).int()
+        return nn.functional.embedding(torch.cumsum(present, dim=1).int() * present + padding, graph.positions)
+
+    def encode(self, graph: Any, ids: Int[Tensor, "batch length"], mask: Tensor, first: bool) -> Tensor:
+        hidden, added = self.embed(graph, ids), additive_mask(mask)
+        last = len(self.layers(graph)) - 1
+        for number in range(last + 1):
+            hidden = self._run_layer(graph, number, hidden, added, first and number == last)
+        return hidden
+
+    def _run_layer(self, graph: Any, number: int, hidden: Tensor, added: Tensor, first: bool) -> Tensor:
+        layer = self.layers(graph)[number]
+
+        def run(part: Part, states: Tensor) -> Tensor:
+            return layer.get_submodule(self.modules[part])(states)
+
+        def heads(part: Part, states: Tensor) -> Tensor:
+            return self.split(graph, number, part, run(part, states))
+
+        asked = hidden[:, :1] if first else hidden
+        context = graph.attend(heads("query", asked), heads("key", hidden), heads("value", hidden), added)
+        written = run("attention_output", context.transpose(1, 2).flatten(2))
+        hidden = layer.get_submodule(self.attention_norm)(asked + written)
+        inner = attrgetter(self.activation)(layer)(run("ffn_in", hidden))
+        return layer.get_submodule(self.ffn_norm)(hidden + run("ffn_out", inner))
+
+    def answer(self, graph: Any, hidden: Float[Tensor, "batch read width"], mask: Tensor) -> Tensor:
+        dense, out = self.head(graph)
+        return out(self.classifier.activation(dense(hidden[:, 0])))

@@ -1,0 +1,5 @@
+"""CamemBERT: RoBERTa in French."""
+
+from pipeline.families.roberta import FAMILY
+
+__all__ = ["FAMILY"]

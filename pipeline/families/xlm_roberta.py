@@ -1,0 +1,5 @@
+"""XLM-RoBERTa: RoBERTa over many languages."""
+
+from pipeline.families.roberta import FAMILY
+
+__all__ = ["FAMILY"]
