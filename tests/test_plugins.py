@@ -12,6 +12,7 @@ from pipeline.base.errors import SettingsError
 
 ROOT = Path(__file__).resolve().parents[1]
 FOLDERS = {
+    "reader": "pipeline/data/readers",
     "loss": "pipeline/losses",
     "format": "export",
     "runtime": "eval/runtimes",

@@ -14,6 +14,7 @@ from pipeline.base.errors import SettingsError
 
 # kind -> (package, prefix of the file name)
 KINDS = {
+    "reader": ("pipeline.data.readers", ""),
     "loss": ("pipeline.losses", ""),
     "format": ("export", "to_"),
     "runtime": ("eval.runtimes", ""),
