@@ -34,7 +34,8 @@ from pipeline.base.files import write_atomically
 from pipeline.base.machine import facts
 from pipeline.data.batches import Collator, LengthGroupedSampler, pad
 from pipeline.data.prepared import EncodedSplit
-from pipeline.data.reading import encode, load_dataset
+from pipeline.data.splits import load_dataset
+from pipeline.data.texts import encode
 from pipeline.families import shape_of
 from pipeline.models.checkpoints import load_teacher
 from pipeline.models.model_files import find_model

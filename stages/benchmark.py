@@ -18,8 +18,8 @@ from pipeline.base import guard, plugins, records
 from pipeline.base.errors import UnusableRuntimeError
 from pipeline.base.records import Measurement, open_folder
 from pipeline.base.workspace import Workspace
+from pipeline.data.examples import read_prepared
 from pipeline.data.prepared import read_encoded
-from pipeline.data.reading import read_prepared
 from pipeline.settings.params import Params, load
 from stages.targets import artefact_bytes, artefact_of, no_measurement, parse_target
 

@@ -7,6 +7,7 @@ here, before anything is measured. Run as `python -m stages.convert --target cpu
 import json
 import logging
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -86,7 +87,7 @@ def run(params: Params, workspace: Workspace, name: str) -> None:
 
 
 def _write_reference(
-    workspace: Workspace, folder: Path, sequences: list[list[int]], pad_id: int, artefact: Artefact
+    workspace: Workspace, folder: Path, sequences: Sequence[list[int]], pad_id: int, artefact: Artefact
 ) -> None:
     """Inputs as one padded batch, and the student's answers to them in PyTorch: an app can test itself with these."""
     inputs = pad(sequences, pad_id, artefact)

@@ -9,7 +9,7 @@ from eval.floors import measure_floors
 from pipeline.base import guard, records
 from pipeline.base.records import open_folder
 from pipeline.base.workspace import Workspace
-from pipeline.data.reading import read_prepared
+from pipeline.data.examples import read_prepared
 from pipeline.settings.params import Params, load
 
 log = logging.getLogger(__name__)

@@ -78,6 +78,8 @@ def _chosen(stage: str, params: Params, target: Target | None) -> dict[str, list
     """Plug-ins that a stage loads by a name of the settings."""
     if target is not None:
         return {"format": [target.format], "runtime": [target.runtime], "device": [target.device]}
+    if stage == "prepare":
+        return {"reader": sorted({file.suffix.removeprefix(".") for file in data_files(params.data, Path()).values()})}
     if stage == "reference":
         return {"format": list(params.teacher.formats)}
     # Both besides those of the settings: controls and a second phase fall back on them. A plan is made for schemes that

@@ -4,7 +4,6 @@ Run as `python -m stages.prepare`.
 """
 
 import logging
-from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -14,8 +13,10 @@ from pipeline.base import guard
 from pipeline.base.files import output_folder
 from pipeline.base.records import seal
 from pipeline.base.workspace import Workspace
-from pipeline.data.prepared import write_encoded
-from pipeline.data.reading import SPLITS, Dataset, encode, load_dataset, write_prepared
+from pipeline.data.examples import SPLITS, write_prepared
+from pipeline.data.prepared import BATCH, student_lengths, write_encoded
+from pipeline.data.splits import Dataset, load_dataset
+from pipeline.data.texts import encode
 from pipeline.models.checkpoints import check_positions, check_vocabulary, read_config
 from pipeline.models.model_files import find_model
 from pipeline.models.students import student_config
@@ -49,7 +50,6 @@ def run(params: Params, workspace: Workspace, root: Path | None = None) -> None:
     student_config(config, params.student, len(keep) if keep else None)  # a student that cannot be built stops here
     facts: dict[str, object] = {
         **dataset.findings,
-        "tokens": _token_facts(dataset, student_tokenizer, params.data.max_length),
         "keep_tokens": keep,
         "distillation_token": has_token,
         "vocabulary": {"teacher": len(tokenizer), "student": len(student_tokenizer)},
@@ -61,6 +61,7 @@ def run(params: Params, workspace: Workspace, root: Path | None = None) -> None:
         # What the saved tokenizers say, since those are what ships.
         saved = load_tokenizer(partial / "tokenizer"), load_tokenizer(partial / "teacher_tokenizer")
         facts["encoding"] = write_encoded(partial, *saved, params.data.max_length, has_token=has_token)
+        facts["tokens"] = _token_facts(partial, dataset, saved[0], params.data.max_length)
         seal(partial, KIND, facts=facts)
     rows, near = dataset.findings["rows"], dataset.findings["near_duplicates"]
     log.info(
@@ -73,18 +74,25 @@ def run(params: Params, workspace: Workspace, root: Path | None = None) -> None:
     )
 
 
-def _token_facts(dataset: Dataset, tokenizer: PreTrainedTokenizerBase, max_length: int) -> dict[str, object]:
+def _token_facts(
+    folder: Path, dataset: Dataset, tokenizer: PreTrainedTokenizerBase, max_length: int
+) -> dict[str, object]:
     """Lengths in the student's tokens of each split, and how many texts are cut."""
     facts: dict[str, object] = {"max_length": max_length}
     for split, rows in dataset.splits.items():
-        lengths = [len(ids) for ids in encode(tokenizer, [row.text for row in rows], max_length=1_000_000)]
+        lengths = student_lengths(folder, split)
+        full = np.flatnonzero(lengths == max_length)  # only these may have been cut
+        histogram = np.bincount(lengths)
+        for start in range(0, len(full), BATCH):
+            some = full[start : start + BATCH]
+            lengths[some] = [len(ids) for ids in encode(tokenizer, [rows[i].text for i in some], max_length=1_000_000)]
         facts[split] = {
             "mean": round(float(np.mean(lengths)), 2),
             "p50": int(np.percentile(lengths, 50)),
             "p99": int(np.percentile(lengths, 99)),
-            "longest": max(lengths),
-            "cut": sum(length > max_length for length in lengths),
-            "histogram": dict(sorted(Counter(min(length, max_length) for length in lengths).items())),
+            "longest": int(lengths.max()),
+            "cut": int((lengths > max_length).sum()),
+            "histogram": {int(length): int(histogram[length]) for length in np.flatnonzero(histogram)},
         }
     return facts
 

@@ -30,7 +30,7 @@ from pipeline.augment.text_changes import mask_text, mask_words, mix_spans, swap
 from pipeline.augment.words import find_words, is_replaceable, key_of, match_case, neighbours, substitute
 from pipeline.base.dependencies import Trace
 from pipeline.base.errors import DataError, ModelError
-from pipeline.data.reading import MAX_CELL_CHARACTERS, normalise
+from pipeline.data.texts import MAX_CELL_CHARACTERS, normalise
 from pipeline.models.checkpoints import save_classifier
 from pipeline.models.vocabulary import save_tokenizer
 from pipeline.settings.augment import AugmentSettings

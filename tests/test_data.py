@@ -10,29 +10,22 @@ import time
 from pathlib import Path
 
 import datasets
+import numpy as np
 import pyarrow
 import pyarrow.parquet
 import pytest
+import torch
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
 from pipeline.base.errors import DataError
-from pipeline.data.batches import batches_by_length, pad
-from pipeline.data.reading import (
-    MAX_CELL_CHARACTERS,
-    MAX_PROBLEMS_SHOWN,
-    Dataset,
-    Row,
-    clean,
-    encode,
-    load_dataset,
-    near_duplicates,
-    normalise,
-    read_prepared,
-    write_prepared,
-)
+from pipeline.data.batches import LengthGroupedSampler, batches_by_length, pad
+from pipeline.data.examples import read_prepared, write_prepared
+from pipeline.data.reading import MAX_PROBLEMS_SHOWN
+from pipeline.data.splits import Dataset, load_dataset
+from pipeline.data.texts import MAX_CELL_CHARACTERS, clean, encode, normalise
 from pipeline.settings.params import DataSettings
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -229,7 +222,7 @@ def test_a_long_list_of_problems_is_cut_and_counted(tmp_path):
             r"train.csv:1: no column 'style'; found columns 'text', 'label'; set data.files.slice \(",
         ),
         ({"train": "nothing.csv"}, r"nothing.csv: no such file; check data.files in params.yaml"),
-        ({"train": "train.xlsx"}, r"train.xlsx: unknown ending '.xlsx', expected one of .csv, .tsv, .jsonl, .parquet"),
+        ({"train": "train.xlsx"}, r"train.xlsx: unknown ending '.xlsx', expected one of .csv, .jsonl, .parquet, .tsv"),
         ({"train": "bad.parquet"}, r"bad.parquet: not a readable Parquet file: "),
         ({"train": "empty.csv"}, r"empty.csv: no rows; expected at least one example"),
         ({"train": "header.csv"}, r"header.csv: no rows"),
@@ -425,34 +418,21 @@ def test_near_duplicates_are_counted_and_refused_above_the_share(tmp_path):
     train, test = [*table("train"), (long, "yes")], [*table("test", 19), (long.replace("train", "trains"), "yes")]
     write_default(tmp_path, train=train, test=test)
     found = read(tmp_path, max_share=0.05).findings["near_duplicates"]
-    assert (found["test_rows"], found["share_of_test"]) == (1, 0.05)
+    assert (found["test_rows"], found["share_of_test"], found["dev_rows"]) == (1, 0.05, 0)
     assert found["examples"] == [(test[-1][0], long)]
     (message,) = refusals(tmp_path, max_share=0.04)
     assert re.search(r"1 of 20 test rows \(5.0%\) have a near duplicate in train or dev.*at most 4.0% allowed", message)
     assert "raise data.near_duplicates.max_share knowingly" in message
 
 
-def test_near_duplicates_agree_with_a_plain_computation():
-    """Cosine of 4-gram counts within words, worked with dictionaries."""
-
-    def grams(text: str) -> dict[str, int]:
-        out: dict[str, int] = {}
-        for word in normalise(text).split():
-            padded = f" {word} "
-            for i in range(max(1, len(padded) - 3)):
-                out[padded[i : i + 4]] = out.get(padded[i : i + 4], 0) + 1
-        return out
-
-    def cosine(a: dict[str, int], b: dict[str, int]) -> float:
-        dot = sum(count * b.get(gram, 0) for gram, count in a.items())
-        return dot / (sum(v * v for v in a.values()) * sum(v * v for v in b.values())) ** 0.5
-
-    texts = [" ".join(random.Random(i).sample(WORDS, 4)) for i in range(60)]
-    rows = [Row(str(i), text, "a", "") for i, text in enumerate(texts)]
-    found = near_duplicates({"train": rows[:40], "test": rows[40:]}, 0.5)
-    best = [max(cosine(grams(test.text), grams(train.text)) for train in rows[:40]) for test in rows[40:]]
-    assert found["test_rows"] == sum(value >= 0.5 for value in best)
-    assert found["median_similarity"] == pytest.approx(sorted(best)[9] / 2 + sorted(best)[10] / 2, abs=1e-4)
+def test_near_duplicates_of_dev_in_train_are_counted_and_refuse_nothing(tmp_path):
+    """Dev chooses the checkpoint, so whoever reads the report must know; no reported figure comes from it."""
+    long = "please tell me when the last train to the northern harbour leaves on sunday evenings"
+    write_default(tmp_path, train=[*table("train"), (long, "yes")])
+    write_csv(tmp_path / "dev.csv", [*table("dev", 3), (f"{long}s", "yes")])
+    found = read(tmp_path, dev="dev.csv", max_share=0.0).findings["near_duplicates"]
+    assert (found["test_rows"], found["dev_rows"], found["share_of_dev"]) == (0, 1, 0.25)
+    assert found["dev_examples"] == [(f"{long}s", long)]
 
 
 # --- odd text ------------------------------------------------------------------------------------------------------
@@ -536,7 +516,22 @@ def test_pad_fills_on_the_right_and_masks():
 
 def test_batches_by_length_hold_every_row_once_longest_first():
     """Ties keep file order, so that batches are the same every time."""
-    assert batches_by_length([3, 9, 3, 1, 9], 2) == [[1, 4], [0, 2], [3]]
+    assert [batch.tolist() for batch in batches_by_length([3, 9, 3, 1, 9], 2)] == [[1, 4], [0, 2], [3]]
+
+
+@pytest.mark.parametrize("rows", [0, 5, 8, 400, 1003])
+def test_the_sampler_sorts_pools_of_batches_and_shuffles_those(rows):
+    """The same written with lists: the order is part of a training run, and a checkpoint goes on in it."""
+    lengths, generator = [(7 * i) % 31 + 1 for i in range(rows)], torch.Generator().manual_seed(3 * 100_003 + 2)
+    order, batches = torch.randperm(rows, generator=generator).tolist(), []
+    for start in range(0, rows, 50 * 8):
+        pool = sorted(order[start : start + 50 * 8], key=lambda row: -lengths[row])
+        batches += [pool[i : i + 8] for i in range(0, len(pool), 8)]
+    tail = [batches.pop()] if batches and len(batches[-1]) < 8 else []
+    shuffled = [batches[i] for i in torch.randperm(len(batches), generator=generator).tolist()]
+    sampler = LengthGroupedSampler(np.array(lengths, np.int64), 8, seed=3)
+    sampler.set_epoch(2)
+    assert list(sampler) == [row for batch in [*shuffled, *tail] for row in batch]
 
 
 # --- prepared data -------------------------------------------------------------------------------------------------
@@ -550,8 +545,9 @@ def test_prepared_data_comes_back_as_it_was(tmp_path):
         write_prepared(found, tmp_path / name)
     for split, rows in found.splits.items():
         examples = read_prepared(tmp_path / "one", split)
-        assert examples.ids == tuple(row.id for row in rows)
-        assert examples.texts == tuple(row.text for row in rows)
+        assert list(examples.ids) == [row.id for row in rows]
+        assert list(examples.texts) == [row.text for row in rows]
+        assert (examples.texts[-1], examples.ids[:2]) == (rows[-1].text, [row.id for row in rows[:2]])
         assert tuple(examples.names[number] for number in examples.labels) == tuple(row.label for row in rows)
         assert len(examples) == len(rows)
         assert examples.take([1, 0]).ids == (rows[1].id, rows[0].id)
@@ -585,7 +581,8 @@ def test_data_without_slices_has_none(tmp_path):
 PREPARE = """
 import sys
 from pathlib import Path
-from pipeline.data.reading import load_dataset, write_prepared
+from pipeline.data.examples import write_prepared
+from pipeline.data.splits import load_dataset
 from pipeline.settings.params import DataSettings
 
 source = DataSettings.model_validate({"source": "files", "files": {"root": sys.argv[1]}})

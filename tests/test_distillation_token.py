@@ -30,7 +30,7 @@ from export import to_coreml, to_onnx
 from pipeline.base.errors import ModelError
 from pipeline.data.batches import Collator, pad
 from pipeline.data.prepared import EncodedSplit, open_data, read_encoded
-from pipeline.data.reading import encode
+from pipeline.data.texts import encode
 from pipeline.families import DISTILLATION_TOKEN, layers_of, shape_of
 from pipeline.mil.package import read_package
 from pipeline.models.checkpoints import load_classifier, read_config, save_classifier, token_table
@@ -324,7 +324,7 @@ def test_teacher_and_student_read_the_same_text(folder, vocabulary, max_length):
     for mine, theirs in zip(split.ids, split.teacher_ids, strict=True):
         assert mine[TOKEN_POSITION] == len(keep)
         assert [keep[i] for i in without_token(mine)] == theirs
-    assert split.ids == encode(tokenizer, examples.texts, max_length)
+    assert list(split.ids) == encode(tokenizer, examples.texts, max_length)
     assert split.delimiter_ids == (tokenizer.cls_token_id, len(keep), tokenizer.sep_token_id)
     cut = sum(len(ids) > max_length for ids in encode(tokenizer, examples.texts, 1_000))
     assert card.facts["tokens"]["train"]["cut"] == cut
@@ -335,7 +335,7 @@ def test_the_teacher_itself_reads_as_long_a_text_as_ever(folder):
     params, workspace, _ = prepared(folder, max_length=6)
     examples, split = read_encoded(workspace, "train", params.data.max_length, for_teacher=True)
     tokenizer = load_tokenizer(workspace.data / "teacher_tokenizer")
-    assert split.ids == encode(tokenizer, examples.texts, 6)
+    assert list(split.ids) == encode(tokenizer, examples.texts, 6)
     assert (split.teacher_ids, split.has_token) == (None, False)
     assert split.delimiter_ids == (tokenizer.cls_token_id, tokenizer.sep_token_id)
 

@@ -13,6 +13,7 @@ from pipeline.base.errors import SettingsError
 ROOT = Path(__file__).resolve().parents[1]
 FOLDERS = {
     "family": "pipeline/families",
+    "reader": "pipeline/data/readers",
     "loss": "pipeline/losses",
     "format": "export",
     "runtime": "eval/runtimes",

@@ -21,8 +21,9 @@ from pipeline.base.errors import IntegrityError, ModelError, SettingsError, Trai
 from pipeline.base.files import sha256_of
 from pipeline.base.records import Examination, Floors, Measurement, Parity, Score, Status, open_folder, seal
 from pipeline.base.workspace import Workspace
+from pipeline.data.examples import read_prepared
 from pipeline.data.prepared import TEST_LOGITS, read_encoded
-from pipeline.data.reading import encode, read_prepared
+from pipeline.data.texts import encode
 from pipeline.distillation import distil as distillation
 from pipeline.models.checkpoints import load_classifier
 from pipeline.models.vocabulary import load_tokenizer
@@ -105,6 +106,7 @@ def test_prepared_data_is_the_data(built):
     card = open_folder(workspace.data, "data")
     assert card.facts["rows"] == {"train": 120, "dev": 36, "test": 48}
     assert card.facts["vocabulary"]["teacher"] == card.facts["vocabulary"]["student"] == len(make_tokenizer())
+    assert {f"encoded/{split}.arrow" for split in ("train", "dev", "test")} <= set(card.files)
     examples = read_prepared(workspace.data, "test")
     assert examples.names == LABELS
     assert all(
@@ -118,10 +120,36 @@ def test_token_ids_are_made_once(built):
     params, workspace = built
     longest = params.data.max_length
     examples, split = read_encoded(workspace, "test", longest)
-    assert split.ids == encode(load_tokenizer(workspace.data / "tokenizer"), examples.texts, longest)
+    assert list(split.ids) == encode(load_tokenizer(workspace.data / "tokenizer"), examples.texts, longest)
     assert (split.teacher_ids, split.has_token, split.pad_id) == (None, False, make_tokenizer().pad_token_id)
     with pytest.raises(IntegrityError, match=f"cut to {longest}, expected data.max_length {longest + 1}; run `dvc"):
         read_encoded(workspace, "test", longest + 1)
+
+
+def test_facts_of_tokens_are_those_of_uncut_texts(tmp_path):
+    """Though only texts that fill the length are tokenised again: lengths, their median, and how many are cut."""
+    _, workspace = make(tmp_path, prepare, data__max_length=7)
+    tokenizer = load_tokenizer(workspace.data / "tokenizer")
+    for split, found in open_folder(workspace.data, "data").facts["tokens"].items():
+        if split == "max_length":
+            continue
+        lengths = [len(ids) for ids in encode(tokenizer, read_prepared(workspace.data, split).texts, 1_000)]
+        assert (found["longest"], found["cut"]) == (max(lengths), sum(length > 7 for length in lengths))
+        assert (found["mean"], found["p50"]) == (round(np.mean(lengths), 2), int(np.median(lengths)))
+        assert found["histogram"] == {str(n): sum(min(length, 7) == n for length in lengths) for n in range(5, 8)}
+
+
+def test_the_bytes_of_the_data_do_not_depend_on_the_size_of_batches(tmp_path, monkeypatch):
+    """Texts are tokenised some at a time; what is learned from must not know how many."""
+    params, workspace = make(tmp_path, prepare)
+    _, whole = read_encoded(workspace, "train", params.data.max_length)
+    card = open_folder(workspace.data, "data")
+    prepare.run(params, workspace)
+    assert open_folder(workspace.data, "data") == card
+    monkeypatch.setattr("pipeline.data.prepared.BATCH", 17)
+    prepare.run(params, workspace)
+    _, parts = read_encoded(workspace, "train", params.data.max_length)
+    assert (list(parts.ids), parts.digest) == (list(whole.ids), whole.digest)
 
 
 def test_a_trimmed_student_reads_ids_of_its_own(tmp_path):
@@ -131,12 +159,13 @@ def test_a_trimmed_student_reads_ids_of_its_own(tmp_path):
     examples, split = read_encoded(workspace, "dev", longest)
     ours, theirs = (load_tokenizer(workspace.data / name) for name in ("tokenizer", "teacher_tokenizer"))
     assert len(ours) < len(theirs)
-    assert split.ids == encode(ours, examples.texts, longest)
-    assert split.teacher_ids == encode(theirs, examples.texts, longest)
+    assert list(split.ids) == encode(ours, examples.texts, longest)
+    assert list(split.teacher_ids) == encode(theirs, examples.texts, longest)
     assert (split.pad_id, split.teacher_pad_id, split.has_token) == (ours.pad_token_id, theirs.pad_token_id, False)
     assert split.delimiter_ids == (ours.cls_token_id, ours.sep_token_id)
     _, alone = read_encoded(workspace, "dev", longest, for_teacher=True)
-    assert (alone.ids, alone.teacher_ids, alone.pad_id) == (split.teacher_ids, None, theirs.pad_token_id)
+    assert (list(alone.ids), alone.teacher_ids) == (list(split.teacher_ids), None)
+    assert alone.pad_id == theirs.pad_token_id
 
 
 def test_data_without_token_ids_are_prepared_again(copy):

@@ -8,7 +8,7 @@ from tokenizers import AddedToken, Tokenizer, models, processors
 from transformers import BertTokenizerFast, PreTrainedTokenizerFast
 
 from pipeline.base.errors import ModelError
-from pipeline.data.reading import encode
+from pipeline.data.texts import encode
 from pipeline.models.vocabulary import load_tokenizer, needed_tokens, save_tokenizer, trim
 
 TEXTS = [text for text, _ in make_rows(60, seed=1)]

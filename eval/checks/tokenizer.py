@@ -9,7 +9,7 @@ from tokenizers import Tokenizer
 
 from eval.checks import Subject, failed, passed
 from pipeline.base.records import Check
-from pipeline.data.reading import encode
+from pipeline.data.texts import encode
 from pipeline.models.vocabulary import load_tokenizer
 
 TITLE = "tokenizer"

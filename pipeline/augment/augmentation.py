@@ -28,7 +28,7 @@ from pipeline.base.errors import DataError, IntegrityError
 from pipeline.base.files import output_folder, sha256_of
 from pipeline.base.records import open_folder, seal
 from pipeline.data.inputs import MODEL_SUFFIXES
-from pipeline.data.reading import MAX_CELL_CHARACTERS, clean, normalise
+from pipeline.data.texts import MAX_CELL_CHARACTERS, clean, normalise
 from pipeline.models.model_files import find_model
 from pipeline.settings.augment import SECTION, AugmentSettings
 

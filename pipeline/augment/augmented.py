@@ -6,8 +6,10 @@ from pathlib import Path
 
 from pipeline.augment.augmentation import cached_augmentation
 from pipeline.base.workspace import Workspace
+from pipeline.data.examples import read_prepared
 from pipeline.data.prepared import EncodedSplit, open_data
-from pipeline.data.reading import encode, read_prepared
+from pipeline.data.texts import encode
+from pipeline.data.token_rows import TokenRows
 from pipeline.losses.cross_entropy import UNLABELLED
 from pipeline.models.vocabulary import load_tokenizer
 from pipeline.settings.params import Params
@@ -38,12 +40,13 @@ def with_augmented(params: Params, workspace: Workspace, train: EncodedSplit, ca
     keep = open_data(workspace).facts["keep_tokens"]
     kept = [i for i in range(len(made)) if _same_tokens(ids[i], teacher_ids[i], keep, train.has_token)]
     log.info("augmented text: %d, %d left out, beside %d training rows", len(kept), len(made) - len(kept), len(train))
+    theirs = train.teacher_ids
     return EncodedSplit(
         names=(*train.names, *(f"{made[i].method}-{i}" for i in kept)),
-        ids=[*train.ids, *(ids[i] for i in kept)],
+        ids=TokenRows.of(train.ids).plus([ids[i] for i in kept]),
         labels=(*train.labels, *(UNLABELLED for _ in kept)),
         pad_id=train.pad_id,
-        teacher_ids=None if train.teacher_ids is None else [*train.teacher_ids, *(teacher_ids[i] for i in kept)],
+        teacher_ids=None if theirs is None else TokenRows.of(theirs).plus([teacher_ids[i] for i in kept]),
         teacher_pad_id=train.teacher_pad_id,
         has_token=train.has_token,
         delimiter_ids=train.delimiter_ids,

@@ -10,7 +10,7 @@ from random import Random
 from transformers import PreTrainedTokenizerBase
 
 from pipeline.augment.words import Slots, Span, substitute
-from pipeline.data.reading import encode
+from pipeline.data.texts import encode
 
 
 def mask_text(tokenizer: PreTrainedTokenizerBase) -> str | None:

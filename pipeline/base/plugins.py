@@ -15,6 +15,7 @@ from pipeline.base.errors import SettingsError
 # kind -> (package, prefix of the file name)
 KINDS = {
     "family": ("pipeline.families", ""),
+    "reader": ("pipeline.data.readers", ""),
     "loss": ("pipeline.losses", ""),
     "format": ("export", "to_"),
     "runtime": ("eval.runtimes", ""),

@@ -2,7 +2,9 @@
 
 from collections.abc import Iterator, Sequence
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
@@ -20,9 +22,9 @@ def pad(sequences: Sequence[Sequence[int]], pad_id: int, length: int | None = No
     return {"input_ids": ids, "attention_mask": mask}
 
 
-def batches_by_length(lengths: Sequence[int], batch_size: int) -> list[list[int]]:
+def batches_by_length(lengths: Sequence[int] | NDArray[np.int64], batch_size: int) -> list[NDArray[np.int64]]:
     """Row numbers in batches of similar length, longest first, so that a lack of memory shows at once."""
-    order = sorted(range(len(lengths)), key=lambda i: (-lengths[i], i))
+    order = np.argsort(-np.asarray(lengths, np.int64), kind="stable")
     return [order[i : i + batch_size] for i in range(0, len(order), batch_size)]
 
 
@@ -76,8 +78,8 @@ class LengthGroupedSampler(Sampler[int]):
 
     POOL = 50  # batches that are sorted together: longer pools waste less padding, shorter ones shuffle better
 
-    def __init__(self, lengths: Sequence[int], batch_size: int, seed: int) -> None:
-        self.lengths, self.batch_size, self.seed, self.epoch = lengths, batch_size, seed, 0
+    def __init__(self, lengths: Sequence[int] | NDArray[np.int64], batch_size: int, seed: int) -> None:
+        self.lengths, self.batch_size, self.seed, self.epoch = np.asarray(lengths, np.int64), batch_size, seed, 0
 
     def set_epoch(self, epoch: int) -> None:
         """Called by Accelerate at the start of each epoch, and on resuming."""
@@ -88,13 +90,14 @@ class LengthGroupedSampler(Sampler[int]):
 
     def __iter__(self) -> Iterator[int]:
         generator = torch.Generator().manual_seed(self.seed * 100_003 + self.epoch)
-        order = torch.randperm(len(self.lengths), generator=generator).tolist()
+        order = torch.randperm(len(self.lengths), generator=generator).numpy()
         pool = self.POOL * self.batch_size
-        batches = []
         for start in range(0, len(order), pool):
-            rows = sorted(order[start : start + pool], key=lambda row: -self.lengths[row])
-            batches += [rows[i : i + self.batch_size] for i in range(0, len(rows), self.batch_size)]
+            rows = order[start : start + pool]
+            order[start : start + pool] = rows[np.argsort(-self.lengths[rows], kind="stable")]
         # A short last batch stays last, or every batch after it would be cut at other places.
-        tail = [batches.pop()] if len(batches[-1]) < self.batch_size else []
-        shuffled = [batches[i] for i in torch.randperm(len(batches), generator=generator).tolist()]
-        return iter([row for batch in [*shuffled, *tail] for row in batch])
+        whole = len(order) // self.batch_size
+        batches = order[: whole * self.batch_size].reshape(whole, self.batch_size)
+        for i in torch.randperm(whole, generator=generator).tolist():
+            yield from batches[i].tolist()
+        yield from order[whole * self.batch_size :].tolist()

@@ -4,21 +4,27 @@ Token ids are made once, with the splits: all stages read the same ones, and tho
 and none of the packages behind it.
 """
 
-import json
-from collections.abc import Callable, Sequence
+import hashlib
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from pipeline.base.errors import IntegrityError
 from pipeline.base.records import Card, open_folder
 from pipeline.base.workspace import Workspace
-from pipeline.data.reading import SPLITS, Examples, encode, read_prepared
+from pipeline.data.examples import SPLITS, Examples, read_prepared
+from pipeline.data.texts import encode
+from pipeline.data.token_rows import TokenRows, lengths_of, read_token_rows, write_token_rows
 
 if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedTokenizerBase
 
+BATCH = 10_000  # texts that are tokenised at once: their ids are Python lists until they are written
 TEST_LOGITS = "test_logits.npy"  # in a trained model's folder: what it answers to test, in the order of the rows
 
 
@@ -26,11 +32,11 @@ TEST_LOGITS = "test_logits.npy"  # in a trained model's folder: what it answers 
 class EncodedSplit:
     """One split as token ids. `teacher_ids` are given only when the student's vocabulary is not the teacher's."""
 
-    names: tuple[str, ...]  # example ids, for messages
-    ids: list[list[int]]
+    names: Sequence[str]  # example ids, for messages
+    ids: Sequence[list[int]]
     labels: tuple[int, ...]
     pad_id: int
-    teacher_ids: list[list[int]] | None = None
+    teacher_ids: Sequence[list[int]] | None = None
     teacher_pad_id: int = 0
     teacher_logits: "Tensor | None" = None  # (rows, classes)
     has_token: bool = False  # whether `ids` have a distillation token, which `teacher_ids` never have
@@ -40,7 +46,22 @@ class EncodedSplit:
         return len(self.ids)
 
     @property
-    def for_teacher(self) -> tuple[list[list[int]], int]:
+    def lengths(self) -> NDArray[np.int64]:
+        """Tokens of the student in each row."""
+        return lengths_of(self.ids)
+
+    @property
+    def digest(self) -> str:
+        """One hash of every row's tokens and label."""
+        found = hashlib.sha256(np.asarray(self.labels, np.int64).tobytes())
+        for rows in (self.ids, self.teacher_ids):
+            found.update(b"none" if rows is None else b"rows")
+            for part in TokenRows.of(rows or []).content():
+                found.update(part)
+        return found.hexdigest()
+
+    @property
+    def for_teacher(self) -> tuple[Sequence[list[int]], int]:
         """The rows as the teacher reads them, and its padding token."""
         return (self.ids, self.pad_id) if self.teacher_ids is None else (self.teacher_ids, self.teacher_pad_id)
 
@@ -58,7 +79,7 @@ def write_encoded(
     *,
     has_token: bool,
 ) -> dict[str, Any]:
-    """Writes `encoded/<split>.json` beside splits that `pipeline.data.reading.write_prepared` has written.
+    """Writes `encoded/<split>.arrow` beside splits that `pipeline.data.examples.write_prepared` has written.
 
     Beside a student with a distillation token the teacher reads one token less, so that both read the same text.
 
@@ -81,8 +102,7 @@ def write_encoded(
     (folder / "encoded").mkdir()
     for split in SPLITS:
         texts = read_prepared(folder, split).texts
-        ids = {reader: make(texts) for reader, make in readers.items()}
-        _file(folder, split).write_text(json.dumps(ids, separators=(",", ":")) + "\n", "utf-8")
+        write_token_rows(_file(folder, split), list(readers), _encode(readers, texts))
     return {
         "max_length": max_length,
         "has_token": has_token,
@@ -90,6 +110,12 @@ def write_encoded(
         "delimiter_ids": {reader: make([""])[0] for reader, make in readers.items()},
         "pad_ids": {"student": int(student.pad_token_id), "teacher": int(teacher.pad_token_id)},
     }
+
+
+def student_lengths(folder: Path, split: str) -> NDArray[np.int64]:
+    """Tokens in each row of a split that `write_encoded` has written, as the student reads it."""
+    columns = read_token_rows(_file(folder, split))
+    return columns.get("student", columns["teacher"]).lengths
 
 
 def read_encoded(
@@ -107,7 +133,7 @@ def read_encoded(
             f"{workspace.data}: found {found}, expected data.max_length {max_length}; run `dvc repro prepare`"
         )
     examples = read_prepared(workspace.data, split)
-    ids = json.loads(_file(workspace.data, split).read_text("utf-8"))
+    ids = read_token_rows(_file(workspace.data, split))
     reader = "student" if "student" in ids and not for_teacher else "teacher"
     beside = reader == "student"
     return examples, EncodedSplit(
@@ -122,5 +148,13 @@ def read_encoded(
     )
 
 
+def _encode(
+    readers: dict[str, Callable[[Sequence[str]], list[list[int]]]], texts: Sequence[str]
+) -> Iterator[dict[str, list[list[int]]]]:
+    for start in range(0, len(texts), BATCH):
+        some = texts[start : start + BATCH]
+        yield {reader: make(some) for reader, make in readers.items()}
+
+
 def _file(folder: Path, split: str) -> Path:
-    return folder / "encoded" / f"{split}.json"
+    return folder / "encoded" / f"{split}.arrow"

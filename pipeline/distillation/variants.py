@@ -54,6 +54,5 @@ def run_key(
         dev: what the checkpoint is chosen on.
         contents: what else decides, such as label names, and digests of the base model or the teacher's weights.
     """
-    rows = [train.ids, train.teacher_ids, train.labels, dev.ids, dev.labels]
-    content = [settings, params.seed, params.threads, rows, contents, code.digest]
+    content = [settings, params.seed, params.threads, train.digest, dev.digest, contents, code.digest]
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()

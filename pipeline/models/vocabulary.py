@@ -12,8 +12,9 @@ from pathlib import Path
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from pipeline.base.errors import ModelError, first_line
-from pipeline.data.reading import encode
+from pipeline.data.texts import encode
 
+BATCH = 10_000  # texts whose ids are in memory at once
 DISTILLATION_PIECE = "[DIST]"
 
 
@@ -33,8 +34,9 @@ def needed_tokens(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> l
     prefix = model["continuing_subword_prefix"]
     keep = {*tokenizer.all_special_ids, *(token["id"] for token in state["added_tokens"])}
     keep |= {number for piece, number in model["vocab"].items() if len(piece.removeprefix(prefix)) == 1}
-    for ids in encode(tokenizer, texts, max_length=1_000_000):
-        keep.update(ids)
+    for start in range(0, len(texts), BATCH):
+        for ids in encode(tokenizer, texts[start : start + BATCH], max_length=1_000_000):
+            keep.update(ids)
     return sorted(keep)
 
 

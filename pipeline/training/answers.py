@@ -15,6 +15,7 @@ from pipeline.base.files import output_folder
 from pipeline.base.records import open_folder, seal
 from pipeline.data.batches import batches_by_length, pad
 from pipeline.data.prepared import EncodedSplit
+from pipeline.data.token_rows import lengths_of
 
 log = logging.getLogger(__name__)
 
@@ -33,7 +34,7 @@ def predict_logits(
     device = torch.device("cuda") if torch.cuda.is_available() else torch.device("cpu")
     nn.Module.to(model, device)
     logits = torch.empty(len(ids), model.config.num_labels)
-    batches = batches_by_length([len(row) for row in ids], batch_size)
+    batches = batches_by_length(lengths_of(ids), batch_size)
     with torch.no_grad():
         for rows in tqdm(batches, desc=name, disable=None, leave=False):
             batch = pad([ids[i] for i in rows], pad_id)

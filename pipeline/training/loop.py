@@ -323,7 +323,7 @@ class _Trainer(Trainer):
         self._count = 0
 
     def _get_train_sampler(self, train_dataset: Dataset | None = None) -> Sampler:
-        return LengthGroupedSampler([len(ids) for ids in self._split.ids], self.args.train_batch_size, self._seed)
+        return LengthGroupedSampler(self._split.lengths, self.args.train_batch_size, self._seed)
 
     def create_optimizer(self) -> torch.optim.Optimizer:
         optimizer = super().create_optimizer()

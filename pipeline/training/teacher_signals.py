@@ -6,7 +6,7 @@ into memory; runs that share a teacher share the files.
 """
 
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,6 +21,7 @@ from pipeline.base.files import output_folder
 from pipeline.base.records import open_folder, seal
 from pipeline.data.batches import batches_by_length, pad
 from pipeline.data.prepared import EncodedSplit
+from pipeline.data.token_rows import lengths_of
 from pipeline.families import family_of, shape_of
 from pipeline.signals.reader import SignalReader, Signals, taken
 
@@ -81,7 +82,7 @@ class TeacherSignals:
 
 def size_bytes(needs: Mapping[str, frozenset[int]], split: EncodedSplit, teacher: PreTrainedModel) -> int:
     """How much the signals of a split take on disk."""
-    tokens = sum(len(ids) for ids in split.for_teacher[0])
+    tokens = int(lengths_of(split.for_teacher[0]).sum())
     return 4 * tokens * shape_of(teacher.config).hidden * len(list(_keys(needs)))
 
 
@@ -99,7 +100,7 @@ def cached_teacher_signals(
     """
     folder = work / f"teacher_signals-{key[:16]}"
     ids, pad_id = split.for_teacher
-    lengths = torch.tensor([len(row) for row in ids])
+    lengths = torch.from_numpy(lengths_of(ids))
     starts = lengths.cumsum(0) - lengths
     missing = [name for name in _keys(needs) if not _is_whole(folder / _file(name))]
     if missing:
@@ -140,7 +141,7 @@ def _is_whole(folder: Path) -> bool:
 
 
 def _compute(
-    teacher: PreTrainedModel, keys: list[Key], ids: list[list[int]], pad_id: int, starts: Tensor, folder: Path
+    teacher: PreTrainedModel, keys: list[Key], ids: Sequence[list[int]], pad_id: int, starts: Tensor, folder: Path
 ) -> None:
     """Writes one sealed folder for each key, in one pass over the rows."""
     from contextlib import ExitStack
@@ -149,7 +150,7 @@ def _compute(
 
     device = torch.device("cuda") if torch.cuda.is_available() else torch.device("cpu")
     nn.Module.to(teacher, device)
-    tokens, width = sum(len(row) for row in ids), shape_of(teacher.config).hidden
+    tokens, width = int(lengths_of(ids).sum()), shape_of(teacher.config).hidden
     needs: dict[str, set[int]] = {}
     for field, index in keys:
         need = next(name for name, fields in FIELDS.items() if field in fields)
@@ -164,7 +165,7 @@ def _compute(
                 place / "vectors.npy", mode="w+", dtype=np.float32, shape=(tokens, width)
             )
             stack.callback(files[key].flush)
-        batches = batches_by_length([len(row) for row in ids], BATCH)
+        batches = batches_by_length(lengths_of(ids), BATCH)
         for rows in tqdm(batches, desc="teacher's signals", disable=None, leave=False):
             batch = {name: tensor.to(device) for name, tensor in pad([ids[i] for i in rows], pad_id).items()}
             # Nobody looks at the logits, and naming them spares the upper layers.
