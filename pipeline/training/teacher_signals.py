@@ -23,6 +23,7 @@ from pipeline.data.batches import batches_by_length, pad
 from pipeline.data.prepared import EncodedSplit
 from pipeline.families.architectures import shape_of
 from pipeline.signals.reader import SignalReader, Signals, taken
+from pipeline.training import processes
 
 log = logging.getLogger(__name__)
 KIND = "teacher_signal"
@@ -135,7 +136,7 @@ def _compute(
 
     from tqdm import tqdm
 
-    device = torch.device("cuda") if torch.cuda.is_available() else torch.device("cpu")
+    device = processes.device()
     nn.Module.to(teacher, device)
     tokens, width = sum(len(row) for row in ids), shape_of(teacher.config).hidden
     needs: dict[str, set[int]] = {}
