@@ -43,7 +43,7 @@ from pipeline.models.students import build_student
 from pipeline.settings.params import DataSettings, InitSettings, StudentSettings, TeacherSettings
 from pipeline.signals.reader import SignalReader
 from pipeline.training.answers import predict_logits
-from pipeline.training.loop import Distiller, loss_params
+from pipeline.training.distiller import Distiller, loss_params
 from pipeline.training.needs import needs_of
 from pipeline.training.teacher_signals import cached_teacher_signals
 

@@ -1,6 +1,6 @@
 """Trains the student, more seeds of it and its controls, and ships the best on dev.
 
-Run as `python -m stages.distill`.
+Run as `python -m stages.distill`; on several GPUs as `accelerate launch --multi_gpu -m stages.distill`.
 """
 
 import shutil
@@ -14,6 +14,7 @@ from pipeline.base.workspace import Workspace
 from pipeline.distillation.distil import KIND, Distillation
 from pipeline.distillation.variants import variants_of
 from pipeline.settings.params import Params, load
+from pipeline.training import processes
 
 
 def run(params: Params, workspace: Workspace) -> None:
@@ -28,7 +29,7 @@ def run(params: Params, workspace: Workspace) -> None:
         (v.name for v in variants if v.kind == "distilled"),
         key=lambda name: (cards[name].facts["dev_accuracy"], -cards[name].facts["seed"]),
     )
-    _ship(shipped, cards, workspace, distillation.sources)
+    processes.by_first(lambda: _ship(shipped, cards, workspace, distillation.sources))
 
 
 def _ship(shipped: str, cards: dict[str, Card], workspace: Workspace, sources: dict[str, str]) -> None:

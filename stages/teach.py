@@ -1,27 +1,30 @@
 """Fine-tunes the teacher, or takes a ready one, and scores it on test.
 
-Run as `python -m stages.teach`.
+Run as `python -m stages.teach`; on several GPUs as `accelerate launch --multi_gpu -m stages.teach`.
 """
 
 import json
 import logging
 
 import torch
+from transformers import PreTrainedModel
 
 from pipeline.base import guard
 from pipeline.base.dependencies import trace
 from pipeline.base.files import output_folder
-from pipeline.base.records import seal
+from pipeline.base.records import Card, seal
 from pipeline.base.workspace import Workspace
 from pipeline.data.inputs import describe_source
-from pipeline.data.prepared import open_data, read_encoded
+from pipeline.data.prepared import EncodedSplit, open_data, read_encoded
 from pipeline.distillation.variants import run_key
 from pipeline.models.checkpoints import count_parameters, load_teacher, save_classifier
 from pipeline.models.model_files import find_model
 from pipeline.models.vocabulary import load_tokenizer, save_tokenizer
 from pipeline.settings.params import Params, load
+from pipeline.training import processes
 from pipeline.training.answers import check_not_collapsed, correct_share, predict_logits
-from pipeline.training.loop import Distiller, TrainingRun, fit
+from pipeline.training.distiller import Distiller
+from pipeline.training.loop import TrainingRun, fit
 
 log = logging.getLogger(__name__)
 KIND = "teacher"
@@ -33,7 +36,6 @@ def run(params: Params, workspace: Workspace) -> None:
     data = open_data(workspace)
     _, train = read_encoded(workspace, "train", params.data.max_length, for_teacher=True)
     dev_examples, dev = read_encoded(workspace, "dev", params.data.max_length, for_teacher=True)
-    _, test = read_encoded(workspace, "test", params.data.max_length, for_teacher=True)
     torch.manual_seed(params.seed)
     teacher = load_teacher(
         find_model(params.teacher.model, params.teacher.revision), params.teacher, dev_examples.names
@@ -46,8 +48,22 @@ def run(params: Params, workspace: Workspace) -> None:
         training = fit(
             distiller, train, dev, params.teacher.training, workspace.work("teach"), key, params.seed, "teacher"
         )
-    dev_accuracy = correct_share(predict_logits(teacher, dev.ids, dev.pad_id, "teacher on dev"), dev.labels)
-    check_not_collapsed(dev_accuracy, dev.labels, "the teacher")
+    processes.by_first(lambda: _finish(params, workspace, data, teacher, dev, training))
+
+
+def _finish(
+    params: Params,
+    workspace: Workspace,
+    data: Card,
+    teacher: PreTrainedModel,
+    dev: EncodedSplit,
+    training: TrainingRun,
+) -> None:
+    """Scores the teacher and writes its folder."""
+    _, test = read_encoded(workspace, "test", params.data.max_length, for_teacher=True)
+    dev_logits = predict_logits(teacher, dev.ids, dev.pad_id, "teacher on dev")
+    check_not_collapsed(dev_logits, dev.labels, "the teacher")
+    dev_accuracy = correct_share(dev_logits, dev.labels)
     logits = predict_logits(teacher, test.ids, test.pad_id, "teacher on test")
     test_accuracy = correct_share(logits, test.labels)
     facts = {

@@ -8,7 +8,8 @@ from pipeline.base.errors import SettingsError
 from pipeline.data.prepared import EncodedSplit
 from pipeline.distillation.chosen_maps import chosen_maps
 from pipeline.settings.params import TrainingSettings
-from pipeline.training.loop import Distiller, fit
+from pipeline.training.distiller import Distiller
+from pipeline.training.loop import fit
 
 
 def make_split(rows=60):

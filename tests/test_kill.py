@@ -121,7 +121,7 @@ def test_stage_killed_while_it_trains_goes_on_to_the_same_end(workspace, undistu
 # What stands still, and when: the process says so with a file and waits for its end.
 HOLD = """
 import pathlib, sys, time
-import pipeline.base.files, pipeline.training.loop, stages.distill
+import pipeline.base.files, pipeline.training.checkpoints, pipeline.training.steps, stages.distill
 from pipeline.base import guard
 from pipeline.base.workspace import Workspace
 
@@ -140,22 +140,26 @@ answers = pipeline.training.answers
 answers.seal = lambda folder, kind, *a, **k: hold() if kind == "teacher_logits" else real(folder, kind)
 """,
     "checkpoint written, card not yet": """
-real = pipeline.training.loop.seal
-pipeline.training.loop.seal = (
-    lambda folder, kind, *a, **k: hold() if folder.name == "checkpoint-24" else real(folder, kind, *a, **k)
+real = pipeline.training.checkpoints.seal
+pipeline.training.checkpoints.seal = (
+    lambda folder, kind, *a, **k: hold() if "checkpoint-24" in folder.name else real(folder, kind, *a, **k)
 )
 """,
     "checkpoint half written": """
-real = pipeline.training.loop._Trainer._save_rng_state
-pipeline.training.loop._Trainer._save_rng_state = (
-    lambda self, folder: hold() if "checkpoint-16" in folder else real(self, folder)
+real = pipeline.training.checkpoints.save_file
+pipeline.training.checkpoints.save_file = (
+    lambda tensors, path: hold() if "checkpoint-16" in str(path) and "random" in path.name else real(tensors, path)
 )
+""",
+    "checkpoint sealed, not yet under its name": """
+real = pipeline.base.files._swap
+pipeline.base.files._swap = lambda partial, path: hold() if path.name == "checkpoint-24" else real(partial, path)
 """,
     "older checkpoint half removed": """
 import shutil
 real = shutil.rmtree
 def rmtree(path, *args, **kwargs):
-    if "checkpoint-" in str(path):
+    if path.name.startswith("checkpoint-"):
         next(pathlib.Path(path).glob("*.safetensors")).unlink()
         hold()
     return real(path, *args, **kwargs)
@@ -166,12 +170,14 @@ real = pipeline.distillation.distil.predict_logits
 pipeline.distillation.distil.predict_logits = lambda *a: hold()
 """,
     "while the second seed trains": """
-real = pipeline.training.loop._Trainer.compute_loss
-def compute_loss(self, *args, **kwargs):
-    if "distilled-1" in self.args.output_dir and self.state.global_step == 37:
+real = pipeline.training.steps.Steps.take
+taken = []
+def take(self, step, *args):
+    taken.append(step)
+    if step == 37 and taken.count(0) == 2:
         hold()
-    return real(self, *args, **kwargs)
-pipeline.training.loop._Trainer.compute_loss = compute_loss
+    return real(self, step, *args)
+pipeline.training.steps.Steps.take = take
 """,
     "while a finished model is written": """
 real = pipeline.distillation.distil.save_tokenizer

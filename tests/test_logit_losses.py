@@ -339,16 +339,16 @@ SMOOTHING = {"cross_entropy": [{}, {"label_smoothing": 0.2}]}
 @pytest.mark.parametrize(
     ("name", "changed"), [(name, changed) for name in NEED_LABELS for changed in SMOOTHING.get(name, [{}])]
 )
-def test_an_example_without_label_is_skipped(name, changed):
-    """It neither adds nor is counted, gets no gradient, and a batch of such is exactly 0."""
+def test_an_example_without_label_adds_nothing(name, changed):
+    """It counts as a row, so that a labelled one weighs the same whatever it meets; it gets no gradient."""
     torch.manual_seed(0)
     student, teacher = torch.randn(5, 3), torch.randn(5, 3)
     labels = torch.tensor([2, UNLABELLED, 0, UNLABELLED, 1])
     kept = labels != UNLABELLED
     result, slope = run(name, student, teacher, labels, **changed)
     expected, expected_slope = run(name, student[kept], teacher[kept], labels[kept], **changed)
-    assert result == pytest.approx(expected, rel=1e-6)
-    torch.testing.assert_close(slope[kept], expected_slope)
+    assert result == pytest.approx(3 / 5 * expected, rel=1e-6)
+    torch.testing.assert_close(slope[kept], 3 / 5 * expected_slope)
     assert (slope[~kept] == 0).all()
     result, slope = run(name, student, teacher, torch.full((5,), UNLABELLED), **changed)
     assert result == 0
@@ -356,10 +356,13 @@ def test_an_example_without_label_is_skipped(name, changed):
 
 
 def test_a_missing_label_would_be_noticed():
-    """Planted fault: torch's own mean divides by the labels that there are, which may be none."""
+    """Planted fault: torch's own mean divides by the labels that there are: by none, or by fewer than rows."""
     none = torch.full((2,), UNLABELLED)
     assert torch.nn.functional.cross_entropy(torch.zeros(2, 3), none).isnan()
     assert cross_entropy(torch.zeros(2, 3), none, 0.0).item() == 0
+    one = torch.tensor([1, UNLABELLED])
+    assert torch.nn.functional.cross_entropy(torch.zeros(2, 3), one).item() == pytest.approx(math.log(3))
+    assert cross_entropy(torch.zeros(2, 3), one, 0.0).item() == pytest.approx(math.log(3) / 2)
 
 
 # --- extremes ---

@@ -3,7 +3,7 @@
 import pytest
 
 from pipeline.families import Shape
-from pipeline.training.loop import loss_params
+from pipeline.training.distiller import loss_params
 from pipeline.training.needs import needs_of
 
 TEACHER = Shape(layers=6, hidden=96, heads=4, ffn=0, labels=3)
@@ -14,7 +14,7 @@ STUDENT = Shape(layers=2, hidden=48, heads=4, ffn=0, labels=3)
     ("losses", "ours", "theirs"),
     [
         ({"logit_kl": {}}, {"logits": set()}, {"logits": set()}),
-        ({"cross_entropy": {}}, {"logits": set(), "labels": set()}, {"logits": set()}),
+        ({"cross_entropy": {}}, {"logits": set(), "labels": set()}, {}),
         (
             {"attention_score_mse": {"map": "uniform"}},
             {"attention": {1, 2}},

@@ -10,7 +10,7 @@ from pipeline.data.batches import Collator, spread_rows
 from pipeline.data.prepared import EncodedSplit
 from pipeline.families import shape_of
 from pipeline.signals.reader import SignalReader
-from pipeline.training.loop import Distiller, loss_params
+from pipeline.training.distiller import Distiller, loss_params
 from pipeline.training.needs import needs_of
 from pipeline.training.teacher_signals import cached_teacher_signals, size_bytes
 

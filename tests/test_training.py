@@ -11,15 +11,19 @@ from tiny_project import flip_bit
 from toy_models import toy_model
 
 from pipeline.base.errors import IntegrityError, SettingsError, TrainingError
-from pipeline.data.batches import LengthGroupedSampler
+from pipeline.base.records import open_folder
+from pipeline.data.batches import Collator, LengthGroupedSampler
 from pipeline.data.prepared import EncodedSplit
 from pipeline.families import shape_of
 from pipeline.losses import attention_kl, cross_entropy, hidden_mse, minilm_v2
 from pipeline.models.checkpoints import save_classifier
 from pipeline.settings.params import TrainingSettings
+from pipeline.training import checkpoints
 from pipeline.training import loop as training
 from pipeline.training.answers import cached_teacher_logits, check_not_collapsed, correct_share, predict_logits
-from pipeline.training.loop import CHECKPOINT, Distiller, check_fit, fit, newest_checkpoint
+from pipeline.training.distiller import Distiller, check_fit
+from pipeline.training.loop import fit
+from pipeline.training.steps import Steps
 
 KEY = "settings and data"
 
@@ -85,19 +89,28 @@ class Killed(BaseException):
 
 @pytest.fixture
 def kill_at(monkeypatch):
-    """Makes the next training stop dead before it takes a step of this number."""
+    """Makes the next training stop dead before it takes a step of this number; None: no longer."""
+    original = Steps.take
 
     def plant(step):
-        original = training._Trainer.compute_loss
 
-        def compute_loss(self, *args, **kwargs):
-            if self.state.global_step == step:
+        def take(self, number, *args):
+            if number == step:
                 raise Killed
-            return original(self, *args, **kwargs)
+            return original(self, number, *args)
 
-        monkeypatch.setattr(training._Trainer, "compute_loss", compute_loss)
+        monkeypatch.setattr(Steps, "take", take)
 
     yield plant
+
+
+def plant_accuracies(monkeypatch, told):
+    """Makes each evaluation find what is told for its step."""
+    monkeypatch.setattr(training, "dev_accuracy", lambda *_: math.nan)
+    original = checkpoints.Progress.judge
+    monkeypatch.setattr(
+        checkpoints.Progress, "judge", lambda self, accuracy, epoch: original(self, told[self.step], epoch)
+    )
 
 
 def interrupted(monkeypatch, kill_at, step, work, **arguments):
@@ -182,7 +195,7 @@ def test_last_step_is_evaluated_and_kept(tmp_path, changes):
     assert run.steps == max(1, round(changes.get("epochs", 2.0) * 6))
     evaluated = [entry["step"] for entry in run.log if "dev_accuracy" in entry]
     assert evaluated[-1] == run.steps
-    assert newest_checkpoint(tmp_path).name == f"checkpoint-{run.steps}"
+    assert checkpoints.Checkpoints(tmp_path, KEY).newest().step == run.steps
 
 
 @pytest.mark.slow
@@ -226,12 +239,12 @@ def test_best_checkpoint_is_the_earliest_of_equals(tmp_path, monkeypatch):
     told = iter([0.5, 0.75, 0.75, 0.25])
     kept = []
 
-    def planted(logits, labels):
+    def planted(*_):
         kept.append({name: weight.clone() for name, weight in student.state_dict().items()})
         return next(told)
 
     student = make_student()
-    monkeypatch.setattr(training, "correct_share", planted)
+    monkeypatch.setattr(training, "dev_accuracy", planted)
     run, weights = train(tmp_path, student=student, epochs=4.0)
     assert run.best_dev_accuracy == 0.75
     assert same(weights, kept[1])
@@ -241,7 +254,7 @@ def test_best_checkpoint_is_the_earliest_of_equals(tmp_path, monkeypatch):
 def test_last_weights_are_kept_when_asked(tmp_path, monkeypatch):
     """For a phase whose dev accuracy says nothing."""
     told = iter([0.75, 0.25])
-    monkeypatch.setattr(training, "correct_share", lambda *_: next(told))
+    monkeypatch.setattr(training, "dev_accuracy", lambda *_: next(told))
     run, weights = train(tmp_path, keep="last")
     assert run.best_dev_accuracy == 0.25
     saved = load_file(tmp_path / "checkpoint-12" / "model.safetensors")
@@ -251,7 +264,7 @@ def test_last_weights_are_kept_when_asked(tmp_path, monkeypatch):
 def test_patience_stops_a_run_that_gets_no_better(tmp_path, monkeypatch):
     """Planted accuracies: the best is the second; two more without a better one are waited for."""
     told = iter([0.5, 0.75, 0.7, 0.75, 0.9])
-    monkeypatch.setattr(training, "correct_share", lambda *_: next(told))
+    monkeypatch.setattr(training, "dev_accuracy", lambda *_: next(told))
     run, _ = train(tmp_path, epochs=8.0, patience=2)
     assert run.steps == 4 * 6
 
@@ -303,25 +316,17 @@ def test_run_that_was_killed_after_its_last_step_trains_no_further(tmp_path, epo
 @pytest.mark.parametrize("step", [18, 20])
 def test_patience_survives_a_kill(tmp_path, monkeypatch, kill_at, step):
     """What was waited for before the kill counts."""
-    accuracies = {6: 0.5, 12: 0.75, 18: 0.7, 24: 0.75, 30: 0.9, 36: 0.9}
+    plant_accuracies(monkeypatch, {6: 0.5, 12: 0.75, 18: 0.7, 24: 0.75, 30: 0.9, 36: 0.9})
 
-    def evaluate(self, *_, **__):
-        metrics = {"eval_accuracy": accuracies[self.state.global_step]}
-        self.log(metrics)
-        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
-        return metrics
-
-    def run(work, killed=False):
-        with monkeypatch.context() as patch:
-            patch.setattr(training._Trainer, "evaluate", evaluate)
-            return train(work, epochs=6.0, patience=2)
+    def run(work):
+        return train(work, epochs=6.0, patience=2)
 
     plain, weights = run(tmp_path / "plain")
     assert plain.steps == 24
     with pytest.raises(Killed):
         kill_at(step)
         run(tmp_path / "killed")
-    monkeypatch.undo()
+    kill_at(None)
     resumed, resumed_weights = run(tmp_path / "killed")
     assert (resumed.steps, resumed.resumed_from_step) == (24, 18)
     assert same(resumed_weights, weights)
@@ -336,7 +341,7 @@ def damage_newest(work, how):
     if how == "no card":
         (newest / "card.json").unlink()
     elif how == "missing file":
-        (newest / "optimizer.pt").unlink()
+        (newest / "optimizer.safetensors").unlink()
     elif how == "cut short":
         (newest / "model.safetensors").write_bytes((newest / "model.safetensors").read_bytes()[:-100])
     else:
@@ -349,10 +354,10 @@ def damage_newest(work, how):
     [
         ("model.safetensors", r"model.safetensors: damaged: found SHA-256 \w+…, expected \w+…"),
         # three more files by the same way, a training each
-        pytest.param("optimizer.pt", "optimizer.pt: damaged", marks=pytest.mark.slow),
-        pytest.param("trainer_state.json", "trainer_state.json: damaged", marks=pytest.mark.slow),
-        pytest.param("rng_state.pth", "rng_state.pth: damaged", marks=pytest.mark.slow),
-        ("missing file", "optimizer.pt: missing"),
+        pytest.param("optimizer.safetensors", "optimizer.safetensors: damaged", marks=pytest.mark.slow),
+        pytest.param("progress.json", "progress.json: damaged", marks=pytest.mark.slow),
+        pytest.param("random.safetensors", "random.safetensors: damaged", marks=pytest.mark.slow),
+        ("missing file", "optimizer.safetensors: missing"),
         ("cut short", "model.safetensors: truncated by 100 bytes"),
         ("no card", "no card.json, so it was never finished"),
     ],
@@ -377,24 +382,16 @@ def test_damaged_checkpoint_is_named_and_the_one_before_is_used(tmp_path, monkey
 
 def test_damaged_best_checkpoint_is_no_dead_end(tmp_path, monkeypatch, kill_at):
     """The newest one is whole, but could not end with the best weights: go back to before both."""
-    told = {3: 0.9, 6: 0.5, 9: 0.5, 12: 0.4}
-    original = training._Trainer.evaluate
-
-    def evaluate(self, *args, **kwargs):
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(training, "correct_share", lambda *_: told[self.state.global_step])
-            return original(self, *args, **kwargs)
+    plant_accuracies(monkeypatch, {3: 0.9, 6: 0.5, 9: 0.5, 12: 0.4})
 
     def run(work):
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(training._Trainer, "evaluate", evaluate)
-            return train(work, evaluations_per_epoch=2)
+        return train(work, evaluations_per_epoch=2)
 
     _, weights = run(tmp_path / "plain")
     with pytest.raises(Killed):
         kill_at(10)
         run(tmp_path / "killed")
-    monkeypatch.undo()
+    kill_at(None)
     assert {path.name for path in (tmp_path / "killed").glob("checkpoint-*")} == {"checkpoint-3", "checkpoint-9"}
     flip_bit(tmp_path / "killed" / "checkpoint-3" / "model.safetensors")
     resumed, resumed_weights = run(tmp_path / "killed")
@@ -404,14 +401,14 @@ def test_damaged_best_checkpoint_is_no_dead_end(tmp_path, monkeypatch, kill_at):
 
 def test_best_checkpoint_that_is_damaged_during_the_run_is_never_exported(tmp_path, monkeypatch):
     """Planted between the last step and the loading of the best."""
-    original = training._Trainer._load_best_model
+    original = checkpoints.Checkpoints.take_best
 
-    def load(self):
+    def take_best(self, *args):
         flip_bit(tmp_path / "checkpoint-6" / "model.safetensors")
         flip_bit(tmp_path / "checkpoint-12" / "model.safetensors")
-        original(self)
+        original(self, *args)
 
-    monkeypatch.setattr(training._Trainer, "_load_best_model", load)
+    monkeypatch.setattr(checkpoints.Checkpoints, "take_best", take_best)
     with pytest.raises(IntegrityError, match=r"model\.safetensors: damaged"):
         train(tmp_path)
 
@@ -433,7 +430,7 @@ def test_two_checkpoints_are_kept(tmp_path):
     kept = sorted(tmp_path.glob("checkpoint-*"))
     assert 1 <= len(kept) <= 2
     for folder in kept:
-        training.open_folder(folder, CHECKPOINT)
+        open_folder(folder, checkpoints.KIND)
 
 
 # --- numbers that are not finite ---------------------------------------------------------------------------------
@@ -483,15 +480,48 @@ def test_answers_that_are_not_finite_are_named():
         predict_logits(model, ids, 0, "dev")
 
 
-def test_collapse_is_an_error():
-    """Faults row 16: no better than always answering the commonest class."""
-    labels = [0] * 5 + [1] * 3 + [2] * 2
-    check_not_collapsed(0.6, labels, "the student")
-    for accuracy in (0.5, 0.3, math.nan):
-        with pytest.raises(
-            TrainingError, match=r"the student collapsed: .* not above the majority class's 50.0%; train"
-        ):
-            check_not_collapsed(accuracy, labels, "the student")
+def logits_of(answers, classes=3):
+    """Logits whose largest is each answer's."""
+    return torch.nn.functional.one_hot(torch.tensor(answers), classes).float()
+
+
+COMMON, RARE = [0] * 190, [1] * 10
+
+
+@pytest.mark.parametrize(
+    ("answers", "message"),
+    [
+        (COMMON + [0] * 10, "190 of 200 dev rows are right, and its answers in any other order would have 190 ± 0"),
+        ([1] * 200, "10 of 200 dev rows are right"),
+        ([0, 1] * 100, "100 of 200 dev rows are right, and its answers in any other order would have 100 ± "),
+        ([0] * 180 + [1] * 10 + [0] * 10, "180 of 200 dev rows are right"),  # the rare class where it never is
+    ],
+    ids=["the commonest class", "another class", "at random", "worse than at random"],
+)
+def test_collapse_is_an_error(answers, message):
+    """Faults row 16: answers that have nothing to do with the labels, however many are right."""
+    with pytest.raises(TrainingError, match=f"^the student collapsed: {message}"):
+        check_not_collapsed(logits_of(answers), COMMON + RARE, "the student")
+
+
+def test_a_model_that_finds_the_rare_class_has_not_collapsed():
+    """Though always answering the commonest class would be right more often: 95 % against 94 %."""
+    answers = [0] * 180 + [1] * 10 + [1] * 8 + [0] * 2
+    assert correct_share(logits_of(answers), COMMON + RARE) < 0.95
+    check_not_collapsed(logits_of(answers), COMMON + RARE, "the student")
+    check_not_collapsed(logits_of([0] * 6 + [1] * 4), [0] * 5 + [1] * 3 + [2] * 2, "the student")
+
+
+def test_chance_is_that_of_answers_in_another_order():
+    """Mean and deviation of the matches over 4,000 shuffles, as the message tells them."""
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.randint(0, 3, (60,), generator=generator)
+    answers = torch.multinomial(torch.tensor([0.6, 0.3, 0.1]), 60, replacement=True, generator=generator)
+    shuffled = [int((answers[torch.randperm(60, generator=generator)] == labels).sum()) for _ in range(4000)]
+    mean, spread = torch.tensor(shuffled).double().mean(), torch.tensor(shuffled).double().std()
+    worst = answers.sort().values[labels.argsort(descending=True).argsort()].tolist()
+    with pytest.raises(TrainingError, match=rf"would have {mean:.0f} ± {spread:.0f};"):
+        check_not_collapsed(logits_of(worst), labels.tolist(), "the student")
 
 
 # --- the distiller -----------------------------------------------------------------------------------------------
@@ -499,7 +529,7 @@ def test_collapse_is_an_error():
 
 def batch_of(split, rows=range(6)):
     """A batch as the collator makes it, without row numbers."""
-    batch = training.Collator(split)(list(rows))
+    batch = Collator(split)(list(rows))
     del batch["rows"]
     return batch
 

@@ -37,7 +37,8 @@ def run(main: Callable[[], int | None]) -> None:
     gc.enable()
     signal.signal(signal.SIGTERM, _exit_143)
     _end_with_dvc()
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    level = logging.INFO if is_first() else logging.WARNING
+    logging.basicConfig(level=level, format="%(message)s", stream=sys.stderr)
     # These announce every call they make; a person following a stage wants the stage's own lines.
     if not sys.stderr.isatty():
         os.environ.setdefault("TQDM_DISABLE", "1")  # coremltools draws its bars into log files otherwise
@@ -64,6 +65,11 @@ def run(main: Callable[[], int | None]) -> None:
     sys.exit(status)
 
 
+def is_first() -> bool:
+    """Whether this is the only process of a command, or the first of several that a launcher of torch has started."""
+    return os.environ.get("RANK", "0") == "0"
+
+
 def _tell_status(status: int) -> None:
     """Leaves the exit status for `decant run`: DVC gives 255 for whatever its stages gave."""
     with contextlib.suppress(OSError):
@@ -84,7 +90,7 @@ def _environment_message(error: Exception) -> str | None:
 
 @contextlib.contextmanager
 def lock(output: Path, *, wait: bool = False) -> Iterator[None]:
-    """Holds the lock on an output for the length of the block.
+    """Holds the lock on an output for the length of the block; of several processes that train together, in the first.
 
     Args:
         output: what is written.
@@ -93,6 +99,9 @@ def lock(output: Path, *, wait: bool = False) -> Iterator[None]:
     Raises:
         EnvironmentFault: another process holds it; the message names its pid.
     """
+    if not is_first():
+        yield
+        return
     # Under artifacts/work, which DVC does not hash: a lock beside an output would be part of what the report reads.
     top = next((folder for folder in output.parents if folder.name == "artifacts"), output.parent)
     path = top / "work" / "locks" / f"{'-'.join(output.relative_to(top).parts)}.lock"
@@ -119,8 +128,8 @@ def _exit_143(signum: int, frame: FrameType | None) -> None:
 
 
 def _end_with_dvc() -> None:
-    """Under DVC, ends this process when `dvc repro` dies. Run by hand, a stage may outlive its shell."""
-    if not {"DVC_STAGE", DIES_WITH_PARENT} & os.environ.keys():
+    """Ends this process with `dvc repro`, or with torch's launcher. Run by hand, a stage may outlive its shell."""
+    if not {"DVC_STAGE", DIES_WITH_PARENT, "TORCHELASTIC_RUN_ID"} & os.environ.keys():
         return
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)

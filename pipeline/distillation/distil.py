@@ -17,7 +17,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from pipeline.augment.augmented import with_augmented
-from pipeline.base import guard, plugins
+from pipeline.base import guard
 from pipeline.base.dependencies import Trace, trace
 from pipeline.base.errors import IntegrityError
 from pipeline.base.files import output_folder
@@ -26,15 +26,24 @@ from pipeline.base.workspace import Workspace
 from pipeline.data.batches import batches_by_length, pad, spread_rows
 from pipeline.data.prepared import TEST_LOGITS, EncodedSplit, open_data, read_encoded
 from pipeline.distillation.chosen_maps import chosen_maps
+from pipeline.distillation.phases import Phase, phases_of
 from pipeline.distillation.variants import Variant, run_key
 from pipeline.families import shape_of
 from pipeline.models.checkpoints import count_parameters, load_classifier, save_classifier
 from pipeline.models.students import build_student
 from pipeline.models.vocabulary import load_tokenizer, save_tokenizer
-from pipeline.settings.params import Params, TrainingSettings
-from pipeline.training.answers import cached_teacher_logits, check_not_collapsed, correct_share, predict_logits
-from pipeline.training.loop import Distiller, TrainingRun, fit, loss_params
-from pipeline.training.needs import needs_of
+from pipeline.settings.params import Params
+from pipeline.training import processes
+from pipeline.training.answers import (
+    cached_teacher_logits,
+    check_not_collapsed,
+    correct_share,
+    labelled_share,
+    predict_logits,
+)
+from pipeline.training.distiller import Distiller, loss_params
+from pipeline.training.loop import TrainingRun, fit
+from pipeline.training.needs import needs_of, reads_teacher
 from pipeline.training.teacher_signals import TeacherSignals, cached_teacher_signals, size_bytes
 
 log = logging.getLogger(__name__)
@@ -61,7 +70,7 @@ class Distillation:
             split: read_encoded(workspace, split, params.data.max_length)[1] for split in ("train", "dev", "test")
         }
         self.caches = caches or workspace.work("teacher_answers")
-        self._train: EncodedSplit | None = None
+        self._answered: EncodedSplit | None = None
         self.resumed = False  # whether the last training went on from a checkpoint
 
     @property
@@ -87,7 +96,8 @@ class Distillation:
         return [pad([ids[i] for i in rows], pad_id) for rows in batches_by_length([len(row) for row in ids], 64)]
 
     def check(self, variant: Variant) -> None:
-        """Raises SettingsError when the variant's losses cannot compare the two models."""
+        """Raises SettingsError when the variant's losses cannot compare the two models, or leave a phase empty."""
+        phases_of(variant.losses, self.params.distill)
         Distiller(self.new_student(variant.seed), self.teacher, variant.losses).close()
 
     def key(self, variant: Variant) -> str:
@@ -99,24 +109,56 @@ class Distillation:
             "variant": variant.name,
         }
         names = json.dumps(self.teacher.config.id2label)
-        rows, dev = self._training_rows(), self.splits["dev"]
+        rows, dev = self._training_rows(variant.losses), self.splits["dev"]
         return run_key(settings, _code(variant.losses), self.params, rows, dev, self.weights, names)
 
     def train(self, variant: Variant, folder: Path) -> Card:
         """Trains one student into `folder`/model, unless a finished one was made from the same inputs.
+
+        In every process, when there are several; the first judges and writes.
 
         Raises:
             SettingsError: a loss does not fit.
             TrainingError: a loss is not finite, or the student learned nothing.
         """
         key, done = self.key(variant), folder / "model"
-        finished = _finished(done, key)
+        finished = processes.by_first(lambda: self._find(variant, done, key))
         if finished is not None:
-            log.info("%s: already trained", variant.name)
-            return finished if finished.sources == self.sources else self._score_anew(finished, done)
+            return finished
         started = time.monotonic()
         student = self.new_student(variant.seed)
         run, learned = self._run_phases(student, variant, folder, key)
+        self.resumed = run.resumed_from_step > 0
+        card = processes.by_first(lambda: self._finish(student, variant, done, key, run, learned))
+        facts = card.facts
+        log.info(
+            "%s: %.2f %% on dev, %.2f %% on test after %d steps (%.0f s)",
+            variant.name,
+            100 * facts["dev_accuracy"],
+            100 * facts["test_accuracy"],
+            run.steps,
+            time.monotonic() - started,
+        )
+        return card
+
+    def _find(self, variant: Variant, done: Path, key: str) -> Card | None:
+        """The card of a model that was finished before, scored on the test rows of now."""
+        finished = _finished(done, key)
+        if finished is None:
+            return None
+        log.info("%s: already trained", variant.name)
+        return finished if finished.sources == self.sources else self._score_anew(finished, done)
+
+    def _finish(
+        self,
+        student: PreTrainedModel,
+        variant: Variant,
+        done: Path,
+        key: str,
+        run: TrainingRun,
+        learned: dict[str, Any],
+    ) -> Card:
+        """Scores a trained student and writes it under its name."""
         answers = {
             split: predict_logits(student, rows.ids, rows.pad_id, f"{variant.name} on {split}")
             for split, rows in self.splits.items()
@@ -124,7 +166,7 @@ class Distillation:
         }
         accuracy = {split: correct_share(logits, self.splits[split].labels) for split, logits in answers.items()}
         if variant.kind == "distilled":
-            check_not_collapsed(accuracy["dev"], self.splits["dev"].labels, "the student")
+            check_not_collapsed(answers["dev"], self.splits["dev"].labels, "the student")
         facts = {
             "key": key,
             "kind": variant.kind,
@@ -137,23 +179,13 @@ class Distillation:
             "threads": self.params.threads,
             "learned": learned,
         }
-        self.resumed = run.resumed_from_step > 0
         with output_folder(done, expected_bytes=4 * count_parameters(student)) as partial:
             save_classifier(student.cpu(), partial)
             save_tokenizer(load_tokenizer(self.workspace.data / "tokenizer"), partial)
             lines = (json.dumps(entry, sort_keys=True) + "\n" for entry in run.log)
             (partial / "log.jsonl").write_text("".join(lines), "utf-8")
             _write_answers(partial, answers["test"])
-            card = seal(partial, KIND, self.sources, facts)
-        log.info(
-            "%s: %.2f %% on dev, %.2f %% on test after %d steps (%.0f s)",
-            variant.name,
-            100 * accuracy["dev"],
-            100 * accuracy["test"],
-            run.steps,
-            time.monotonic() - started,
-        )
-        return card
+            return seal(partial, KIND, self.sources, facts)
 
     def _score_anew(self, finished: Card, folder: Path) -> Card:
         """The same weights on the test rows of now, on which no training depends, so that no key knows them."""
@@ -169,78 +201,59 @@ class Distillation:
         """Computes and keeps what the teacher says to the training rows, as far as this variant's losses look at it."""
         student = self.new_student(variant.seed)
         losses = chosen_maps(variant.losses, student, self.teacher, self.splits["train"])
-        self._known(losses, student, self._training_rows())
+        self._known(losses, student, self._training_rows(losses))
 
     def _run_phases(
         self, student: PreTrainedModel, variant: Variant, folder: Path, key: str
     ) -> tuple[TrainingRun, dict[str, Any]]:
-        """One phase with all losses; or signal losses first, whose last weights go on to the logit losses."""
-        distill = self.params.distill
-        losses = chosen_maps(variant.losses, student, self.teacher, self.splits["train"])
-        if distill.phases == "one":
-            return self._fit(student, losses, distill.training, folder / "main", key, variant, variant.name)
-        signal = {n: s for n, s in losses.items() if plugins.load("loss", n).KIND == "signal"}
-        first_settings = TrainingSettings(
-            **{**distill.training.model_dump(), "epochs": distill.signal_epochs, "patience": 0}
-        )
-        # A control without signal losses trains its own losses in both phases: the same number of steps for all.
-        first, learned = self._fit(
-            student,
-            signal or losses,
-            first_settings,
-            folder / "signals",
-            key,
-            variant,
-            f"{variant.name}, signals",
-            "last",
-        )
-        logit = {n: s for n, s in losses.items() if n not in signal} or {"logit_kl": {}}
-        second, _ = self._fit(student, logit, distill.training, folder / "main", key, variant, variant.name)
-        shifted = [{**e, "step": e["step"] + first.steps} if "step" in e else e for e in second.log]
-        return (
-            TrainingRun(
-                first.steps + second.steps,
-                second.best_dev_accuracy,
-                [*first.log, *shifted],
-                resumed_from_step=first.resumed_from_step + second.resumed_from_step,
-            ),
-            learned,
-        )
+        """All phases as one run, and what the auxiliary modules of the first learned."""
+        chosen = processes.by_first(lambda: chosen_maps(variant.losses, student, self.teacher, self.splits["train"]))
+        whole, learned = TrainingRun(steps=0, best_dev_accuracy=float("nan")), None
+        for phase in phases_of(chosen, self.params.distill):
+            run, found = self._fit(student, phase, folder / phase.folder, key, variant)
+            learned = found if learned is None else learned
+            shifted = [{**entry, "step": entry["step"] + whole.steps} for entry in run.log]
+            whole = TrainingRun(
+                whole.steps + run.steps,
+                run.best_dev_accuracy,
+                [*whole.log, *shifted],
+                whole.resumed_from_step + run.resumed_from_step,
+            )
+        return whole, learned or {}
 
     def _fit(
-        self,
-        student: PreTrainedModel,
-        losses: Mapping[str, Mapping[str, Any]],
-        settings: TrainingSettings,
-        work: Path,
-        key: str,
-        variant: Variant,
-        name: str,
-        keep: str = "best",
+        self, student: PreTrainedModel, phase: Phase, work: Path, key: str, variant: Variant
     ) -> tuple[TrainingRun, dict[str, Any]]:
-        train = self._training_rows()
+        train = self._training_rows(phase.losses)
         distiller = Distiller(
             student,
             self.teacher,
-            losses,
+            phase.losses,
             variant.seed,
-            known=self._known(losses, student, train),
+            known=self._known(phase.losses, student, train),
             class_token=self.params.distill.class_token,
+            labelled_share=labelled_share(train),
         )
-        rows = len(self.splits["train"])
-        run = fit(distiller, train, self.splits["dev"], settings, work, key, variant.seed, name, keep, epoch_rows=rows)
+        dev, rows = self.splits["dev"], len(self.splits["train"])
+        name = variant.name if phase.folder == "main" else f"{variant.name}, {phase.folder}"
+        run = fit(distiller, train, dev, phase.training, work, key, variant.seed, name, phase.keep, epoch_rows=rows)
         learned = distiller.learned()
         distiller.close()  # the next phase hooks the same student
         return run, learned
 
-    def _training_rows(self) -> EncodedSplit:
-        """The training rows, augmented text among them, with the teacher's logits."""
-        if self._train is None:
-            with guard.lock(self.caches, wait=True):
-                train = with_augmented(self.params, self.workspace, self.splits["train"], self.caches)
-                logits = cached_teacher_logits(self.teacher, train, self.caches, self._answers_key(train))
-            self._train = EncodedSplit(**{**train.__dict__, "teacher_logits": logits})
-        return self._train
+    def _training_rows(self, losses: Collection[str]) -> EncodedSplit:
+        """The training rows; for losses that look at the teacher augmented text too, with the teacher's logits."""
+        if not reads_teacher(losses):
+            return self.splits["train"]
+        if self._answered is None:
+            self._answered = processes.first_then_others(self._with_answers)
+        return self._answered
+
+    def _with_answers(self) -> EncodedSplit:
+        with guard.lock(self.caches, wait=True):
+            train = with_augmented(self.params, self.workspace, self.splits["train"], self.caches)
+            logits = cached_teacher_logits(self.teacher, train, self.caches, self._answers_key(train))
+        return EncodedSplit(**{**train.__dict__, "teacher_logits": logits})
 
     def _known(
         self, losses: Mapping[str, Mapping[str, Any]], student: PreTrainedModel, train: EncodedSplit
@@ -253,8 +266,12 @@ class Distillation:
             return None
         if not size:
             return None
-        with guard.lock(self.caches, wait=True):
-            return cached_teacher_signals(self.teacher, needs, train, self.caches, self._answers_key(train))
+
+        def read() -> TeacherSignals:
+            with guard.lock(self.caches, wait=True):
+                return cached_teacher_signals(self.teacher, needs, train, self.caches, self._answers_key(train))
+
+        return processes.first_then_others(read)
 
     def _answers_key(self, train: EncodedSplit) -> str:
         return run_key({}, _code(()), self.params, train, self.splits["dev"], self.weights)

@@ -7,6 +7,7 @@ A loss file has:
 - `NEEDS`: the signals it reads, of `pipeline.signals.reader.SIGNALS`.
 - `Params`: a frozen model of its settings, derived from `LossParams` or `LayerLossParams`; every setting has a default.
 - `loss(student, teacher, params, module)`: two `Signals` to a float32 scalar: padding-safe, no gradient to the teacher.
+  A mean over the rows of the batch, so that a batch may be computed in parts; a row without a label counts and adds 0.
 - `misfit(student, teacher, params)` (optional): why two `Shape`s cannot be compared by this loss, or None.
 - `layers(student, teacher, params)` (optional): the student's and the teacher's layers it looks at, two sets counted
   from 1, 0 for the embedding output; without it those of its `map`, or all. What no loss looks at is not computed.
@@ -14,12 +15,14 @@ A loss file has:
   need none; trained beside the student, never exported, handed to `loss` as `module`.
 - `learned(module)` (optional): what the auxiliary module learned, as plain values for the student's card.
 - `LEARNING_RATE_FACTOR` (optional): how many times as fast the auxiliary module learns, without weight decay.
+- `READS_TEACHER` (optional, default True): False when the loss does not look at the teacher at all. Such losses alone
+  are trained on the training rows alone: further text has no label, and only the teacher could say what it means.
 - `TEACHER_ONLY` (optional): signals among NEEDS that it reads of the teacher alone.
 - `LEARNS_ALIGNMENT` (optional, default False): True when the loss is 0 only once its module has found which head or
   layer belongs to which.
 - `IS_BLIND_TO_HEAD_ORDER` (optional, default False): True when the order of one model's heads does not matter.
 - `IS_BATCH_STATISTIC` (optional, default False): True when the loss compares the examples of a batch with each other,
-  so that a batch's loss is not the mean of its examples' losses.
+  so that a batch's loss is not the mean of its examples' losses. It is shown the rows of all processes that train.
 - `IS_CROSS_ENTROPY` (optional, default False): True when the loss keeps the target's own entropy, so that it is not 0
   for a student that equals its teacher.
 """

@@ -10,6 +10,7 @@ from pipeline.signals.reader import Signals
 
 KIND = "logit"
 NEEDS = ("logits", "labels")
+READS_TEACHER = False
 IS_CROSS_ENTROPY = True
 
 UNLABELLED = -100  # the class of an example that has none, as torch marks it
@@ -32,14 +33,14 @@ def loss(student: Signals, teacher: Signals, params: Params, module: nn.Module |
 def cross_entropy(
     logits: Float[Tensor, "batch classes"], labels: Int[Tensor, " batch"], label_smoothing: float
 ) -> Float[Tensor, ""]:
-    """Nats by which the labels surprise the student, averaged over the labelled examples of the batch.
+    """Nats by which the labels surprise the student, averaged over the examples of the batch.
 
-    Examples whose label is `UNLABELLED` are skipped and not counted; 0, with a gradient of 0, when all are.
+    Examples whose label is `UNLABELLED` add 0 and count: divided by the labelled ones only, a label would weigh the
+    more the fewer it meets. `Distiller` makes up for them with the labelled share of all training rows.
 
     Source: torch's label smoothing, which gives the true class 1 - smoothing + smoothing / classes.
     """
     total = functional.cross_entropy(
         logits.float(), labels.long(), ignore_index=UNLABELLED, reduction="sum", label_smoothing=label_smoothing
     )
-    # torch's own mean would be 0 / 0 in a batch without labels
-    return total / (labels != UNLABELLED).sum().clamp(min=1)
+    return total / max(len(labels), 1)

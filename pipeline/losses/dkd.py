@@ -64,13 +64,13 @@ def dkd(
     Args:
         student: logits before softmax.
         teacher: logits before softmax; no gradient flows into them.
-        labels: the right class; `UNLABELLED` marks an example that is skipped and not counted.
+        labels: the right class; `UNLABELLED` marks an example that adds 0.
         temperature: > 0; higher spreads probability over more classes.
         alpha: factor on TCKD.
         beta: factor on NCKD, which is 0 for two classes.
 
     Returns:
-        Nats per labelled example, averaged over those of the batch, times temperature squared; 0 when the two agree,
+        Nats per example, averaged over the batch as in cross_entropy, times temperature squared; 0 when the two agree,
         and when no example is labelled.
 
     Raises:
@@ -87,7 +87,7 @@ def dkd(
     target_kl = class_kl(_target_or_not(log_teacher, is_target), _target_or_not(log_student, is_target))
     rest_kl = class_kl(_without_target(log_teacher, is_target), _without_target(log_student, is_target))
     per_example = torch.where(is_labelled, alpha * target_kl + beta * rest_kl, 0.0)
-    return per_example.sum() / is_labelled.sum().clamp(min=1) * temperature**2
+    return per_example.mean() * temperature**2
 
 
 def _target_or_not(log_probs: Tensor, is_target: Tensor) -> Tensor:

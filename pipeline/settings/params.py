@@ -117,6 +117,18 @@ class TrainingSettings(Settings):
         default=0, ge=0, description="Evaluations without a better dev score before stopping; 0: never."
     )
     evaluations_per_epoch: int = Field(default=1, ge=1, le=20, description="Dev evaluations and checkpoints an epoch.")
+    micro_batches: int = Field(
+        default=1,
+        ge=1,
+        le=4096,
+        description="Parts of a batch that each process computes one after the other, to need less memory; the step is "
+        "that of the whole batch.",
+    )
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(
+        default="auto",
+        description="What the model is computed in while it trains; losses and weights stay fp32. auto: bf16 on a GPU "
+        "that has it, else fp32; fp16: NVIDIA GPUs only.",
+    )
 
 
 class TeacherSettings(Settings):
@@ -184,7 +196,10 @@ class Controls(Settings):
         default=0, ge=0, le=20, description="Seeds of the same student on hard labels only; 0: none."
     )
     logits_only: int = Field(
-        default=0, ge=0, le=20, description="Seeds of the same student on logit losses only; 0: none."
+        default=0,
+        ge=0,
+        le=20,
+        description="Seeds of the same student on its logit losses only, logit_kl if it has none; 0: none.",
     )
 
 
@@ -204,7 +219,8 @@ class DistillSettings(Settings):
 
     training: TrainingSettings = Field(default=TrainingSettings(learning_rate=1.5e-4), description="The main phase.")
     phases: Literal["one", "two"] = Field(
-        default="one", description="one: all losses together; two: signal losses first, then logit losses."
+        default="one",
+        description="one: all losses together; two: signal losses first, then logit losses (at least one).",
     )
     signal_epochs: float = Field(default=3.0, gt=0, description="Epochs of the first phase when phases is two.")
     losses: dict[Name, dict[str, Any]] = Field(

@@ -1,14 +1,13 @@
 """What a whole model answers to a split, and whether that is more than chance."""
 
 import logging
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
-from transformers import (
-    PreTrainedModel,
-)
+from transformers import PreTrainedModel
 
 from pipeline.base.errors import IntegrityError, TrainingError
 from pipeline.base.files import output_folder
@@ -16,8 +15,11 @@ from pipeline.base.records import open_folder, seal
 from pipeline.data.batches import batches_by_length, pad
 from pipeline.data.prepared import EncodedSplit
 from pipeline.data.token_rows import lengths_of
+from pipeline.losses.cross_entropy import UNLABELLED
+from pipeline.training import processes
 
 log = logging.getLogger(__name__)
+ONE_IN_TWENTY = 1.645  # standard deviations that chance exceeds in one of twenty cases
 
 
 def predict_logits(
@@ -31,7 +33,7 @@ def predict_logits(
     from tqdm import tqdm
 
     model.eval()
-    device = torch.device("cuda") if torch.cuda.is_available() else torch.device("cpu")
+    device = processes.device()
     nn.Module.to(model, device)
     logits = torch.empty(len(ids), model.config.num_labels)
     batches = batches_by_length(lengths_of(ids), batch_size)
@@ -68,11 +70,35 @@ def cached_teacher_logits(teacher: PreTrainedModel, split: EncodedSplit, work: P
     return load_file(folder / "logits.safetensors")["logits"]
 
 
-def check_not_collapsed(accuracy: float, labels: Sequence[int], name: str) -> None:
-    """Raises TrainingError when a model is no better on dev than always answering the commonest class."""
-    share = max(labels.count(label) for label in set(labels)) / len(labels)
-    if not accuracy > share:
+def labelled_share(split: EncodedSplit) -> float:
+    """Share of a split's rows that have a label."""
+    return sum(label != UNLABELLED for label in split.labels) / len(split)
+
+
+def dev_accuracy(model: PreTrainedModel, dev: EncodedSplit) -> float:
+    """Share of dev that a model answers rightly."""
+    return correct_share(predict_logits(model, dev.ids, dev.pad_id, "dev"), dev.labels)
+
+
+def check_not_collapsed(logits: Tensor, labels: Sequence[int], name: str) -> None:
+    """Raises TrainingError when the answers on dev have no more to do with the labels than chance allows.
+
+    Chance is the same answers given to the rows in any other order: then as many are right as the shares of answers and
+    labels make likely, whatever accuracy that is. So a model that finds the rare class is let through though always
+    answering the commonest would be right more often, and one that always gives the same answer is not.
+
+    Source: mean and variance of the matches under permutation, which is Cohen's kappa at 0 (Hoeffding 1951).
+    """
+    answers, truth = logits.argmax(-1), torch.tensor(labels)
+    classes = max(logits.shape[-1], int(truth.max()) + 1)
+    given, real = torch.bincount(answers, minlength=classes).double(), torch.bincount(truth, minlength=classes).double()
+    rows, right = len(labels), int((answers == truth).sum())
+    by_chance = float(given @ real) / rows
+    # Whether label and answer agree, for every pair of classes, without the means of row and column.
+    centred = torch.eye(classes, dtype=torch.float64) - given[:, None] / rows - real / rows + by_chance / rows
+    spread = math.sqrt(float(real @ centred.square() @ given) / max(rows - 1, 1))
+    if not right - by_chance > ONE_IN_TWENTY * spread or spread == 0:
         raise TrainingError(
-            f"{name} collapsed: dev accuracy {accuracy:.1%} is not above the majority class's {share:.1%}; "
-            "train longer, raise or lower the learning rate, or check the labels"
+            f"{name} collapsed: {right} of {rows} dev rows are right, and its answers in any other order would have "
+            f"{by_chance:.0f} ± {spread:.0f}; train longer, raise or lower the learning rate, or check the labels"
         )

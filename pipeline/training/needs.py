@@ -31,9 +31,14 @@ def needs_of(losses: Mapping[str, LossParams], student: Shape, teacher: Shape) -
             if need not in getattr(file, "TEACHER_ONLY", ()):
                 _add(ours, need, small)
             # Labels and the distillation token are the student's alone.
-            if need not in ("labels", "token"):
+            if need not in ("labels", "token") and getattr(file, "READS_TEACHER", True):
                 _add(theirs, need, large)
     return ours, theirs
+
+
+def reads_teacher(losses: Iterable[str]) -> bool:
+    """Whether any of these losses looks at the teacher."""
+    return any(getattr(plugins.load("loss", name), "READS_TEACHER", True) for name in losses)
 
 
 def _add(needs: Layers, need: str, layers: Iterable[int]) -> None:

@@ -24,6 +24,7 @@ from pipeline.data.prepared import EncodedSplit
 from pipeline.data.token_rows import lengths_of
 from pipeline.families import family_of, shape_of
 from pipeline.signals.reader import SignalReader, Signals, taken
+from pipeline.training import processes
 
 log = logging.getLogger(__name__)
 KIND = "teacher_signal"
@@ -148,7 +149,7 @@ def _compute(
 
     from tqdm import tqdm
 
-    device = torch.device("cuda") if torch.cuda.is_available() else torch.device("cpu")
+    device = processes.device()
     nn.Module.to(teacher, device)
     tokens, width = int(lengths_of(ids).sum()), shape_of(teacher.config).hidden
     needs: dict[str, set[int]] = {}

@@ -20,7 +20,7 @@ from pipeline.models.checkpoints import read_config
 from pipeline.models.model_files import find_model
 from pipeline.models.students import student_config
 from pipeline.settings.params import Params, load, read_values
-from pipeline.training.loop import check_fit, loss_params
+from pipeline.training.distiller import check_fit, loss_params
 from stages import prepare
 from stages.comparing import results
 from stages.comparing.methods_file import CONTROLS, Job, MethodsFile, settings_of
