@@ -18,8 +18,8 @@ import torch
 import typer
 
 from benchmarks.pages import fill
-from eval.accuracy import answer
 from eval.runtimes import coreml_reference, pytorch
+from eval.scores import answer
 from eval.statistics import share_interval
 from export import to_coreml
 from pipeline.base import guard

@@ -20,12 +20,12 @@ import numpy as np
 import typer
 
 from benchmarks.pages import fill
-from eval.accuracy import answer
 from eval.figures import speedup
 from eval.isolated import open_session
 from eval.latency import Exported
 from eval.latency import measure as take_times
 from eval.runtimes import onnxruntime
+from eval.scores import answer
 from export import onnx_int8, to_onnx
 from pipeline.base import emulation, guard, machine
 from pipeline.base.errors import UnusableRuntimeError

@@ -40,12 +40,12 @@ def measure(workspace: Annotated[Path, typer.Argument(help="A workspace in which
     """Writes the record that the picture is drawn from."""
     report = Workspace(workspace).report
     open_folder(report, "report")
-    found = {row["series"]: row for row in _rows(report / "plots" / "accuracy_by_size.csv")}
-    times = {row["series"]: float(row["p50_ms"]) for row in _rows(report / "plots" / "accuracy_by_latency.csv")}
+    found = {row["series"]: row for row in _rows(report / "plots" / "score_by_size.csv")}
+    times = {row["series"]: float(row["p50_ms"]) for row in _rows(report / "plots" / "score_by_latency.csv")}
     rows = [
         {
             "name": NAMES[name],
-            **{key: float(found[name][key]) for key in ("accuracy", "low", "high", "size_mb")},
+            **{key: float(found[name][key]) for key in ("score", "low", "high", "size_mb")},
             "p50_ms": times.get(name),
         }
         for name in NAMES
@@ -91,8 +91,8 @@ def plot(record: Mapping[str, Any]) -> str:
 def _accuracy(axes: Any, rows: Sequence[Mapping[str, Any]], places: Sequence[int]) -> None:
     for row, place in zip(rows, places, strict=True):
         axes.plot([100 * row["low"], 100 * row["high"]], [place, place], color=MARK, linewidth=2, alpha=0.4)
-        axes.plot(100 * row["accuracy"], place, "o", color=MARK, markersize=5)
-        axes.annotate(f"{100 * row['accuracy']:.1f}", (100 * row["accuracy"], place), (0, 5), color=INK,
+        axes.plot(100 * row["score"], place, "o", color=MARK, markersize=5)
+        axes.annotate(f"{100 * row['score']:.1f}", (100 * row["score"], place), (0, 5), color=INK,
                       textcoords="offset points", ha="center", fontsize=8)  # fmt: skip
     axes.set_yticks(places, [row["name"] for row in rows])
     axes.set_ylim(-0.6, len(rows) - 0.2)

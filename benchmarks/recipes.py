@@ -19,8 +19,8 @@ import typer
 from benchmarks import distill
 from benchmarks.pages import begin_of, fill
 from eval import figures
-from eval.accuracy import answer
 from eval.runtimes import onnxruntime
+from eval.scores import answer
 from export import to_onnx
 from pipeline.base import guard, records
 from pipeline.base.files import write_atomically
@@ -63,13 +63,13 @@ def collect(params: Params, workspace: Workspace, target: str) -> dict[str, Any]
     speedup = figures.speedup(measured)
     return {
         "test_rows": floors.examples,
-        "floors": {floor.name: floor.accuracy.value for floor in floors.floors},
+        "floors": {floor.name: floor.primary.value for floor in floors.floors},
         "teacher": {"test_accuracy": [teacher.facts["test_accuracy"]], "steps": teacher.facts["steps"],
                     "parameters": teacher.facts["parameters"], "size_bytes": measured.reference_size_bytes},
         "variants": summary,
         "shipped": variants.facts["shipped"],
         "int8": {"test_accuracy": int8, "size_bytes": measured.size_bytes,
-                 "shipped_accuracy": score.accuracy.value if score.accuracy else None},
+                 "shipped_accuracy": score.primary.value if score.primary else None},
         "latency": {
             "runtime": f"{measured.runtime} {measured.runtime_version}",
             "threads": measured.threads,

@@ -29,9 +29,9 @@ import typer
 from benchmarks import without_decant
 from benchmarks.pages import fill
 from eval import dying
-from eval.accuracy import answer
 from eval.padding import pad
 from eval.runtimes import Session
+from eval.scores import answer
 from eval.statistics import median_ratio_interval, share_interval
 from eval.worker import WorkerError, thread_environment
 from pipeline.base import guard, plugins

@@ -11,12 +11,13 @@ import numpy as np
 from jaxtyping import Float
 
 from eval.statistics import TooFewError, median_ratio_interval, quantile_interval, two_sided
-from pipeline.base.records import Interval, Measurement, Series
+from pipeline.base.records import Interval, Measurement, Reason, ReasonKind, Series
+from pipeline.settings.budgets import OF_TIMINGS
 
 Clock = Literal["wall", "cpu"]
 Model = Literal["candidate", "reference", "canary", "canary_twin"]
 
-LATENCY_CONFIDENCE = two_sided(0.99)
+LATENCY_CONFIDENCE = two_sided(OF_TIMINGS)
 # How far the median ratio of a model to itself may be from 1, and the confidence of the interval around it. B3.5 also
 # calls a runner unfit when that interval excludes 1, for 40 pairs. The 200 that we take make it narrow enough to show
 # what two sessions owe to their places in memory: in 20 runs on a busy 2-core machine it excluded 1 in 4, of which one
@@ -102,63 +103,55 @@ def canary_ratio(measurement: Measurement) -> Interval:
     return _paired_ratio(measurement, "canary", "canary_twin", "data", None, CANARY_CONFIDENCE)
 
 
-def why_unfit(measurement: Measurement) -> str | None:
+def why_unfit(measurement: Measurement) -> Reason | None:
     """Why timings of this run cannot be trusted, or None: the machine must find a model as fast as itself."""
     try:
         ratio = canary_ratio(measurement)
     except TooFewError as error:
-        return f"no A/A canary: {error}"
+        return Reason(kind=ReasonKind.NO_CANARY, detail=str(error))
     if abs(ratio.value - 1) <= CANARY_TOLERANCE:
         return None
-    return (
-        f"the runner is unfit: it timed the model at {ratio.value:.3f}x of itself "
-        f"[{ratio.low:.3f}, {ratio.high:.3f}]; measure again on a quieter machine"
-    )
+    return Reason(kind=ReasonKind.NOISY_RUNNER, figure=ratio)
 
 
-def find_warnings(measurement: Measurement) -> tuple[str, ...]:
-    """Reasons to read the figures with care, in words."""
+def find_warnings(measurement: Measurement) -> tuple[Reason, ...]:
+    """Reasons to read the figures with care."""
     if measurement.not_measured is not None:
         return ()
-    return tuple(
-        text
-        for text in (
-            why_unfit(measurement),
-            _canary_leans(measurement),
-            _clocks_disagree(measurement),
-            _stolen(measurement),
-        )
-        if text is not None
+    unfit = why_unfit(measurement)
+    found = (
+        unfit if unfit is not None else _canary_leans(canary_ratio(measurement)),
+        _clocks_disagree(measurement),
+        _stolen(measurement),
     )
+    return tuple(reason for reason in found if reason is not None)
 
 
-def _canary_leans(measurement: Measurement) -> str | None:
+def _canary_leans(ratio: Interval) -> Reason | None:
     """A difference that is real, but too small to matter."""
-    if why_unfit(measurement) is not None:
-        return None
-    ratio = canary_ratio(measurement)
-    if ratio.low <= 1 <= ratio.high:
-        return None
-    return f"ratios are off by about {abs(ratio.value - 1):.1%}: the model was timed at {ratio.value:.3f}x of itself"
+    return None if ratio.low <= 1 <= ratio.high else Reason(kind=ReasonKind.CANARY_LEANS, figure=ratio)
 
 
-def _clocks_disagree(measurement: Measurement) -> str | None:
+def _clocks_disagree(measurement: Measurement) -> Reason | None:
+    """Found is the median of CPU time in ms, expected that on the wall clock."""
     wall, cpu = _median_ms(measurement, "wall"), _median_ms(measurement, "cpu")
     if wall is None or cpu is None or abs(cpu / wall - 1) <= CLOCK_TOLERANCE:
         return None
-    cause = "preemption, waiting, or work off the CPU" if cpu < wall else "a spinning thread pool?"
-    return f"the clocks disagree: median {wall:.3g} ms on the wall, {cpu:.3g} ms of CPU time ({cause})"
+    return Reason(kind=ReasonKind.CLOCKS_DISAGREE, found=cpu, expected=wall)
 
 
-def _stolen(measurement: Measurement) -> str | None:
-    """CPU time that the host gave to other machines, from the conditions before and after each process."""
+def _stolen(measurement: Measurement) -> Reason | None:
+    """CPU time that the host gave to other machines, from the conditions before and after each process.
+
+    Found are the seconds taken away, expected those of measuring.
+    """
     seconds = elapsed = 0.0
     for before, after in zip(measurement.conditions[::2], measurement.conditions[1::2], strict=False):
         seconds += after.get("steal_seconds_since_boot", 0.0) - before.get("steal_seconds_since_boot", 0.0)
         elapsed += after.get("elapsed_s", 0.0)
     if elapsed <= 0 or seconds <= MAX_STEAL_SHARE * elapsed:
         return None
-    return f"the host took {seconds:.1f} CPU seconds away during {elapsed:.1f} s of measuring"
+    return Reason(kind=ReasonKind.CPU_STOLEN, found=seconds, expected=elapsed)
 
 
 def _percentile_ms(

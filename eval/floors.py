@@ -8,9 +8,9 @@ from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.pipeline import Pipeline, make_pipeline, make_union
 from sklearn.svm import LinearSVC
 
-from eval.accuracy import macro_f1
-from eval.statistics import share_interval
-from pipeline.base.records import LINEAR, MAJORITY, Floor, Floors
+from eval.scores import MACRO_F1, macro_f1
+from eval.statistics import mean_interval, right
+from pipeline.base.records import ACCURACY, LINEAR, MAJORITY, Floor, Floors
 
 TIMED_CALLS = 100
 
@@ -45,7 +45,13 @@ def measure_floors(
         size_bytes=shipped_bytes(model),
         latency_ms=_median_call_ms(model, test_texts) if timed else None,
     )
-    return Floors(examples=len(test_labels), labels=tuple(test_labels), classes=classes, floors=(majority, linear))
+    return Floors(
+        examples=len(test_labels),
+        metric=ACCURACY,
+        labels=tuple(test_labels),
+        classes=classes,
+        floors=(majority, linear),
+    )
 
 
 def fit_linear(texts: Sequence[str], labels: Sequence[int], seed: int) -> Pipeline:
@@ -72,14 +78,15 @@ def shipped_bytes(model: Pipeline) -> int:
 def _floor(
     name: str, labels: Sequence[int], predictions: list[int], *, size_bytes: int, latency_ms: float | None
 ) -> Floor:
-    right = sum(a == b for a, b in zip(labels, predictions, strict=True))
+    values = right(labels, predictions)
     return Floor(
         name=name,
-        accuracy=share_interval(right, len(labels)),
-        macro_f1=macro_f1(labels, predictions),
+        primary=mean_interval(values),
+        further={MACRO_F1: macro_f1(labels, predictions)},
         size_bytes=size_bytes,
         latency_ms=latency_ms,
         predictions=tuple(predictions),
+        values=tuple(values.tolist()),
     )
 
 

@@ -1,15 +1,24 @@
 """The same test examples followed from the teacher to the student to every artefact, hop by hop.
 
-Two models of equal accuracy may be wrong about different examples; only the ledger shows where answers changed hands.
+Two models of equal score may be wrong about different examples; only the ledger shows where answers changed hands.
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
 from eval.statistics import drop_interval
 from pipeline.base.errors import IntegrityError
-from pipeline.base.records import Interval, Record
+from pipeline.base.records import Interval, Metric, Record
+
+
+@dataclass(frozen=True)
+class Answers:
+    """What a model answered to each example, and the metric on it."""
+
+    predictions: Sequence[int]
+    values: Sequence[float]
 
 
 class Hop(Record):
@@ -18,13 +27,13 @@ class Hop(Record):
     before: str
     after: str
     examples: int
-    # examples that went from right to wrong, and from wrong to right
+    # examples whose value became worse, and better: that went from right to wrong, and from wrong to right
     worse: int
     better: int
     # examples whose answer changed at all, from one wrong class to another included
     changed: int
-    # accuracy gained, in points of 100; below 0 is a loss
-    net_points: Interval
+    # gained, in the unit of the metric's differences; below 0 is a loss
+    net: Interval
     # by true class
     worse_by_class: tuple[int, ...]
     better_by_class: tuple[int, ...]
@@ -45,38 +54,41 @@ class Ledger(Record):
 def follow(
     labels: Sequence[int],
     classes: int,
-    teacher: Sequence[int],
-    student: Sequence[int],
-    artefacts: Mapping[str, Sequence[int]],
+    metric: Metric,
+    teacher: Answers,
+    student: Answers,
+    artefacts: Mapping[str, Answers],
 ) -> Ledger:
     """The ledger of a run.
 
     Args:
         labels: true class of each test row.
         classes: how many there are.
+        metric: what the values are.
         teacher: the teacher's answers.
-        student: the float student's answers, in PyTorch.
-        artefacts: name of a target -> what its artefact answered in its runtime; targets without answers are left out.
+        student: the float student's, in PyTorch.
+        artefacts: name of a target -> those of its artefact in its runtime; targets without answers are left out.
 
     Raises:
         IntegrityError: two sets of answers are not to the same number of examples.
     """
-    answers = {"labels": labels, "teacher": teacher, "student": student, **artefacts}
-    counts = {name: len(values) for name, values in answers.items()}
+    answers = {"teacher": teacher, "student": student, **artefacts}
+    counts = {"labels": len(labels), **{name: len(one.predictions) for name, one in answers.items()}}
     if len(set(counts.values())) > 1:
         raise IntegrityError(f"answers to other numbers of examples: {counts}; run `dvc repro` to score again")
-    hops = [compare("teacher", "student", labels, classes, teacher, student)]
-    hops += [compare("student", name, labels, classes, student, artefacts[name]) for name in artefacts]
-    return Ledger(examples=len(labels), classes=classes, hops=tuple(hops))
+    hops = [("teacher", "student"), *(("student", name) for name in artefacts)]
+    found = (compare(*hop, labels, classes, metric, *(answers[name] for name in hop)) for hop in hops)
+    return Ledger(examples=len(labels), classes=classes, hops=tuple(found))
 
 
 def compare(
-    before: str, after: str, labels: Sequence[int], classes: int, first: Sequence[int], second: Sequence[int]
+    before: str, after: str, labels: Sequence[int], classes: int, metric: Metric, first: Answers, second: Answers
 ) -> Hop:
     """One hop: what changed from the `first` answers, of the model `before`, to the `second` ones, of `after`."""
-    truth, old, new = np.asarray(labels), np.asarray(first), np.asarray(second)
-    worse, better, changed = (old == truth) & (new != truth), (old != truth) & (new == truth), old != new
-    gain = drop_interval(int(better.sum()), int(worse.sum()), len(truth))
+    truth = np.asarray(labels)
+    changed = np.asarray(first.predictions) != np.asarray(second.predictions)
+    gain = np.asarray(second.values) - np.asarray(first.values)
+    better, worse = (gain > 0, gain < 0) if metric.is_greater_better else (gain < 0, gain > 0)
     return Hop(
         before=before,
         after=after,
@@ -84,7 +96,7 @@ def compare(
         worse=int(worse.sum()),
         better=int(better.sum()),
         changed=int(changed.sum()),
-        net_points=gain,
+        net=drop_interval(second.values, first.values, metric),
         worse_by_class=tuple(np.bincount(truth[worse], minlength=classes).tolist()),
         better_by_class=tuple(np.bincount(truth[better], minlength=classes).tolist()),
         worse_rows=tuple(np.flatnonzero(worse).tolist()),

@@ -1,7 +1,8 @@
-"""Intervals that assume no distribution, so that a verdict can say how sure it is.
+"""Intervals that assume as little as they can, so that a verdict can say how sure it is.
 
-Latency is skewed and has tails, so its intervals come from order statistics; answers are right or wrong, so theirs come
-from the binomial distribution. Nothing here draws random numbers: the same samples give the same interval.
+Latency is skewed and has tails, so its intervals come from order statistics. Answers that are right or wrong have
+theirs from the binomial distribution; any other value of an example, from Student's. Nothing here draws random numbers:
+the same samples give the same interval.
 
 A one-sided bound at confidence c is the end of the two-sided interval at 2c - 1: `two_sided(0.99)` is 0.98.
 """
@@ -13,14 +14,15 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 from scipy import optimize, stats
 
-from pipeline.base.errors import PipelineError
-from pipeline.base.records import Interval
+from pipeline.base.errors import IntegrityError, PipelineError
+from pipeline.base.records import Flips, Interval, Metric
 
 # Below this many changed answers the normal approximation is too coarse (measuring.md, B5).
 MIN_FLIPS_FOR_NORMAL = 25
 
 Samples = Sequence[float] | Sequence[int] | Float[np.ndarray, " n"] | Int[np.ndarray, " n"]
 Labels = Sequence[int] | Int[np.ndarray, " n"]
+Values = Float[np.ndarray, " n"]
 
 
 class TooFewError(PipelineError):
@@ -58,17 +60,15 @@ def quantile_interval(samples: Samples, quantile: float, confidence: float = 0.9
     For p90 at two-sided 98 % the upper end is MLPerf's early-stopping percentile (loadgen/early_stopping.cc): rank 190
     of 200.
     """
-    values = np.sort(np.asarray(samples, dtype=np.float64))
-    n = len(values)
+    values = np.asarray(samples, dtype=np.float64)
     needed = samples_needed(quantile, confidence)
-    if n < needed:
-        raise TooFewError(f"too few samples: found {n}, at least {needed} are needed at {confidence:.0%} confidence")
-    tail = (1 - confidence) / 2
-    low = int(stats.binom.ppf(tail, n, quantile))  # ranks counted from 1
-    high = int(stats.binom.ppf(1 - tail, n, quantile)) + 1
-    assert 1 <= low <= high <= n, (low, high, n)
+    if len(values) < needed:  # scipy gives NaN for an end that no sample covers
+        raise TooFewError(
+            f"too few samples: found {len(values)}, at least {needed} are needed at {confidence:.0%} confidence"
+        )
+    bounds = stats.quantile_test(values, p=quantile).confidence_interval(confidence)
     value = float(np.quantile(values, quantile))
-    return Interval(value=value, low=float(values[low - 1]), high=float(values[high - 1]), confidence=confidence)
+    return Interval(value=value, low=float(bounds.low), high=float(bounds.high), confidence=confidence)
 
 
 def median_ratio_interval(numerator: Samples, denominator: Samples, confidence: float = 0.95) -> Interval:
@@ -100,49 +100,106 @@ def share_interval(count: int, n: int, confidence: float = 0.95) -> Interval:
     return Interval(value=count / n, low=float(bounds.low), high=float(bounds.high), confidence=confidence)
 
 
-def flips(labels: Labels, before: Labels, after: Labels) -> tuple[int, int]:
-    """(right before and wrong after, wrong before and right after) over the same examples."""
-    was_right = _is_right(labels, before)
-    is_right = _is_right(labels, after)
-    return int(np.sum(was_right & ~is_right)), int(np.sum(~was_right & is_right))
+def right(labels: Labels, predictions: Labels) -> Values:
+    """1 for each right answer and 0 for each wrong one: the values whose mean is accuracy.
+
+    Raises:
+        IntegrityError: not as many predictions as labels.
+    """
+    if len(labels) != len(predictions):
+        raise IntegrityError(
+            f"found answers to {len(predictions)} rows, expected {len(labels)}; run `dvc repro` to make them again"
+        )
+    return (np.asarray(labels) == np.asarray(predictions)).astype(np.float64)
 
 
-def drop_interval(worse: int, better: int, n: int, confidence: float = 0.95) -> Interval:
-    """Points of accuracy lost between two sets of answers to the same n examples; negative is a gain.
+def mean_interval(values: Samples, confidence: float = 0.95) -> Interval:
+    """The mean of a value of each example: Clopper-Pearson's interval when all are 0 or 1, else Student's."""
+    found = np.asarray(values, dtype=np.float64)
+    if _are_shares(found):
+        return share_interval(int(found.sum()), len(found), confidence)
+    return _student_interval(found, float(np.abs(found).max()), confidence)
+
+
+def difference_interval(first: Samples, second: Samples, confidence: float = 0.95) -> Interval:
+    """How much greater the mean of the first values is than that of the second, paired over the same examples.
+
+    The one place that chooses: values that are all 0 or 1 take `paired_share_interval`, others Student's interval of
+    the mean difference.
+    """
+    ours, theirs = np.asarray(first, dtype=np.float64), np.asarray(second, dtype=np.float64)
+    if _are_shares(ours) and _are_shares(theirs):
+        more, less = int(np.sum(ours > theirs)), int(np.sum(ours < theirs))
+        return paired_share_interval(more, less, len(ours), confidence)
+    both = np.concatenate([ours, theirs])
+    return _student_interval(ours - theirs, float(both.max() - both.min()), confidence)
+
+
+def drop_interval(before: Samples, after: Samples, metric: Metric, confidence: float = 0.95) -> Interval:
+    """How much worse the second model is, in the unit of the metric's differences; negative is a gain."""
+    first, second = (before, after) if metric.is_greater_better else (after, before)
+    drop = difference_interval(first, second, confidence)
+    return drop.model_copy(update={key: metric.scale * getattr(drop, key) for key in ("value", "low", "high")})
+
+
+def flips(before: Samples, after: Samples, metric: Metric) -> Flips:
+    """How many examples have a worse value after than before, and how many a better one."""
+    change = np.asarray(after, dtype=np.float64) - np.asarray(before, dtype=np.float64)
+    better, worse = (change > 0, change < 0) if metric.is_greater_better else (change < 0, change > 0)
+    return Flips(worse=int(worse.sum()), better=int(better.sum()))
+
+
+def paired_share_interval(more: int, less: int, n: int, confidence: float = 0.95) -> Interval:
+    """A difference of two shares of the same n examples.
 
     Args:
-        worse: examples that went from right to wrong.
-        better: examples that went from wrong to right.
-        n: all examples, the unchanged ones included.
+        more: examples that count in the first share alone.
+        less: examples that count in the second share alone.
+        n: all examples, those that count in both or in neither included.
         confidence: two-sided.
 
     Returns:
-        100 (worse - better) / n. From 25 changed answers on with the normal interval of paired shares, whose standard
-        error is sqrt(worse + better - (worse - better)^2 / n) / n; below that with Tango's score interval.
+        (more - less) / n. From 25 such examples on with the normal interval of paired shares, whose standard error is
+        sqrt(more + less - (more - less)^2 / n) / n; below that with Tango's score interval.
 
     Source: Tango, Statistics in Medicine 17 (1998), 891-908, equation for the score interval. We take it rather than a
     bootstrap: without a single changed answer every resample is the same, and the interval would be [0, 0].
     """
     z = float(stats.norm.ppf((1 + confidence) / 2))
-    drop = (worse - better) / n
-    if worse + better >= MIN_FLIPS_FOR_NORMAL:
-        half = z * math.sqrt(worse + better - (worse - better) ** 2 / n) / n
-        low, high = drop - half, drop + half
+    difference = (more - less) / n
+    if more + less >= MIN_FLIPS_FOR_NORMAL:
+        half = z * math.sqrt(more + less - (more - less) ** 2 / n) / n
+        low, high = difference - half, difference + half
     else:
-        low, high = (_tango_bound(worse, better, n, sign * z) for sign in (1, -1))
-    return Interval(value=100 * drop, low=100 * max(low, -1.0), high=100 * min(high, 1.0), confidence=confidence)
+        low, high = (_tango_bound(more, less, n, sign * z) for sign in (1, -1))
+    return Interval(value=difference, low=max(low, -1.0), high=min(high, 1.0), confidence=confidence)
 
 
-def mcnemar(worse: int, better: int) -> float:
-    """The chance of at least this many `worse` among the changed answers, were worse and better equally likely.
+def chance_of_gain(before: Samples, after: Samples, metric: Metric) -> tuple[float, str]:
+    """(the chance of a gain at least as large as from before to after, were neither model better; the test it is from).
+
+    One-sided: exact McNemar when all values are 0 or 1, else Student's paired test. 1 when nothing changed.
+    """
+    old, new = np.asarray(before, dtype=np.float64), np.asarray(after, dtype=np.float64)
+    if _are_shares(old) and _are_shares(new):
+        counts = flips(old, new, metric)
+        return mcnemar(counts.better, counts.worse), "exact McNemar"
+    gain = new - old if metric.is_greater_better else old - new
+    # gains that are all the same have no deviation to be compared with
+    chance = float(stats.ttest_1samp(gain, 0.0, alternative="greater").pvalue) if np.ptp(gain) > 0 else 1.0
+    return chance, "Student's paired test"
+
+
+def mcnemar(more: int, less: int) -> float:
+    """The chance of at least this many `more` among the changed answers, were more and less equally likely.
 
     One-sided and exact; 1 when nothing changed.
 
     Source: McNemar, Psychometrika 12 (1947), with the binomial tail in place of the chi-square approximation.
     """
-    if worse + better == 0:
+    if more + less == 0:
         return 1.0
-    return float(stats.binomtest(worse, worse + better, 0.5, alternative="greater").pvalue)
+    return float(stats.binomtest(more, more + less, 0.5, alternative="greater").pvalue)
 
 
 def seeds_difference(
@@ -152,20 +209,20 @@ def seeds_difference(
     seed_df: int,
     confidence: float = 0.95,
 ) -> Interval:
-    """Points of accuracy that a method gains on a baseline, paired over examples, with what seeds add.
+    """Points of 100 that a method gains on a baseline, paired over examples, with what seeds add.
 
     Args:
         ours: whether each answer is right, for each seed of the method.
         baseline: the same for the baseline, on the same examples.
-        seed_sd: standard deviation of accuracy between seeds, as a share of 1, pooled over all methods that have two or
-            more; None when none has, and then only examples are counted.
+        seed_sd: standard deviation between seeds of the share of right answers, pooled over all methods that have two
+            or more; None when none has, and then only examples are counted.
         seed_df: degrees of freedom of `seed_sd`.
         confidence: two-sided.
 
     Returns:
-        100 (accuracy of ours - of the baseline). The variance is that of the mean of the differences over examples plus
-        seed_sd^2 (1/seeds + 1/other_seeds); Welch-Satterthwaite degrees of freedom. Some of the chance of seeds is in
-        both terms, so the interval is rather too wide.
+        100 (share of right answers of ours - of the baseline). The variance is that of the mean of the differences over
+        examples plus seed_sd^2 (1/seeds + 1/other_seeds); Welch-Satterthwaite degrees of freedom. Some of the chance of
+        seeds is in both terms, so the interval is rather too wide.
     """
     difference = ours.mean(axis=0) - baseline.mean(axis=0)
     n = len(difference)
@@ -200,5 +257,21 @@ def _tango_bound(worse: int, better: int, n: int, z: float) -> float:
     return float(optimize.brentq(excess, far, near, xtol=1e-12))
 
 
-def _is_right(labels: Labels, predictions: Labels) -> Bool[np.ndarray, " n"]:
-    return np.asarray(labels) == np.asarray(predictions)
+def _student_interval(values: Values, reach: float, confidence: float) -> Interval:
+    """Student's interval of a mean; `reach` is how far another example's value could be from the ones that were met.
+
+    Values that are all the same have no deviation, which does not make their mean certain: as for shares, an example of
+    another kind may be as frequent as n examples without one allow.
+    """
+    n = len(values)
+    if n < 2:
+        raise TooFewError(f"too few examples: found {n}, at least 2 are needed")
+    half = float(stats.t.ppf((1 + confidence) / 2, n - 1) * values.std(ddof=1)) / math.sqrt(n)
+    if np.ptp(values) == 0:
+        half = reach * share_interval(0, n, confidence).high
+    value = float(values.mean())
+    return Interval(value=value, low=value - half, high=value + half, confidence=confidence)
+
+
+def _are_shares(values: Values) -> bool:
+    return bool(np.isin(values, (0.0, 1.0)).all())

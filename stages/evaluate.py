@@ -9,11 +9,13 @@ import logging
 import numpy as np
 from jaxtyping import Float
 
-from eval.accuracy import answer, score
+from eval.scores import MACRO_F1, answer, macro_f1, score
+from eval.statistics import right
+from eval.wording import show_percent, show_value
 from eval.worker import WorkerError
 from pipeline.base import guard, plugins, records
 from pipeline.base.errors import IntegrityError, UnusableRuntimeError
-from pipeline.base.records import Card, Score, open_folder
+from pipeline.base.records import ACCURACY, Card, Score, open_folder
 from pipeline.base.workspace import Workspace
 from pipeline.data.prepared import TEST_LOGITS, read_encoded
 from pipeline.settings.params import Params, load
@@ -52,24 +54,30 @@ def _score(params: Params, workspace: Workspace, name: str, card: Card) -> Score
     folder, threads = workspace.exported(name), params.measure.threads
     with device.open_session(target.runtime, folder, artefact, threads) as session:
         logits = answer(session, test.ids, artefact, test.pad_id, getattr(runtime, "BATCH", None))
+    predictions = logits.argmax(axis=1)
+    teacher = json.loads((workspace.teacher / "predictions.json").read_text("utf-8"))
     found = score(
         target=name,
         runtime=target.runtime,
         device=target.device,
         artefact_digest=card.digest,
+        metric=ACCURACY,
         logits=logits,
-        labels=test.labels,
         student_logits=student_logits,
-        teacher_predictions=json.loads((workspace.teacher / "predictions.json").read_text("utf-8")),
+        values=right(test.labels, predictions),
+        student_values=right(test.labels, student_logits.argmax(axis=1)),
+        teacher_values=right(test.labels, teacher),
+        further={MACRO_F1: macro_f1(test.labels, predictions)},
         stand_in=runtime.STAND_IN,
         runtime_version=session.runtime_version,
     )
-    assert found.accuracy is not None and found.agreement is not None
+    assert found.primary is not None and found.agreement is not None
     log.info(
-        "%s: %.2f %% on test, %.2f %% of answers as the student's",
+        "%s: %s %s on test, %s of answers as the student's",
         name,
-        100 * found.accuracy.value,
-        100 * found.agreement.value,
+        ACCURACY.title,
+        show_value(found.primary.value, ACCURACY),
+        show_percent(found.agreement.value, 2),
     )
     return found
 

@@ -6,8 +6,9 @@ Its latency belongs to the machine, so the machine's facts are a dependency. Run
 import logging
 
 from eval.floors import measure_floors
+from eval.wording import show_value
 from pipeline.base import guard, records
-from pipeline.base.records import open_folder
+from pipeline.base.records import ACCURACY, open_folder
 from pipeline.base.workspace import Workspace
 from pipeline.data.examples import read_prepared
 from pipeline.settings.params import Params, load
@@ -22,7 +23,7 @@ def run(params: Params, workspace: Workspace) -> None:
     floors = measure_floors(train.texts, train.labels, test.texts, test.labels, len(test.names), params.seed)
     records.write(floors, workspace.floors)
     for floor in floors.floors:
-        log.info("floor '%s': %.2f %% on test", floor.name, 100 * floor.accuracy.value)
+        log.info("floor '%s': %s %s on test", floor.name, ACCURACY.title, show_value(floor.primary.value, ACCURACY))
 
 
 def main() -> None:

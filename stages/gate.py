@@ -8,10 +8,10 @@ from rich.table import Table
 from rich.text import Text
 
 from eval.budgets import exit_status
+from eval.wording import MARKS, headline, say_verdict, show_figure, show_figure_interval, show_limit
 from pipeline.base import guard, records
 from pipeline.base.records import BudgetVerdict, Status, Verdict
 from pipeline.base.workspace import Workspace
-from stages.reporting.wording import MARKS, headline, show_figure, show_figure_interval, show_limit
 
 COLOURS = {Status.PASS: "green", Status.FAIL: "red", Status.INCONCLUSIVE: "yellow", Status.NOT_MEASURED: "yellow"}
 
@@ -58,8 +58,7 @@ def _table(verdict: Verdict) -> Table:
 
 
 def _line(one: BudgetVerdict) -> str:
-    """A reason names target, budget, figure, interval and limit by itself."""
-    return one.reason if one.required else f"{one.reason} (optional)"
+    return f"{say_verdict(one)}{'' if one.required else ' (optional)'}"
 
 
 def main() -> int:

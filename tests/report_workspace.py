@@ -7,10 +7,23 @@ import numpy as np
 import yaml
 from fakes import make_measurement
 
-from eval.accuracy import macro_f1
-from eval.statistics import drop_interval, flips, share_interval
+from eval.scores import MACRO_F1, macro_f1
+from eval.scores import score as make_score
+from eval.statistics import mean_interval, right
 from pipeline.base import records
-from pipeline.base.records import Artefact, Check, Examination, Floor, Floors, Parity, Score, Status, TensorFact, seal
+from pipeline.base.records import (
+    ACCURACY,
+    Artefact,
+    Check,
+    Examination,
+    Floor,
+    Floors,
+    Parity,
+    Score,
+    Status,
+    TensorFact,
+    seal,
+)
 from pipeline.base.workspace import Workspace
 from pipeline.settings.params import load
 
@@ -22,7 +35,7 @@ TARGET = {
     "runtime": "onnxruntime",
     "device": "local",
     "required": True,
-    "budgets": {"accuracy": 0.5, "speedup_vs_teacher": 2.0, "p90_ms": 5.0, "size_mb": 20.0},
+    "budgets": {"score": 0.5, "speedup_vs_teacher": 2.0, "p90_ms": 5.0, "size_mb": 20.0},
 }
 IOS = {**TARGET, "format": "coreml", "precision": "fp16", "runtime": "coreml", "required": False}
 # A hundredth of real ones, since every report hashes all of them.
@@ -116,18 +129,19 @@ def write_floors(workspace, labels, classes, seed):
         ("majority", [0] * len(labels), 1, None),
         ("linear", answer(labels, classes, 0.22, seed + 9), 1_900_000, 0.42),
     ):
-        right = sum(a == b for a, b in zip(labels, predictions, strict=True))
+        values = right(labels, predictions)
         found.append(
             Floor(
                 name=name,
-                accuracy=share_interval(right, len(labels)),
-                macro_f1=macro_f1(labels, predictions),
+                primary=mean_interval(values),
+                further={MACRO_F1: macro_f1(labels, predictions)},
                 size_bytes=size,
                 latency_ms=latency,
                 predictions=tuple(predictions),
+                values=tuple(values),
             )
         )
-    floors = Floors(examples=len(labels), labels=tuple(labels), classes=classes, floors=tuple(found))
+    floors = Floors(examples=len(labels), metric=ACCURACY, labels=tuple(labels), classes=classes, floors=tuple(found))
     records.write(floors, workspace.floors)
 
 
@@ -224,21 +238,18 @@ def examination(name, target, card, **found):
 
 
 def score(name, target, digest, labels, teacher, student, found):
-    from_student, from_teacher = flips(labels, student, found), flips(labels, teacher, found)
-    n = len(labels)
-    return Score(
+    logits = np.eye(max(*labels, *found, *student) + 1, dtype=np.float32)
+    return make_score(
         target=name,
         runtime=target["runtime"],
         device="local",
         artefact_digest=digest,
         runtime_version="1.31.1",
-        accuracy=share_interval(sum(a == b for a, b in zip(labels, found, strict=True)), n),
-        macro_f1=macro_f1(labels, found),
-        agreement=share_interval(sum(a == b for a, b in zip(student, found, strict=True)), n),
-        drop_from_student_points=drop_interval(*from_student, n),
-        drop_from_teacher_points=drop_interval(*from_teacher, n),
-        flips_from_student=from_student,
-        flips_from_teacher=from_teacher,
-        worst_logit_difference=0.3,
-        predictions=tuple(found),
+        metric=ACCURACY,
+        logits=logits[list(found)],
+        student_logits=logits[list(student)],
+        values=right(labels, found),
+        student_values=right(labels, student),
+        teacher_values=right(labels, teacher),
+        further={MACRO_F1: macro_f1(labels, found)},
     )

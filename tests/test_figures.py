@@ -6,6 +6,8 @@ from fakes import make_measurement
 
 from eval import figures
 from eval.statistics import TooFewError
+from eval.wording import say
+from pipeline.base.records import ReasonKind
 
 
 def test_percentiles_are_near_the_truth_with_it_inside():
@@ -72,8 +74,9 @@ def test_clock_is_cpu_time_for_one_thread_here_and_wall_time_elsewhere():
 def test_clocks_that_disagree_are_told(cpu_share, cause):
     """From 10 % on, with the likely cause."""
     (warning,) = figures.find_warnings(make_measurement(cpu_share=cpu_share))
-    assert "the clocks disagree" in warning
-    assert cause in warning
+    assert warning.kind is ReasonKind.CLOCKS_DISAGREE
+    assert "the clocks disagree" in say(warning)
+    assert cause in say(warning)
     assert figures.find_warnings(make_measurement(cpu_share=0.95)) == ()
 
 
@@ -82,7 +85,8 @@ def test_time_stolen_by_the_host_is_told():
     before = {"when": "before", "steal_seconds_since_boot": 100.0}
     after = {"when": "after", "steal_seconds_since_boot": 103.0, "elapsed_s": 10.0}
     (warning,) = figures.find_warnings(make_measurement(conditions=(before, after)))
-    assert warning == "the host took 3.0 CPU seconds away during 10.0 s of measuring"
+    assert warning.kind is ReasonKind.CPU_STOLEN
+    assert say(warning) == "the host took 3.0 CPU seconds away during 10.0 s of measuring"
 
 
 def test_quiet_canary_is_fit():
@@ -93,7 +97,9 @@ def test_quiet_canary_is_fit():
 @pytest.mark.parametrize("canary", [0.95, 1.05])
 def test_canary_that_differs_from_itself_is_unfit(canary):
     """Whichever side."""
-    assert "the runner is unfit: it timed the model at" in figures.why_unfit(make_measurement(canary=canary))
+    reason = figures.why_unfit(make_measurement(canary=canary))
+    assert reason.kind is ReasonKind.NOISY_RUNNER
+    assert "the runner is unfit: it timed the model at" in say(reason)
 
 
 def test_small_lean_of_the_canary_is_told_and_decides_nothing():
@@ -102,7 +108,8 @@ def test_small_lean_of_the_canary_is_told_and_decides_nothing():
     assert figures.canary_ratio(measurement).low > 1
     assert figures.why_unfit(measurement) is None
     (warning,) = figures.find_warnings(measurement)
-    assert warning.startswith("ratios are off by about 1.")
+    assert warning.kind is ReasonKind.CANARY_LEANS
+    assert say(warning).startswith("ratios are off by about 1.")
 
 
 def test_canary_off_by_more_than_the_tolerance_is_unfit_however_wide_its_interval():
@@ -110,14 +117,16 @@ def test_canary_off_by_more_than_the_tolerance_is_unfit_however_wide_its_interva
     measurement = make_measurement(canary=1.05, n=20, noise=0.3)
     ratio = figures.canary_ratio(measurement)
     assert ratio.low < 1 < ratio.high
-    assert "unfit" in figures.why_unfit(measurement)
+    assert figures.why_unfit(measurement).kind is ReasonKind.NOISY_RUNNER
 
 
 def test_missing_canary_is_no_proof_of_fitness():
     """Absence of evidence."""
     measurement = make_measurement()
     series = tuple(one for one in measurement.series if not one.model.startswith("canary"))
-    assert "no A/A canary" in figures.why_unfit(measurement.model_copy(update={"series": series}))
+    reason = figures.why_unfit(measurement.model_copy(update={"series": series}))
+    assert (reason.kind, reason.figure) == (ReasonKind.NO_CANARY, None)
+    assert say(reason).startswith("no A/A canary: too few samples")
 
 
 def test_missing_partner_is_no_pair():

@@ -5,6 +5,7 @@ import pytest
 from sklearn.metrics import f1_score
 
 from eval.floors import fit_linear, measure_floors, shipped_bytes
+from eval.scores import MACRO_F1
 
 TRAIN = ["wake me at six", "alarm for seven", "wake me up", "will it rain", "is it sunny", "rain today", "snow soon 🙂"]
 TRAIN_LABELS = [0, 0, 0, 1, 1, 1, 1]
@@ -21,8 +22,9 @@ def measure(**changes):
 def test_majority_answers_with_the_commonest_class_of_train():
     """Class 1 is half of test."""
     majority = measure().floors[0]
-    assert (majority.name, majority.predictions, majority.accuracy.value) == ("majority", (1, 1, 1, 1), 0.5)
-    assert majority.macro_f1 == pytest.approx(f1_score(TEST_LABELS, [1] * 4, average="macro"))
+    assert (majority.name, majority.predictions, majority.primary.value) == ("majority", (1, 1, 1, 1), 0.5)
+    assert majority.values == (0, 1, 1, 0)
+    assert majority.further[MACRO_F1] == pytest.approx(f1_score(TEST_LABELS, [1] * 4, average="macro"))
 
 
 def test_linear_floor_learns_a_task_of_keywords():

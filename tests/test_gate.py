@@ -12,23 +12,26 @@ from rich.console import Console
 
 from pipeline.base import records
 from pipeline.base.errors import IntegrityError
-from pipeline.base.records import BudgetVerdict, Interval, Status, Verdict
+from pipeline.base.records import BudgetVerdict, Interval, Reason, ReasonKind, Status, Verdict
 from pipeline.base.workspace import Workspace
 from stages import gate, report
 
 
 def one(status, *, required=True, target="cpu"):
     """A verdict on one budget."""
-    note = {Status.PASS: "", Status.FAIL: ""}.get(status, " (because)")
     measured = status is not Status.NOT_MEASURED
     return BudgetVerdict(
         target=target,
         budget="p90_ms",
+        title="90th percentile of latency",
         limit=5.0,
+        side="at most",
+        unit="ms",
+        scale=1.0,
         required=required,
         status=status,
         figure=Interval(value=6.9, low=6.8, high=7.2) if measured else None,
-        reason=f"{target}: p90_ms{' 6.9 ms [6.8, 7.2]' if measured else ''}, limit 5 ms: {status}{note}",
+        reasons=() if measured else (Reason(kind=ReasonKind.MISSING, evidence="measurement"),),
     )
 
 
@@ -58,7 +61,7 @@ def test_a_failing_budget_is_one_line(tmp_path):
     name = "a_target_with_quite_a_long_name" * 5
     code, out = run_gate(tmp_path, Status.FAIL, one(Status.PASS), one(Status.FAIL, target=name))
     assert code == 1
-    assert f"{name}: p90_ms 6.9 ms [6.8, 7.2], limit 5 ms: fail" in out.splitlines()
+    assert f"{name}: p90_ms 6.90 ms [6.80, 7.20], limit 5 ms: fail" in out.splitlines()
     assert "✗ fail: 1 of 2 required budgets fails." in out
 
 
@@ -66,7 +69,7 @@ def test_an_optional_budget_is_shown_and_does_not_decide(tmp_path):
     """Required ones come first."""
     code, out = run_gate(tmp_path, Status.PASS, one(Status.FAIL, required=False, target="ios"), one(Status.PASS))
     assert code == 0
-    assert "ios: p90_ms 6.9 ms [6.8, 7.2], limit 5 ms: fail (optional)" in out.splitlines()
+    assert "ios: p90_ms 6.90 ms [6.80, 7.20], limit 5 ms: fail (optional)" in out.splitlines()
     assert "✓ pass: The required budget is kept." in out
 
 
@@ -111,7 +114,7 @@ def test_a_limit_inside_the_interval_is_undecided(tmp_path):
     """Neither green nor red."""
     params, workspace = make_workspace(tmp_path, {"cpu": {**TARGET, "budgets": {"speedup_vs_teacher": 3.93}}})
     verdict = report.run(params, workspace)
-    assert verdict.status is Status.INCONCLUSIVE, verdict.budgets[0].reason
+    assert verdict.status is Status.INCONCLUSIVE, verdict.budgets[0].reasons
     assert gate.run(workspace, Console(file=io.StringIO())) == 3
 
 

@@ -9,7 +9,7 @@ from eval.devices import local
 from eval.latency import Exported, measure, should_sample_more, time_tokenizer
 from eval.worker import Result, WorkerError
 from pipeline.base.errors import IntegrityError
-from pipeline.base.records import Measurement, read, write
+from pipeline.base.records import Measurement, ReasonKind, read, write
 from pipeline.settings.params import Budgets, MeasureSettings
 
 COSTS = {"student.fake": 2e6, "teacher.fake": 8e6}
@@ -137,7 +137,7 @@ def test_speedup_of_the_simulated_machine_is_found(jobs, exported):
 def test_runner_that_tells_a_model_from_itself_is_unfit(jobs, exported):
     """A planted fault: whatever session comes second is 5 % slower."""
     jobs.options = {"noise": 0.02, "second_factor": 1.05}
-    assert "unfit" in figures.why_unfit(run(exported))
+    assert figures.why_unfit(run(exported)).kind is ReasonKind.NOISY_RUNNER
 
 
 def rounds(measurement):
@@ -184,7 +184,7 @@ def test_unfit_runner_is_given_another_chance(jobs, exported):
 def test_budgets_that_time_cannot_decide_add_no_rounds(jobs, exported):
     """Accuracy and size are not here to judge."""
     found = run(exported)
-    assert not should_sample_more(found, Budgets(accuracy=0.9, size_mb=1.0))
+    assert not should_sample_more(found, Budgets(score=0.9, size_mb=1.0))
 
 
 def test_without_a_reference_only_the_candidate_is_timed(jobs, exported):

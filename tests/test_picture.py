@@ -11,14 +11,14 @@ from pipeline.base.records import seal
 from pipeline.base.workspace import Workspace
 
 ROOT = Path(__file__).resolve().parents[1]
-SIZES = """series,size_mb,accuracy,low,high
+SIZES = """series,size_mb,score,low,high
 majority floor,1e-06,0.05,0.04,0.06
 teacher,90.25,0.9,0.8,0.95
 student,69.6,0.89,0.79,0.94
 cpu,17.5,0.88,0.78,0.93
 ios,34.8,0.87,0.77,0.92
 """
-TIMES = "series,p50_ms,accuracy,low,high\nteacher,4.5,0.9,0.8,0.95\ncpu,0.65,0.88,0.78,0.93\n"
+TIMES = "series,p50_ms,score,low,high\nteacher,4.5,0.9,0.8,0.95\ncpu,0.65,0.88,0.78,0.93\n"
 
 
 @pytest.fixture
@@ -27,8 +27,8 @@ def workspace(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     found = Workspace(tmp_path)
     (found.report / "plots").mkdir(parents=True)
-    (found.report / "plots" / "accuracy_by_size.csv").write_text(SIZES, "utf-8")
-    (found.report / "plots" / "accuracy_by_latency.csv").write_text(TIMES, "utf-8")
+    (found.report / "plots" / "score_by_size.csv").write_text(SIZES, "utf-8")
+    (found.report / "plots" / "score_by_latency.csv").write_text(TIMES, "utf-8")
     seal(found.report, "report")
     found.machine.write_text(json.dumps({"cpu": "Some CPU", "isa": ["avx512_vnni"]}), "utf-8")
     return found
@@ -48,7 +48,7 @@ def test_the_picture_of_the_readme_shows_what_its_record_says():
 def test_a_changed_figure_is_noticed():
     """Planted fault: one digit of the record."""
     record = json.loads((ROOT / picture.RECORD).read_text("utf-8"))
-    record["rows"][0]["accuracy"] += 0.01
+    record["rows"][0]["score"] += 0.01
     assert (ROOT / picture.PICTURE).read_text("utf-8") != picture.plot(record)
 
 
@@ -57,13 +57,13 @@ def test_the_record_holds_what_the_report_says(workspace):
     picture.measure(workspace.root)
     record = json.loads(picture.RECORD.read_text("utf-8"))
     assert [row["name"] for row in record["rows"]] == [picture.NAMES[name] for name in ("teacher", "cpu", "ios")]
-    cpu = {"accuracy": 0.88, "low": 0.78, "high": 0.93, "size_mb": 17.5, "p50_ms": 0.65}
+    cpu = {"score": 0.88, "low": 0.78, "high": 0.93, "size_mb": 17.5, "p50_ms": 0.65}
     assert record["rows"][1] == {"name": picture.NAMES["cpu"], **cpu}
     assert str(workspace.root) not in picture.RECORD.read_text("utf-8")
 
 
 def test_a_damaged_report_is_refused(workspace):
-    (workspace.report / "plots" / "accuracy_by_size.csv").write_text(SIZES.replace("0.88", "0.98"), "utf-8")
+    (workspace.report / "plots" / "score_by_size.csv").write_text(SIZES.replace("0.88", "0.98"), "utf-8")
     with pytest.raises(IntegrityError):
         picture.measure(workspace.root)
 

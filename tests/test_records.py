@@ -12,6 +12,7 @@ from pydantic import ValidationError
 
 from pipeline.base.errors import IntegrityError, PipelineError
 from pipeline.base.records import (
+    ACCURACY,
     SCHEMA_VERSION,
     Card,
     FileFact,
@@ -153,13 +154,14 @@ def test_a_record_comes_back_as_it_was(tmp_path):
     """Nested ones and tuples too; two writings give the same bytes, without a date."""
     floor = Floor(
         name="majority",
-        accuracy=Interval(value=0.1, low=0.05, high=0.2),
-        macro_f1=0.01,
+        primary=Interval(value=0.1, low=0.05, high=0.2),
+        further={"macro F1": 0.01},
         size_bytes=1,
         latency_ms=None,
         predictions=(0, 0),
+        values=(1.0, 0.0),
     )
-    record = Floors(examples=2, labels=(0, 1), classes=2, floors=(floor,))
+    record = Floors(examples=2, metric=ACCURACY, labels=(0, 1), classes=2, floors=(floor,))
     write(record, tmp_path / "a.json")
     write(record, tmp_path / "b.json")
     assert read(Floors, tmp_path / "a.json") == record
@@ -202,9 +204,9 @@ def test_another_kind_or_schema_version_is_refused(tmp_path):
     write(Interval(value=1.0, low=0.0, high=2.0), tmp_path / "a.json")
     with pytest.raises(IntegrityError, match=f"not a Parity of schema version {SCHEMA_VERSION}: "):
         read(Parity, tmp_path / "a.json")
-    newer = Parity.model_construct(**PARITY.model_dump() | {"schema_version": 2})
+    newer = Parity.model_construct(**PARITY.model_dump() | {"schema_version": SCHEMA_VERSION + 1})
     write(newer, tmp_path / "b.json")
-    with pytest.raises(IntegrityError, match="not a Parity of schema version 1: schema_version"):
+    with pytest.raises(IntegrityError, match=f"not a Parity of schema version {SCHEMA_VERSION}: schema_version"):
         read(Parity, tmp_path / "b.json")
 
 

@@ -14,15 +14,15 @@ import pytest
 from fakes import ROOT, make_measurement
 from report_workspace import NAMES, TARGET, examination, make_workspace, perturb, score, write_floors
 
-from eval.budgets import CHECKS
+from eval import wording
 from eval.ledger import Ledger
+from eval.wording import say_verdict, show, show_percent
 from pipeline.base import records
-from pipeline.base.records import Check, Measurement, Status, Verdict
+from pipeline.base.records import Check, Measurement, Metric, ReasonKind, Status, Verdict
 from pipeline.base.workspace import Workspace
-from pipeline.settings.params import Budgets
+from pipeline.settings.budgets import CHECKS
 from stages import report
 from stages.reporting.evidence import gather
-from stages.reporting.wording import BUDGETS, show, show_percent
 
 VOID = {"meta", "br", "path", "use", "line", "img", "rect", "circle"}
 
@@ -166,7 +166,7 @@ def test_a_student_no_better_than_the_floor_is_said_to_be_so(fresh):
     workspace.floors.unlink()
     write_floors(workspace, labels, len(NAMES), 0)
     floors = records.read(records.Floors, workspace.floors)
-    linear = floors.floors[1].model_copy(update={"predictions": labels})
+    linear = floors.floors[1].model_copy(update={"predictions": labels, "values": (1.0,) * len(labels)})
     records.write(floors.model_copy(update={"floors": (floors.floors[0], linear)}), workspace.floors)
     assert "does NOT beat the linear floor" in report.run(params, workspace).first_line
 
@@ -200,27 +200,27 @@ def test_data_without_slices_has_no_such_table(finished):
 def test_a_stage_that_could_not_run_gives_its_reason(finished):
     """The record's own reason, in the verdict and on the page."""
     _, workspace, verdict = finished
-    for budget in ("accuracy", "p90_ms"):
+    for budget in ("score", "p90_ms"):
         one = status_of(verdict, budget, "ios")
-        assert one.status is Status.NOT_MEASURED
-        assert "Core ML executes only on macOS" in one.reason
+        assert (one.status, one.reasons[0].kind) == (Status.NOT_MEASURED, ReasonKind.MISSING)
+        assert "Core ML executes only on macOS" in say_verdict(one)
     assert status_of(verdict, "size_mb", "ios").status is Status.PASS
     assert page_of(workspace).count("Core ML executes only on macOS") >= 3
 
 
-EVERYTHING = {"accuracy", "p90_ms", "speedup_vs_teacher", "size_mb", "failed_checks"}
+EVERYTHING = {"score", "p90_ms", "speedup_vs_teacher", "size_mb", "failed_checks"}
 
 
 @pytest.mark.parametrize(
     ("damage", "unmeasured", "reason"),
     [
-        ("scored/cpu.json", {"accuracy"}, "scored/cpu.json: missing"),
+        ("scored/cpu.json", {"score"}, "scored/cpu.json: missing"),
         ("measured/cpu.json", {"p90_ms", "speedup_vs_teacher"}, "measured/cpu.json: missing"),
         ("examined/cpu.json", {"failed_checks"}, "examined/cpu.json: missing"),
-        ("exported/cpu/card.json", {"accuracy", "p90_ms", "speedup_vs_teacher", "size_mb", "failed_checks"}, "never"),
+        ("exported/cpu/card.json", EVERYTHING, "never"),
         (
             "exported/cpu/model.onnx",
-            {"accuracy", "p90_ms", "speedup_vs_teacher", "size_mb", "failed_checks"},
+            EVERYTHING,
             "missing",
         ),
         ("floors.json", set(), "floors.json: missing"),
@@ -239,7 +239,7 @@ def test_without_a_record_it_is_said_what_is_missing(fresh, damage, unmeasured, 
     evidence = gather(params, workspace)
     found = {one.budget: one for one in evidence.verdicts}
     assert {name for name, one in found.items() if one.status is Status.NOT_MEASURED} == unmeasured
-    assert all(reason in found[name].reason for name in unmeasured)
+    assert all(reason in say_verdict(found[name]) for name in unmeasured)
     assert unmeasured or any(reason in problem for problem in evidence.problems)
 
 
@@ -303,8 +303,12 @@ def test_records_of_another_artefact_are_not_believed(fresh):
     records.write(old, workspace.measured("cpu"))
     verdict = report.run(params, workspace)
     assert status_of(verdict, "p90_ms").status is Status.NOT_MEASURED
-    assert "found the measurement of artefact 0000" in status_of(verdict, "p90_ms").reason
-    assert status_of(verdict, "accuracy").status is Status.PASS
+    (reason,) = status_of(verdict, "p90_ms").reasons
+    assert (reason.kind, reason.evidence) == (ReasonKind.ANOTHER_ARTEFACT, "measurement")
+    assert "found the measurement of artefact 0000" in say_verdict(status_of(verdict, "p90_ms"))
+    assert page_of(workspace).count("found the measurement of artefact 0000") >= 2
+    assert "p90_ms" not in json.loads((workspace.report / "metrics.json").read_text())["targets"]["cpu"]
+    assert status_of(verdict, "score").status is Status.PASS
 
 
 def test_an_artefact_of_another_student_is_not_believed(fresh):
@@ -313,7 +317,9 @@ def test_an_artefact_of_another_student_is_not_believed(fresh):
     card = records.open_folder(workspace.exported("cpu"), "artefact")
     (workspace.exported("cpu") / "card.json").unlink()
     records.seal(workspace.exported("cpu"), "artefact", {"student": "0" * 64}, card.facts)
-    assert "exported from another student" in status_of(report.run(params, workspace), "accuracy").reason
+    verdict = report.run(params, workspace)
+    for budget in ("score", "size_mb"):
+        assert "exported from another student" in say_verdict(status_of(verdict, budget))
 
 
 def test_a_stand_ins_speed_is_in_no_table(fresh):
@@ -323,7 +329,7 @@ def test_a_stand_ins_speed_is_in_no_table(fresh):
     records.write(found.model_copy(update={"stand_in": "an emulator"}), workspace.measured("cpu"))
     verdict = report.run(params, workspace)
     metrics = json.loads((workspace.report / "metrics.json").read_text())["targets"]["cpu"]
-    assert "executed by a stand-in" in status_of(verdict, "p90_ms").reason
+    assert "executed by a stand-in" in say_verdict(status_of(verdict, "p90_ms"))
     assert "accuracy" in metrics
     assert not {"p50_ms", "p90_ms", "speedup_vs_teacher", "load_ms", "memory_mb"} & set(metrics)
 
@@ -410,9 +416,26 @@ def test_a_failed_check_of_a_required_target_fails_the_run(fresh):
     assert status_of(verdict, CHECKS, "cpu").status is Status.NOT_MEASURED
 
 
-def test_every_budget_has_words():
-    """A new budget needs a label, a unit and a direction."""
-    assert set(BUDGETS) == {*Budgets.model_fields, CHECKS}
+def test_every_kind_of_reason_has_a_sentence():
+    """A new kind without one would end the report."""
+    assert set(wording._SENTENCES) == {*ReasonKind} - {ReasonKind.WIDENED}
+
+
+def test_a_task_with_another_metric_is_spoken_of_in_its_words(fresh):
+    """Planted: a loss, of which less is better. No word of accuracy, no percent, and the limit is the most allowed."""
+    params, workspace = fresh
+    loss = Metric(name="log_loss", title="log loss", unit="nats", scale=1.0, is_greater_better=False)
+    for kind, path in ((records.Floors, workspace.floors), (records.Score, workspace.scored("cpu"))):
+        records.write(records.read(kind, path).model_copy(update={"metric": loss}), path)
+    verdict = report.run(params, workspace)
+    assert (status_of(verdict, "score").side, status_of(verdict, "score").status) == ("at most", Status.FAIL)
+    assert "does NOT beat the linear floor" in verdict.first_line and "log loss 0." in verdict.first_line
+    summary = (workspace.report / "summary.md").read_text("utf-8")
+    assert "| model | made of | log loss |" in summary
+    for text in (page_of(workspace), summary):
+        assert "accuracy" not in text.lower().replace("dev_accuracy", "")
+    assert "Log loss against size" in page_of(workspace)
+    assert "log_loss" in json.loads((workspace.report / "metrics.json").read_text())["targets"]["cpu"]
 
 
 @pytest.mark.parametrize(
@@ -448,7 +471,7 @@ def test_dvc_templates_name_columns_that_the_tables_have(finished):
     """`dvc plots show` draws an empty plot for a column that is not there."""
     for template, tables in (
         ("dvc_lines.json", ("loss_terms.csv", "latency_distribution.csv")),
-        ("dvc_points.json", ("accuracy_by_size.csv", "accuracy_by_latency.csv")),
+        ("dvc_points.json", ("score_by_size.csv", "score_by_latency.csv")),
     ):
         text = (ROOT / "stages/reporting" / template).read_text()
         json.loads(text)

@@ -180,7 +180,7 @@ def test_data_without_token_ids_are_prepared_again(copy):
 def test_floors_are_scored_on_test(built):
     """Majority class: a third; words tell the class, so a linear classifier is good."""
     found = records.read(Floors, built[1].floors)
-    accuracy = {floor.name: floor.accuracy.value for floor in found.floors}
+    accuracy = {floor.name: floor.primary.value for floor in found.floors}
     assert accuracy["majority"] == pytest.approx(1 / 3, abs=0.03)
     assert accuracy["linear"] > 0.8
 
@@ -255,8 +255,8 @@ def test_scores_are_those_of_the_exported_files(built):
     assert found["cpu"].agreement.value > 0.85
     for score in found.values():
         assert score.not_measured is None and score.stand_in is None
-        assert score.accuracy.low <= score.accuracy.value <= score.accuracy.high
-        assert score.accuracy.value > 0.5
+        assert score.primary.low <= score.primary.value <= score.primary.high
+        assert score.primary.value > 0.5
 
 
 @pytest.mark.parametrize("target", TARGETS)

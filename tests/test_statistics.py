@@ -6,34 +6,48 @@ from scipy import stats
 
 from eval.statistics import (
     TooFewError,
+    chance_of_gain,
+    difference_interval,
     drop_interval,
     flips,
     mcnemar,
+    mean_interval,
     median_ratio_interval,
+    paired_share_interval,
     quantile_interval,
+    right,
     samples_needed,
     share_interval,
     two_sided,
 )
+from pipeline.base.records import ACCURACY, Flips, Metric
+
+LOSS = Metric(name="loss", title="loss", unit="nats", scale=1.0, is_greater_better=False)
+
+
+def ends(draws, quantile, confidence):
+    """Both ends of the interval of each row of draws; which of the sorted ones they are depends on their number."""
+    interval = quantile_interval(range(draws.shape[1]), quantile, confidence)
+    ordered = np.sort(draws, axis=1)
+    return ordered[:, int(interval.low)], ordered[:, int(interval.high)]
 
 
 @pytest.mark.parametrize(("quantile", "n", "confidence"), [(0.5, 15, 0.95), (0.5, 40, 0.98), (0.9, 60, 0.98)])
 def test_quantile_interval_covers_at_least_as_often_as_it_says(quantile, n, confidence):
     """On a skewed distribution, whose true quantile is known; 2,000 draws leave an error of half a point."""
-    rng = np.random.default_rng(1)
+    draws = np.random.default_rng(1).lognormal(0, 1, (2000, n))
     truth = stats.lognorm(1.0).ppf(quantile)
-    intervals = [quantile_interval(rng.lognormal(0, 1, n), quantile, confidence) for _ in range(2000)]
-    covered = np.mean([interval.low <= truth <= interval.high for interval in intervals])
-    assert covered >= confidence - 0.005
+    low, high = ends(draws, quantile, confidence)
+    assert np.mean((low <= truth) & (truth <= high)) >= confidence - 0.005
+    one = quantile_interval(draws[0], quantile, confidence)
+    assert (one.low, one.high) == (low[0], high[0])
 
 
 def test_each_end_is_a_one_sided_bound():
     """At two-sided 98 %, each end of the median's interval misses in at most 1 % of draws."""
-    rng = np.random.default_rng(2)
-    intervals = [quantile_interval(rng.exponential(1.0, 40), 0.5, two_sided(0.99)) for _ in range(4000)]
-    truth = np.log(2)
-    assert np.mean([interval.low > truth for interval in intervals]) <= 0.01 + 0.004
-    assert np.mean([interval.high < truth for interval in intervals]) <= 0.01 + 0.004
+    low, high = ends(np.random.default_rng(2).exponential(1.0, (4000, 40)), 0.5, two_sided(0.99))
+    assert np.mean(low > np.log(2)) <= 0.01 + 0.004
+    assert np.mean(high < np.log(2)) <= 0.01 + 0.004
 
 
 @pytest.mark.parametrize(("n", "rank"), [(200, 190), (500, 466), (1024, 944), (5000, 4550)])
@@ -88,27 +102,29 @@ def test_share_interval_is_clopper_pearson():
 
 def test_flips_counts_both_directions():
     """Row 0 got worse, rows 1 and 2 better, row 3 stays right, row 4 goes from one wrong class to another."""
-    assert flips([0, 0, 0, 0, 0], [0, 1, 2, 0, 1], [1, 0, 0, 0, 2]) == (1, 2)
+    before, after = (right([0, 0, 0, 0, 0], answers) for answers in ([0, 1, 2, 0, 1], [1, 0, 0, 0, 2]))
+    assert flips(before, after, ACCURACY) == Flips(worse=1, better=2)
+    assert flips(before, after, LOSS) == Flips(worse=2, better=1)
 
 
 def test_drop_of_many_flips_is_the_formula_of_the_release_criterion():
     """(b - c) / n + 1.645 sqrt(b + c - (b - c)^2 / n) / n, worked by hand for b 30, c 20, n 1000."""
-    interval = drop_interval(30, 20, 1000, two_sided(0.95))
-    assert interval.value == pytest.approx(1.0)
-    assert interval.high == pytest.approx(100 * (0.01 + 1.6448536 * np.sqrt(50 - 0.1) / 1000))
+    interval = paired_share_interval(30, 20, 1000, two_sided(0.95))
+    assert interval.value == pytest.approx(0.01)
+    assert interval.high == pytest.approx(0.01 + 1.6448536 * np.sqrt(50 - 0.1) / 1000)
 
 
 def test_drop_without_flips_is_not_certain():
     """No change in 1000 examples still allows z^2 / (n + z^2) = 0.27 points either way."""
-    interval = drop_interval(0, 0, 1000, 0.9)
-    assert (interval.low, interval.high) == pytest.approx((-0.26982, 0.26982), abs=1e-4)
+    interval = paired_share_interval(0, 0, 1000, 0.9)
+    assert (interval.low, interval.high) == pytest.approx((-0.0026982, 0.0026982), abs=1e-6)
 
 
 def test_score_interval_of_tango_holds_its_score_equation():
     """At each end the score statistic is z, written out here apart from the code that solves for it."""
     worse, better, n, z = 8, 3, 300, stats.norm.ppf(0.975)
-    interval = drop_interval(worse, better, n)
-    for end, expected in ((interval.low / 100, z), (interval.high / 100, -z)):
+    interval = paired_share_interval(worse, better, n)
+    for end, expected in ((interval.low, z), (interval.high, -z)):
         likelihood = np.linspace(0, 0.2, 2_000_001)[1:]  # the share of `better`, on a grid
         share_worse = likelihood + end
         rest = 1 - likelihood - share_worse
@@ -128,8 +144,8 @@ def test_drop_interval_covers_about_as_often_as_it_says(share_worse, share_bette
     """Through both branches: few flips (Tango's score) and many (normal)."""
     rng = np.random.default_rng(5)
     counts = rng.multinomial(n, [share_worse, share_better, 1 - share_worse - share_better], 2000)
-    truth = 100 * (share_worse - share_better)
-    cache = {(b, c): drop_interval(b, c, n, 0.9) for b, c in {(int(b), int(c)) for b, c, _ in counts}}
+    truth = share_worse - share_better
+    cache = {(b, c): paired_share_interval(b, c, n, 0.9) for b, c in {(int(b), int(c)) for b, c, _ in counts}}
     covered = np.mean([cache[int(b), int(c)].low <= truth <= cache[int(b), int(c)].high for b, c, _ in counts])
     assert 0.88 <= covered <= 0.97
 
@@ -139,9 +155,67 @@ def test_drop_interval_holds_its_value_and_mirrors(n):
     """For every possible count of flips in a tiny test split."""
     for worse in range(n + 1):
         for better in range(n + 1 - worse):
-            there, back = drop_interval(worse, better, n), drop_interval(better, worse, n)
-            assert -100 <= there.low <= there.value <= there.high <= 100
-            assert (there.low, there.high) == pytest.approx((-back.high, -back.low), abs=1e-5)
+            there, back = paired_share_interval(worse, better, n), paired_share_interval(better, worse, n)
+            assert -1 <= there.low <= there.value <= there.high <= 1
+            assert (there.low, there.high) == pytest.approx((-back.high, -back.low), abs=1e-7)
+
+
+def before_and_after(worse, better, n):
+    """Values of n examples of which so many turned wrong, and right; half of the rest are right."""
+    before = np.zeros(n)
+    before[:worse] = 1
+    after = np.zeros(n)
+    after[worse : worse + better] = 1
+    rest = (n - worse - better) // 2
+    before[n - rest :] = after[n - rest :] = 1
+    return before, after
+
+
+@pytest.mark.parametrize(("worse", "better", "n"), [(8, 3, 300), (30, 20, 1000), (0, 0, 50)])
+def test_right_and_wrong_answers_take_the_intervals_of_shares(worse, better, n):
+    """Drop in points, Clopper-Pearson for the figure itself, McNemar for the chance: from values as from counts."""
+    before, after = before_and_after(worse, better, n)
+    shares = paired_share_interval(worse, better, n, 0.9)
+    drop = drop_interval(before, after, ACCURACY, 0.9)
+    assert (drop.value, drop.low, drop.high) == (100 * shares.value, 100 * shares.low, 100 * shares.high)
+    assert mean_interval(after, 0.9) == share_interval(int(after.sum()), n, 0.9)
+    assert chance_of_gain(before, after, ACCURACY) == (mcnemar(better, worse), "exact McNemar")
+    assert chance_of_gain(before, after, LOSS) == (mcnemar(worse, better), "exact McNemar")
+
+
+def test_other_values_take_students_interval():
+    """Against scipy's own: of one arm, of paired differences, and the one-sided test."""
+    rng = np.random.default_rng(6)
+    before, after = rng.gamma(2, 0.2, (2, 60))
+    alone, pair = stats.ttest_1samp(after, 0).confidence_interval(0.9), stats.ttest_rel(before, after)
+    assert (mean_interval(after, 0.9).low, mean_interval(after, 0.9).high) == pytest.approx(tuple(alone))
+    found, expected = difference_interval(before, after, 0.9), pair.confidence_interval(0.9)
+    assert (found.low, found.high) == pytest.approx((expected.low, expected.high))
+    # of a loss, more after than before is the drop
+    drop = drop_interval(before, after, LOSS, 0.9)
+    assert (drop.value, drop.low, drop.high) == pytest.approx((-found.value, -found.high, -found.low))
+    chance, name = chance_of_gain(before, after, LOSS)
+    assert chance == pytest.approx(stats.ttest_rel(before, after, alternative="greater").pvalue)
+    assert name == "Student's paired test"
+
+
+def test_other_values_that_never_differ_are_not_certain():
+    """As with flips: n examples without a difference allow that so many of the next ones have one."""
+    values = np.linspace(0, 2, 100)
+    found = difference_interval(values, values)
+    assert found.value == 0
+    assert (found.low, found.high) == pytest.approx((-2 * found.high / 2, 2 * share_interval(0, 100).high))
+    assert chance_of_gain(values, values, LOSS)[0] == 1.0
+    with pytest.raises(TooFewError, match="too few examples: found 1, at least 2"):
+        mean_interval([0.5])
+
+
+def test_students_interval_covers_as_often_as_it_says():
+    """Of paired differences that are skewed, as a loss has them."""
+    rng = np.random.default_rng(7)
+    arms = rng.gamma(2, 0.2, (2000, 2, 80))
+    found = [difference_interval(first + 0.05, second, 0.9) for first, second in arms]
+    assert 0.88 <= np.mean([one.low <= 0.05 <= one.high for one in found]) <= 0.92
 
 
 def test_mcnemar_fires_where_the_table_says():

@@ -10,6 +10,7 @@ from typing import Any
 from eval.checks import Subject, failed, passed
 from eval.figures import speedup, why_unfit
 from eval.latency import measure
+from eval.wording import say
 from pipeline.base import plugins
 from pipeline.base.records import Check, Measurement, Status
 from pipeline.settings.params import MeasureSettings
@@ -82,7 +83,7 @@ def _judge_speed(timed: Measurement, facts: dict[str, Any]) -> Check:
         return failed(TITLE, f"{kernels}{share}, but {times}: ship the float file instead", **facts)
     if ratio.low < 1:
         noise = why_unfit(timed)
-        reason = f"{kernels}{share}; {times}{f': {noise}' if noise is not None else ''}"
+        reason = f"{kernels}{share}; {times}{f': {say(noise)}' if noise is not None else ''}"
         return Check(title=TITLE, status=Status.INCONCLUSIVE, reason=reason, facts=facts)
     return passed(TITLE, f"{kernels}{share}, {times}", **facts)
 

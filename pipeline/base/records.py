@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pipeline.base.errors import IntegrityError
 from pipeline.base.files import CARD_NAME, sha256_of, write_atomically
 
-SCHEMA_VERSION = 1  # of every record; a change that old readers cannot take raises it
+SCHEMA_VERSION = 2  # of every record; a change that old readers cannot take raises it
 # Names of the floors.
 MAJORITY, LINEAR = "majority", "linear"
 
@@ -26,7 +26,7 @@ class Record(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
-    schema_version: Literal[1] = 1
+    schema_version: Literal[2] = 2
 
 
 class FileFact(Record):
@@ -110,6 +110,33 @@ class Interval(Record):
     confidence: float = 0.95
 
 
+class Metric(Record):
+    """What a task is judged by: a value for each example, of which the mean is the figure."""
+
+    # as in metrics.json, and as people say it
+    name: str
+    title: str
+    # of what is shown, which is the value times `scale`
+    unit: str
+    scale: float
+    is_greater_better: bool
+
+    @property
+    def unit_of_differences(self) -> str:
+        """Two percentages differ by points."""
+        return "points" if self.unit == "%" else self.unit
+
+
+ACCURACY = Metric(name="accuracy", title="accuracy", unit="%", scale=100.0, is_greater_better=True)
+
+
+class Flips(Record):
+    """Examples whose value changed from one model to another: of right and wrong answers, those that turned."""
+
+    worse: int
+    better: int
+
+
 class Score(Record):
     """What an artefact answered in its runtime on the whole test split."""
 
@@ -122,17 +149,23 @@ class Score(Record):
     # A stand-in (interpreter, emulator) executed it in place of the real runtime.
     stand_in: str | None = None
     runtime_version: str | None = None
-    accuracy: Interval | None = None
-    macro_f1: float | None = None
+    metric: Metric | None = None
+    primary: Interval | None = None
+    # other figures of the whole split, by the name that people call them
+    further: dict[str, float] = {}
     # The same rows, answered by the model it was exported from, in PyTorch.
     agreement: Interval | None = None
-    drop_from_student_points: Interval | None = None
-    drop_from_teacher_points: Interval | None = None
-    # (right before and wrong here, wrong before and right here): verdicts take other confidences from them
-    flips_from_student: tuple[int, int] | None = None
-    flips_from_teacher: tuple[int, int] | None = None
+    # how much worse than the others, in the metric's unit: points for percentages; below 0 is a gain
+    drop_from_student: Interval | None = None
+    drop_from_teacher: Interval | None = None
+    flips_from_student: Flips | None = None
+    flips_from_teacher: Flips | None = None
     worst_logit_difference: float | None = None
     predictions: tuple[int, ...] = ()
+    # the metric on each row: verdicts take other confidences from them
+    values: tuple[float, ...] = ()
+    student_values: tuple[float, ...] = ()
+    teacher_values: tuple[float, ...] = ()
 
 
 class Series(Record):
@@ -202,34 +235,77 @@ class Floor(Record):
     """A model that a student must beat to be worth shipping."""
 
     name: str
-    accuracy: Interval
-    macro_f1: float
+    primary: Interval
+    further: dict[str, float] = {}
     size_bytes: int
     latency_ms: float | None
     predictions: tuple[int, ...]
+    # the metric on each test row
+    values: tuple[float, ...]
 
 
 class Floors(Record):
     """Majority class, and TF-IDF with a linear classifier."""
 
     examples: int
+    metric: Metric
     # the true class of each test row, so that verdicts need neither the data set nor what reads it
     labels: tuple[int, ...]
     classes: int
     floors: tuple[Floor, ...]
 
 
+class ReasonKind(StrEnum):
+    """Why a verdict, or a timing, stands as it does. `eval/wording.py` says each in a sentence."""
+
+    MISSING = "missing evidence"
+    ANOTHER_TARGET = "another target"
+    ANOTHER_ARTEFACT = "another artefact"
+    ANOTHER_REFERENCE = "another reference"
+    ANOTHER_SPLIT = "another test split"
+    STAND_IN = "stand-in"
+    TOO_FEW_EXAMPLES = "too few examples"
+    CLASSES_WITHOUT_ROWS = "classes without rows"
+    TOO_FEW_SAMPLES = "too few samples"
+    NO_CANARY = "no canary"
+    NOISY_RUNNER = "noisy runner"
+    WIDENED = "interval widened"
+    STRADDLES = "interval straddles"
+    SLOW_ON_THE_WALL = "slow on the wall clock"
+    CHECK = "check"
+    # these decide nothing; they say that timings want to be read with care
+    CANARY_LEANS = "canary leans"
+    CLOCKS_DISAGREE = "clocks disagree"
+    CPU_STOLEN = "CPU stolen"
+
+
+class Reason(Record):
+    """One reason, in values; which of them are set depends on the kind."""
+
+    kind: ReasonKind
+    # what is missing or strange: score, floors, measurement, reference, artefact, examination; of a check, its title
+    evidence: str | None = None
+    # in the words of a runtime, a check, or what could not be read
+    detail: str | None = None
+    found: str | float | None = None
+    expected: str | float | None = None
+    figure: Interval | None = None
+
+
 class BudgetVerdict(Record):
-    """One budget of one target, judged."""
+    """One budget of one target, judged. `limit` and `figure` times `scale` have the unit."""
 
     target: str
     budget: str
+    title: str
     limit: float
+    side: Literal["at least", "at most"]
+    unit: str
+    scale: float
     required: bool
     status: Status
     figure: Interval | None = None
-    # why it stands so, in words
-    reason: str
+    reasons: tuple[Reason, ...] = ()
 
 
 class Verdict(Record):

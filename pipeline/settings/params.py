@@ -16,6 +16,7 @@ from pipeline.base import plugins
 from pipeline.base.errors import SettingsError
 from pipeline.settings import yaml_file as settings_file
 from pipeline.settings.augment import AugmentSettings
+from pipeline.settings.budgets import Budgets
 
 MAX_PROBLEMS_SHOWN = 50
 MAX_MESSAGE = 1_000  # characters; a key in the file may be as long as the file
@@ -266,35 +267,6 @@ class QuantizeSettings(Settings):
         default=0.5, ge=0, le=100, description="Dev accuracy points int8 may lose to fp32 before modules are excluded."
     )
     max_exclusions: int = Field(default=6, ge=0, description="Most modules that may stay in fp32.")
-
-
-class Budgets(Settings):
-    """Limits a target must keep; null or absent: not judged."""
-
-    accuracy: Fraction | None = Field(default=None, description="Least accuracy on test, 0 to 1.")
-    accuracy_drop_points: float | None = Field(
-        default=None, ge=0, le=100, description="Most points lost to the teacher."
-    )
-    quantization_drop_points: float | None = Field(
-        default=None, ge=0, le=100, description="Most points lost to the student it was exported from."
-    )
-    agreement: Fraction | None = Field(
-        default=None, description="Least share of test rows answered as the student does."
-    )
-    floor_margin_points: float | None = Field(
-        default=None,
-        ge=-100,
-        le=100,
-        description="Least points above the linear floor (TF-IDF and a linear classifier).",
-    )
-    speedup_vs_teacher: float | None = Field(
-        default=None, gt=0, description="Least ratio of the teacher's latency to this one's, same runtime, same run."
-    )
-    p50_ms: float | None = Field(default=None, gt=0, description="Most milliseconds for the median call.")
-    p90_ms: float | None = Field(default=None, gt=0, description="Most milliseconds for the 90th percentile.")
-    load_ms: float | None = Field(default=None, gt=0, description="Most milliseconds to load the artefact.")
-    memory_mb: float | None = Field(default=None, gt=0, description="Most megabytes (10^6) of memory a process adds.")
-    size_mb: float | None = Field(default=None, gt=0, description="Most megabytes (10^6 bytes) on disk.")
 
 
 class Target(Settings):

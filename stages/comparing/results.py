@@ -105,7 +105,7 @@ def collect(recipe: str, methods: MethodsFile, finished: Sequence[Job], places: 
         training=settings.distill.training.model_dump(mode="json"),
         teacher_accuracy=teacher["test_accuracy"],
         teacher_parameters=teacher["parameters"],
-        linear_accuracy=next(f.accuracy.value for f in floors.floors if f.name == records.LINEAR),
+        linear_accuracy=next(f.primary.value for f in floors.floors if f.name == records.LINEAR),
         seed_sd=sd,
         device=next(cost["device"] for found in runs.values() for _, _, cost, _ in found),
         methods=results,

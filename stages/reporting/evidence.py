@@ -12,18 +12,34 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
-from eval.budgets import first_line, judge, judge_checks
-from eval.ledger import Ledger, follow
+from eval.budgets import Facts, compare_with_floor, judge, why_strange
+from eval.ledger import Answers, Ledger, follow
+from eval.statistics import right
+from eval.wording import first_line, say
 from pipeline.base import records
 from pipeline.base.errors import IntegrityError, PipelineError
 from pipeline.base.errors import first_line as first_line_of
-from pipeline.base.records import Artefact, BudgetVerdict, Card, Examination, Floors, Measurement, Parity, Score
+from pipeline.base.records import (
+    ACCURACY,
+    Artefact,
+    BudgetVerdict,
+    Card,
+    Examination,
+    Floors,
+    Measurement,
+    Metric,
+    Parity,
+    Score,
+)
 from pipeline.base.workspace import Workspace
 from pipeline.settings.params import Params, Target
 from stages.targets import artefact_bytes, artefact_of, no_measurement
 
 # What reading a damaged file can raise: bytes that are no UTF-8, JSON of another shape, nesting without end.
 UNREADABLE = (PipelineError, OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError)
+
+# The student's score on dev in the log of its training and on its card.
+DEV_SCORE = "dev_accuracy"
 
 T = TypeVar("T")
 
@@ -45,6 +61,8 @@ class Trained:
     card: Card
     log: tuple[dict[str, Any], ...]
     predictions: tuple[int, ...]
+    # the metric on each answer; empty when nothing says which are right
+    values: tuple[float, ...]
 
     @property
     def parameters(self) -> int | None:
@@ -92,6 +110,11 @@ class Evidence:
     problems: tuple[str, ...] = ()
 
     @property
+    def metric(self) -> Metric:
+        """What the task is judged by."""
+        return self.floors.metric if self.floors is not None else ACCURACY
+
+    @property
     def labels(self) -> tuple[int, ...]:
         return self.floors.labels if self.floors is not None else self.rows.labels
 
@@ -106,14 +129,14 @@ class Evidence:
 
     @property
     def shipped(self) -> TargetEvidence | None:
-        """The target that stands for what ships: the least accurate of the required ones that answered, or of all.
+        """The target that stands for what ships: the one with the worst score of the required ones, or of all.
 
         What answered in its own runtime goes before what a stand-in answered, which has no times.
         """
-        answered = [one for one in self.targets if one.score.predictions and one.score.accuracy is not None]
+        answered = [one for one in self.targets if one.score.predictions and one.score.primary is not None]
         required = [one for one in answered if one.target.required] or answered
         real = [one for one in required if one.score.stand_in is None]
-        return min(real or required, key=_accuracy, default=None)
+        return min(real or required, key=_goodness, default=None)
 
 
 def gather(params: Params, workspace: Workspace) -> Evidence:
@@ -135,7 +158,7 @@ def gather(params: Params, workspace: Workspace) -> Evidence:
     evidence = Evidence(
         targets=tuple(targets),
         first_line="",
-        ledger=_follow(labels, classes, teacher, student, tuple(targets)),
+        ledger=_follow(labels, classes, floors, teacher, student, tuple(targets)),
         rows=rows,
         data=data,
         floors=floors,
@@ -162,9 +185,10 @@ def describe(error: BaseException) -> str:
     return str(error) if isinstance(error, PipelineError) else f"{type(error).__name__}: {first_line_of(error)}"
 
 
-def _accuracy(one: TargetEvidence) -> float:
-    assert one.score.accuracy is not None
-    return one.score.accuracy.value
+def _goodness(one: TargetEvidence) -> float:
+    score = one.score
+    assert score.primary is not None and score.metric is not None
+    return score.primary.value if score.metric.is_greater_better else -score.primary.value
 
 
 # --- reading -----------------------------------------------------------------------------------------------------
@@ -219,7 +243,8 @@ def _read_trained(folder: Path, kind: str, labels: tuple[int, ...]) -> Trained:
             f"{folder}: found answers to {len(predictions)} test rows, expected {len(labels)}; "
             "run `dvc repro` to make it again"
         )
-    return Trained(card, tuple(log), predictions)
+    values = tuple(right(labels, predictions).tolist()) if labels else ()
+    return Trained(card, tuple(log), predictions, values)
 
 
 def _read_references(params: Params, workspace: Workspace, problems: list[str]) -> dict[str, Card]:
@@ -258,51 +283,50 @@ def _read_target(
         found = _read_exported(name, target, card, student)
     except UNREADABLE as error:
         reason = describe(error)
-        nothing = TargetEvidence(
-            name,
-            target,
-            _no_score(name, target, reason),
-            no_measurement(name, target, reason),
-            examination=_no_examination(name, target, reason),
-        )
-        # judge knows only that there is no artefact; here it is known why
-        verdicts = (
-            verdict.model_copy(update={"reason": verdict.reason.replace("there is no artefact", reason)})
-            for verdict in _judge_all(nothing, floors)
-        )
-        return replace(nothing, verdicts=tuple(verdicts))
-    digests = {"artefact_digest": card.digest, "reference_digest": reference_digest}
+        nothing = _without_records(name, target, reason)
+        return replace(nothing, verdicts=tuple(judge(target, _facts(nothing, floors, no_artefact=reason))))
 
     def read_score() -> Score:
         score = records.read(Score, workspace.scored(name))
-        if score.not_measured is None and labels and len(score.predictions) != len(labels):
-            raise IntegrityError(f"{name}: found answers to {len(score.predictions)} test rows, expected {len(labels)}")
-        judge(name, target, score=score, measurement=None, floors=floors, size_bytes=None, **digests)
+        if score.not_measured is None and labels and len(score.values) != len(labels):
+            raise IntegrityError(f"{name}: found answers to {len(score.values)} test rows, expected {len(labels)}")
         return score
-
-    def read_measurement() -> Measurement:
-        measurement = records.read(Measurement, workspace.measured(name))
-        judge(name, target, score=None, measurement=measurement, floors=floors, size_bytes=None, **digests)
-        return measurement
-
-    def read_examination() -> Examination:
-        examination = records.read(Examination, workspace.examined(name))
-        if examination.artefact_digest != card.digest:
-            raise IntegrityError(f"{name}: found the examination of another artefact; run `dvc repro` to make it again")
-        return examination
 
     found = replace(
         found,
-        examination=_or_reason(read_examination, lambda reason: _no_examination(name, target, reason)),
-        score=_or_reason(read_score, lambda reason: _no_score(name, target, reason)),
-        measurement=_or_reason(read_measurement, lambda reason: no_measurement(name, target, reason)),
+        examination=_or_reason(
+            lambda: records.read(Examination, workspace.examined(name)), partial(_no_examination, name, target)
+        ),
+        score=_or_reason(read_score, partial(_no_score, name, target)),
+        measurement=_or_reason(
+            lambda: records.read(Measurement, workspace.measured(name)), partial(no_measurement, name, target)
+        ),
     )
-    return replace(found, verdicts=tuple(_judge_all(found, floors)))
+    facts = _facts(found, floors, artefact_digest=card.digest, reference_digest=reference_digest)
+    return replace(_believed(found, facts), verdicts=tuple(judge(target, facts)))
 
 
-def _judge_all(found: TargetEvidence, floors: Floors | None) -> list[BudgetVerdict]:
-    verdicts = judge(found.name, found.target, **_records_of(found, floors))
-    return [*verdicts, judge_checks(found.name, found.target, found.examination)]
+def _facts(found: TargetEvidence, floors: Floors | None, **digests: str | None) -> Facts:
+    return Facts(
+        found.name,
+        score=found.score,
+        measurement=found.measurement,
+        examination=found.examination,
+        floors=floors,
+        size_bytes=found.size_bytes,
+        **digests,
+    )
+
+
+def _believed(found: TargetEvidence, facts: Facts) -> TargetEvidence:
+    """The target without the records that belong to something else, whose figures no table may show."""
+    nothing = {"score": _no_score, "measurement": no_measurement, "examination": _no_examination}
+    believed: dict[str, Any] = {}
+    for kind, no_record in nothing.items():
+        strange = why_strange(getattr(found, kind), facts)
+        if strange is not None:
+            believed[kind] = no_record(found.name, found.target, say(strange))
+    return replace(found, **believed)
 
 
 def _read_exported(name: str, target: Target, card: Card, student: Trained | None) -> TargetEvidence:
@@ -311,11 +335,8 @@ def _read_exported(name: str, target: Target, card: Card, student: Trained | Non
         raise IntegrityError(f"{name}: exported from another student; run `dvc repro` to export it again")
     artefact = artefact_of(card)
     parity = card.facts.get("parity")
-    return TargetEvidence(
-        name,
-        target,
-        _no_score(name, target, ""),
-        no_measurement(name, target, ""),
+    return replace(
+        _without_records(name, target, ""),
         size_bytes=artefact_bytes(card, artefact),
         artefact=artefact,
         parity=Parity.model_validate(parity) if parity is not None else None,
@@ -331,13 +352,14 @@ def _or_reason(read: Callable[[], T], otherwise: Callable[[str], T]) -> T:
         return otherwise(describe(error))
 
 
-def _records_of(found: TargetEvidence, floors: Floors | None) -> dict[str, Any]:
-    return {
-        "score": found.score,
-        "measurement": found.measurement,
-        "floors": floors,
-        "size_bytes": found.size_bytes,
-    }
+def _without_records(name: str, target: Target, reason: str) -> TargetEvidence:
+    return TargetEvidence(
+        name,
+        target,
+        _no_score(name, target, reason),
+        no_measurement(name, target, reason),
+        examination=_no_examination(name, target, reason),
+    )
 
 
 def _no_score(name: str, target: Target, reason: str) -> Score:
@@ -354,6 +376,7 @@ def _no_examination(name: str, target: Target, reason: str) -> Examination:
 def _follow(
     labels: tuple[int, ...],
     classes: int,
+    floors: Floors | None,
     teacher: Trained | None,
     student: Trained | None,
     targets: tuple[TargetEvidence, ...],
@@ -361,8 +384,10 @@ def _follow(
     """The ledger; without hops when an end of it could not be read."""
     if not labels or teacher is None or student is None:
         return Ledger(examples=len(labels), classes=classes, hops=())
-    artefacts = {one.name: one.score.predictions for one in targets if one.score.predictions}
-    return follow(labels, classes, teacher.predictions, student.predictions, artefacts)
+    artefacts = {one.name: Answers(one.score.predictions, one.score.values) for one in targets if one.score.values}
+    metric = floors.metric if floors is not None else ACCURACY
+    ends = [Answers(one.predictions, one.values) for one in (teacher, student)]
+    return follow(labels, classes, metric, ends[0], ends[1], artefacts)
 
 
 def _first_line(evidence: Evidence) -> str:
@@ -370,8 +395,9 @@ def _first_line(evidence: Evidence) -> str:
     if evidence.floors is None:
         return "Whether the student beats the linear floor is not known: the floors were not measured."
     if evidence.shipped is not None:
-        name = f"the student as shipped to '{evidence.shipped.name}'"
-        return first_line(evidence.shipped.score.predictions, evidence.floors, name)
-    if evidence.student is not None:
-        return first_line(evidence.student.predictions, evidence.floors, "the student, in PyTorch,")
-    return "Whether the student beats the linear floor is not known: no artefact answered and there is no student."
+        name, values = f"the student as shipped to '{evidence.shipped.name}'", evidence.shipped.score.values
+    elif evidence.student is not None:
+        name, values = "the student, in PyTorch,", evidence.student.values
+    else:
+        return "Whether the student beats the linear floor is not known: no artefact answered and there is no student."
+    return first_line(compare_with_floor(values, evidence.floors), name)

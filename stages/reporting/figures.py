@@ -10,7 +10,8 @@ import matplotlib as mpl
 from matplotlib.ticker import MaxNLocator, NullLocator
 
 from eval.ledger import Hop
-from pipeline.base.records import Interval
+from eval.wording import capitalized, say_axis, show, show_value
+from pipeline.base.records import Interval, Metric
 from stages.reporting.changes import Confusion
 from stages.reporting.drawing import (
     BLUE,
@@ -28,28 +29,26 @@ from stages.reporting.drawing import (
     place_labels,
     svg,
 )
+from stages.reporting.evidence import DEV_SCORE
 from stages.reporting.models import ModelRow
-from stages.reporting.wording import show
 
 ROLE_STYLE = {"floor": ("s", MUTED), "teacher": ("D", ORANGE), "student": ("o", GREEN), "target": ("o", BLUE)}
 
 
-def accuracy_by_size(rows: Sequence[ModelRow]) -> str | None:
-    """Test accuracy against bytes on disk."""
-    points = [(row, row.size_bytes / 1e6) for row in rows if row.size_bytes and row.accuracy and row.role != "student"]
-    return _accuracy_against(points, "size on disk, MB (log scale)", "accuracy_by_size", "Test accuracy against size")
+def score_by_size(rows: Sequence[ModelRow], metric: Metric) -> str | None:
+    """The score on test against bytes on disk."""
+    points = [(row, row.size_bytes / 1e6) for row in rows if row.size_bytes and row.score and row.role != "student"]
+    return _score_against(points, metric, "size on disk, MB (log scale)", "score_by_size", "size")
 
 
-def accuracy_by_latency(rows: Sequence[ModelRow]) -> str | None:
-    """Test accuracy against the median call."""
-    points = [(row, row.p50_ms.value) for row in rows if row.p50_ms and row.accuracy]
-    return _accuracy_against(
-        points, "median latency, ms (log scale)", "accuracy_by_latency", "Test accuracy against latency"
-    )
+def score_by_latency(rows: Sequence[ModelRow], metric: Metric) -> str | None:
+    """The score on test against the median call."""
+    points = [(row, row.p50_ms.value) for row in rows if row.p50_ms and row.score]
+    return _score_against(points, metric, "median latency, ms (log scale)", "score_by_latency", "latency")
 
 
 def ledger_bars(hops: Sequence[Hop]) -> str | None:
-    """For each hop, answers that became wrong to the left and answers that became right to the right."""
+    """For each hop, answers that became worse to the left and answers that became better to the right."""
     if not hops:
         return None
     with mpl.rc_context(STYLE):
@@ -67,9 +66,9 @@ def ledger_bars(hops: Sequence[Hop]) -> str | None:
         axes.grid(False)
         axes.xaxis.set_major_locator(NullLocator())
         axes.spines[:].set_visible(False)
-        axes.text(-0.04 * widest, -0.62, "← right to wrong", ha="right", color=MUTED)
-        axes.text(0.04 * widest, -0.62, "wrong to right →", ha="left", color=MUTED)
-        words = "; ".join(f"{h.before} to {h.after}: {h.worse} right to wrong, {h.better} wrong to right" for h in hops)
+        axes.text(-0.04 * widest, -0.62, "← became worse", ha="right", color=MUTED)
+        axes.text(0.04 * widest, -0.62, "became better →", ha="left", color=MUTED)
+        words = "; ".join(f"{h.before} to {h.after}: {h.worse} became worse, {h.better} better" for h in hops)
         return svg(figure, "ledger", f"Answers that changed hands. {words}.")
 
 
@@ -86,15 +85,16 @@ def loss_terms(log: Sequence[dict[str, Any]]) -> str | None:
     return _curves(lines, "value (log scale)", "loss_terms", "Loss terms by step", is_log=True)
 
 
-def dev_accuracy(log: Sequence[dict[str, Any]], teacher_accuracy: Any) -> str | None:
-    """The student's accuracy on dev against the step, with the teacher's as a line."""
-    points = [(entry["step"], 100 * entry["dev_accuracy"]) for entry in log if {"step", "dev_accuracy"} <= set(entry)]
+def dev_score(log: Sequence[dict[str, Any]], teacher: Any, metric: Metric) -> str | None:
+    """The student's score on dev against the step, with the teacher's as a line."""
+    points = [(entry["step"], metric.scale * entry[DEV_SCORE]) for entry in log if {"step", DEV_SCORE} <= set(entry)]
     if not points:
         return None
     lines = {"student": points}
-    if isinstance(teacher_accuracy, int | float):
-        lines["teacher"] = [(points[0][0], 100 * teacher_accuracy), (points[-1][0], 100 * teacher_accuracy)]
-    return _curves(lines, "accuracy on dev, %", "dev_accuracy", "Accuracy on dev by step", is_log=False)
+    if isinstance(teacher, int | float):
+        lines["teacher"] = [(points[0][0], metric.scale * teacher), (points[-1][0], metric.scale * teacher)]
+    title = f"{capitalized(metric.title)} on dev by step"
+    return _curves(lines, say_axis(f"{metric.title} on dev", metric), "dev_score", title, is_log=False)
 
 
 def latency_distribution(
@@ -155,7 +155,9 @@ def confusion_bars(changes: Sequence[Confusion], before: str, after: str) -> str
         return svg(figure, "confusions", f"Confusions of {before} and {after}. {words}.")
 
 
-def _accuracy_against(points: Sequence[tuple[ModelRow, float]], x_label: str, name: str, title: str) -> str | None:
+def _score_against(
+    points: Sequence[tuple[ModelRow, float]], metric: Metric, x_label: str, name: str, what: str
+) -> str | None:
     """Points with intervals. The majority class is far below and would flatten the rest, so it is only named."""
     shown = [(row, x) for row, x in points if not row.name.startswith("majority")]
     if not shown:
@@ -165,17 +167,17 @@ def _accuracy_against(points: Sequence[tuple[ModelRow, float]], x_label: str, na
         log_axis(axes, [x for _, x in shown], margin=2.0)
         places = []
         for row, x in shown:
-            assert row.accuracy is not None
+            assert row.score is not None
             marker, colour = ROLE_STYLE[row.role]
-            y, low, high = (100 * share for share in (row.accuracy.value, row.accuracy.low, row.accuracy.high))
+            y, low, high = (metric.scale * end for end in (row.score.value, row.score.low, row.score.high))
             axes.plot([x, x], [low, high], color=colour, linewidth=1.2, alpha=0.6)
             axes.plot(x, y, marker, color=colour, markersize=8)
             places.append((row.name, x, y))
-        axes.set(xlabel=x_label, ylabel="test accuracy, %")
+        axes.set(xlabel=x_label, ylabel=say_axis(f"test {metric.title}", metric))
         axes.yaxis.set_major_locator(MaxNLocator(nbins=6))
         place_labels(axes, places)
-        words = "; ".join(f"{label} {show(x)} and {show(y, 1)} %" for label, x, y in places)
-        return svg(figure, name, f"{title}: {words}.")
+        words = "; ".join(f"{label} {show(x)} and {show_value(y / metric.scale, metric)}" for label, x, y in places)
+        return svg(figure, name, f"Test {metric.title} against {what}: {words}.")
 
 
 def _curves(

@@ -7,11 +7,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
-import numpy as np
-
 from eval import figures
-from eval.slices import accuracy_by_slice
-from eval.statistics import TooFewError, share_interval
+from eval.slices import mean_by_slice
+from eval.statistics import TooFewError, mean_interval
 from pipeline.base.records import LINEAR, Interval, Measurement
 from stages.reporting.evidence import Evidence, TargetEvidence, Trained
 
@@ -25,12 +23,13 @@ class ModelRow:
     name: str
     role: Role
     made_of: str
-    accuracy: Interval | None = None
+    score: Interval | None = None
     by_slice: Mapping[str, Interval] = field(default_factory=dict)
-    drop_points: Interval | None = None
+    drop: Interval | None = None
     agreement: Interval | None = None
-    macro_f1: float | None = None
-    quantization_drop_points: Interval | None = None
+    # other figures of the task, by name
+    further: Mapping[str, float] = field(default_factory=dict)
+    quantization_drop: Interval | None = None
     parameters: int | None = None
     size_bytes: int | None = None
     p50_ms: Interval | None = None
@@ -49,9 +48,9 @@ def compare_models(evidence: Evidence) -> list[ModelRow]:
             name=f"{floor.name} floor",
             role="floor",
             made_of="TF-IDF and a linear classifier" if floor.name == LINEAR else "always the most common class",
-            accuracy=floor.accuracy,
-            by_slice=_by_slice(evidence, floor.predictions) if floor.name == LINEAR else {},
-            macro_f1=floor.macro_f1,
+            score=floor.primary,
+            by_slice=_by_slice(evidence, floor.values) if floor.name == LINEAR else {},
+            further=floor.further,
             size_bytes=floor.size_bytes,
             p50_ms=_exact(floor.latency_ms),
         )
@@ -65,8 +64,8 @@ def compare_models(evidence: Evidence) -> list[ModelRow]:
                 name="student",
                 role="student",
                 made_of="PyTorch, fp32, before export",
-                accuracy=_accuracy(evidence.labels, evidence.student.predictions),
-                by_slice=_by_slice(evidence, evidence.student.predictions),
+                score=mean_interval(evidence.student.values) if evidence.student.values else None,
+                by_slice=_by_slice(evidence, evidence.student.values),
                 parameters=evidence.student.parameters,
                 size_bytes=evidence.student.weights_bytes,
             )
@@ -108,8 +107,8 @@ def _teacher_row(evidence: Evidence, teacher: Trained) -> ModelRow:
         name="teacher",
         role="teacher",
         made_of=made_of,
-        accuracy=_accuracy(evidence.labels, teacher.predictions),
-        by_slice=_by_slice(evidence, teacher.predictions),
+        score=mean_interval(teacher.values) if teacher.values else None,
+        by_slice=_by_slice(evidence, teacher.values),
         parameters=teacher.parameters,
         size_bytes=size or teacher.weights_bytes,
         p50_ms=figure_or_none(figures.p50_ms, timed.measurement, model="reference") if timed else None,
@@ -125,12 +124,12 @@ def _target_row(one: TargetEvidence, evidence: Evidence) -> ModelRow:
         name=one.name,
         role="target",
         made_of=f"{one.target.precision} {one.target.format} on {one.target.runtime}",
-        accuracy=score.accuracy,
-        by_slice=_by_slice(evidence, score.predictions),
-        drop_points=score.drop_from_teacher_points,
+        score=score.primary,
+        by_slice=_by_slice(evidence, score.values),
+        drop=score.drop_from_teacher,
         agreement=score.agreement,
-        macro_f1=score.macro_f1,
-        quantization_drop_points=score.drop_from_student_points,
+        further=score.further,
+        quantization_drop=score.drop_from_student,
         parameters=student.parameters if student is not None and one.artefact is not None else None,
         size_bytes=one.size_bytes,
         p50_ms=figure_or_none(figures.p50_ms, timed),
@@ -143,16 +142,9 @@ def _target_row(one: TargetEvidence, evidence: Evidence) -> ModelRow:
     )
 
 
-def _accuracy(labels: Sequence[int], predictions: Sequence[int]) -> Interval | None:
-    if not labels:
-        return None
-    right = int(np.sum(np.asarray(labels) == np.asarray(predictions)))
-    return share_interval(right, len(labels))
-
-
-def _by_slice(evidence: Evidence, predictions: Sequence[int]) -> dict[str, Interval]:
+def _by_slice(evidence: Evidence, values: Sequence[float]) -> dict[str, Interval]:
     """Empty for what was not measured, and for data without slices."""
-    return accuracy_by_slice(evidence.rows.slices, evidence.rows.labels, predictions) if predictions else {}
+    return mean_by_slice(evidence.rows.slices, values) if values else {}
 
 
 def _exact(value: float | None) -> Interval | None:

@@ -11,19 +11,18 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from pipeline.base.records import Interval
+from pipeline.base.records import Interval, Metric
 from stages.reporting.changes import class_name, confusion_changes
-from stages.reporting.evidence import Evidence
+from stages.reporting.evidence import DEV_SCORE, Evidence
 from stages.reporting.models import ModelRow, calls_ms
 
 SIGNIFICANT = 6  # digits kept, so that a diff shows no noise of the last bits
 QUANTILES = range(1, 101)  # percent; a distribution as a hundred points in place of thousands of calls
 
-# Name in metrics.json -> field of a ModelRow.
+# Name in metrics.json -> field of a ModelRow. The score has the name of the task's metric.
 INTERVALS = {
-    "accuracy": "accuracy",
-    "accuracy_drop_points": "drop_points",
-    "quantization_drop_points": "quantization_drop_points",
+    "score_drop": "drop",
+    "quantization_drop": "quantization_drop",
     "agreement": "agreement",
     "p50_ms": "p50_ms",
     "p90_ms": "p90_ms",
@@ -38,7 +37,7 @@ def metrics(evidence: Evidence, rows: Sequence[ModelRow]) -> dict[str, Any]:
     """Nested numbers: what each model scores, weighs and takes, and how many budgets stand how."""
     found: dict[str, Any] = {"floors": {}, "teacher": {}, "student": {}, "targets": {}}
     for row in rows:
-        values = _row_metrics(row)
+        values = _row_metrics(row, evidence.metric)
         if row.role == "floor":
             found["floors"][row.name.removesuffix(" floor")] = values
         elif row.role == "target":
@@ -54,13 +53,13 @@ def plots(evidence: Evidence, rows: Sequence[ModelRow]) -> dict[str, str]:
     """File name -> CSV."""
     entries = evidence.student.log if evidence.student is not None else ()
     return {
-        "accuracy_by_size.csv": _csv(
-            ("series", "size_mb", "accuracy", "low", "high"),
-            ((r.name, r.size_bytes / 1e6, *_ends(r.accuracy)) for r in rows if r.size_bytes and r.accuracy),
+        "score_by_size.csv": _csv(
+            ("series", "size_mb", "score", "low", "high"),
+            ((r.name, r.size_bytes / 1e6, *_ends(r.score)) for r in rows if r.size_bytes and r.score),
         ),
-        "accuracy_by_latency.csv": _csv(
-            ("series", "p50_ms", "accuracy", "low", "high"),
-            ((r.name, r.p50_ms.value, *_ends(r.accuracy)) for r in rows if r.p50_ms and r.accuracy),
+        "score_by_latency.csv": _csv(
+            ("series", "p50_ms", "score", "low", "high"),
+            ((r.name, r.p50_ms.value, *_ends(r.score)) for r in rows if r.p50_ms and r.score),
         ),
         "loss_terms.csv": _csv(
             ("series", "step", "value"),
@@ -71,9 +70,9 @@ def plots(evidence: Evidence, rows: Sequence[ModelRow]) -> dict[str, str]:
                 if key.startswith("term_") and "step" in entry
             ),
         ),
-        "dev_accuracy.csv": _csv(
-            ("step", "accuracy"),
-            ((entry["step"], entry["dev_accuracy"]) for entry in entries if {"step", "dev_accuracy"} <= set(entry)),
+        "dev_score.csv": _csv(
+            ("step", "score"),
+            ((entry["step"], entry[DEV_SCORE]) for entry in entries if {"step", DEV_SCORE} <= set(entry)),
         ),
         "latency_distribution.csv": _csv(("series", "percent", "latency_ms"), _latency_rows(evidence)),
         "ledger.csv": _csv(
@@ -81,7 +80,7 @@ def plots(evidence: Evidence, rows: Sequence[ModelRow]) -> dict[str, str]:
             (
                 (f"{hop.before} to {hop.after}, {direction}", count)
                 for hop in evidence.ledger.hops
-                for direction, count in (("right to wrong", hop.worse), ("wrong to right", hop.better))
+                for direction, count in (("worse", hop.worse), ("better", hop.better))
             ),
         ),
         "confusion_changes.csv": _csv(("confusion", "change", "teacher", "shipped"), _confusion_rows(evidence)),
@@ -89,9 +88,12 @@ def plots(evidence: Evidence, rows: Sequence[ModelRow]) -> dict[str, str]:
     }
 
 
-def _row_metrics(row: ModelRow) -> dict[str, float]:
+def _row_metrics(row: ModelRow, metric: Metric) -> dict[str, float]:
     values = {name: _value(getattr(row, attribute)) for name, attribute in INTERVALS.items()}
-    values["macro_f1"] = row.macro_f1
+    values |= {
+        metric.name: _value(row.score),
+        **{name.lower().replace(" ", "_"): value for name, value in row.further.items()},
+    }
     values["parameters"] = row.parameters
     values["size_mb"] = row.size_bytes / 1e6 if row.size_bytes is not None else None
     return {

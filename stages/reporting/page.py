@@ -11,20 +11,29 @@ import jinja2
 from markupsafe import Markup
 
 from eval import figures as timing
-from pipeline.base.records import LINEAR, Status, Verdict
-from stages.reporting import figures, wording
+from eval import wording
+from pipeline.base.records import LINEAR, Interval, Metric, Reason, Status, Verdict
+from stages.reporting import figures
 from stages.reporting.changes import Confusion, Flip, confusion_changes, flipped
-from stages.reporting.evidence import Evidence, TargetEvidence
+from stages.reporting.evidence import DEV_SCORE, Evidence, TargetEvidence
 from stages.reporting.models import ModelRow, calls_ms, figure_or_none
 
 TEMPLATE = "page.html.jinja"
 FILTERS = ("show", "show_whole", "show_percent", "show_with_unit", "show_interval", "show_megabytes", "show_millions")
-WORDS = ("show_limit", "show_figure", "show_figure_interval", "why")
+WORDS = ("show_value", "show_limit", "show_figure", "show_figure_interval", "why", "say", "decimals_of", "capitalized")
 
 # How the figures of the page were obtained: figure, method. One place, so that no figure goes without.
 METHODS = (
-    ("accuracy", "share of test rows answered rightly by the exported file in its own runtime; Clopper-Pearson, 95 %"),
-    ("accuracy lost", "the same rows before and after, paired; normal interval from 25 changed answers, else Tango's"),
+    (
+        "{metric}",
+        "mean over test rows of what the exported file answers in its own runtime; Clopper-Pearson where a row is "
+        "right or wrong, else Student's; 95 %",
+    ),
+    (
+        "{metric} behind and ahead",
+        "the same rows before and after, paired; of right and wrong answers the normal interval from 25 changed ones, "
+        "else Tango's; of other values Student's",
+    ),
     ("agreement", "share of test rows answered as the float student answers them in PyTorch; Clopper-Pearson"),
     (
         "floor",
@@ -51,7 +60,7 @@ class LatencyView:
     rounds: int
     canary: Any
     first_call_ms: Any
-    warnings: tuple[str, ...]
+    warnings: tuple[Reason, ...]
 
 
 @dataclass(frozen=True)
@@ -81,10 +90,11 @@ def render_page(evidence: Evidence, verdict: Verdict, rows: Sequence[ModelRow]) 
         rows=rows,
         slices=evidence.slice_rows,
         lead=lead + ("." if separator else ""),
-        detail=detail[:1].upper() + detail[1:],
+        detail=wording.capitalized(detail),
         headline=wording.headline(verdict.status, verdict.budgets),
         marks=wording.MARKS,
-        budgets=wording.BUDGETS,
+        metric=evidence.metric,
+        further=list(dict.fromkeys(name for row in rows for name in row.further)),
         keys=_key_figures(evidence, rows),
         figures={name: Markup(svg) for name, svg in _figures(evidence, rows, changes).items() if svg},
         latencies=[_latency(one) for one in evidence.targets if one.measurement.not_measured is None],
@@ -92,20 +102,20 @@ def render_page(evidence: Evidence, verdict: Verdict, rows: Sequence[ModelRow]) 
         changes=changes,
         unmeasured=_unmeasured(evidence),
         majority=next((row for row in rows if row.role == "floor" and not row.name.startswith(LINEAR)), None),
-        methods=METHODS,
+        methods=[(name.format(metric=evidence.metric.title), how) for name, how in METHODS],
         machine=_machine(evidence),
     )
 
 
 def _figures(evidence: Evidence, rows: Sequence[ModelRow], changes: Sequence[Confusion]) -> dict[str, str | None]:
     log = evidence.student.log if evidence.student is not None else ()
-    teacher_dev = evidence.teacher.card.facts.get("dev_accuracy") if evidence.teacher is not None else None
+    teacher_dev = evidence.teacher.card.facts.get(DEV_SCORE) if evidence.teacher is not None else None
     return {
-        "size": figures.accuracy_by_size(rows),
-        "latency": figures.accuracy_by_latency(rows),
+        "size": figures.score_by_size(rows, evidence.metric),
+        "latency": figures.score_by_latency(rows, evidence.metric),
         "ledger": figures.ledger_bars(evidence.ledger.hops),
         "losses": figures.loss_terms(log),
-        "dev": figures.dev_accuracy(log, teacher_dev),
+        "dev": figures.dev_score(log, teacher_dev, evidence.metric),
         "confusions": figures.confusion_bars(
             changes, "teacher", evidence.shipped.name if evidence.shipped is not None else ""
         ),
@@ -128,10 +138,8 @@ def _key_figures(evidence: Evidence, rows: Sequence[ModelRow]) -> list[tuple[str
     if teacher is None or row is None:
         return []
     keys = []
-    if teacher.accuracy and row.accuracy and row.drop_points:
-        arrow = f"{wording.show_percent(teacher.accuracy.value)} → {wording.show_percent(row.accuracy.value)}"
-        lost = f"{wording.show(-row.drop_points.value, 1)} points [{wording.show(-row.drop_points.high, 1)}, "
-        keys.append(("Accuracy on test", arrow, f"{lost}{wording.show(-row.drop_points.low, 1)}]"))
+    if teacher.score and row.score and row.drop:
+        keys.append(_key_score(evidence.metric, teacher.score, row.score, row.drop))
     for name, before, after, say in (
         ("Size on disk", teacher.size_bytes, row.size_bytes, wording.show_megabytes),
         ("Parameters", teacher.parameters, row.parameters, wording.show_millions),
@@ -144,6 +152,21 @@ def _key_figures(evidence: Evidence, rows: Sequence[ModelRow]) -> list[tuple[str
         faster = f"{wording.show(row.speedup.value)}× faster {wording.show_interval(row.speedup)}"
         keys.append(("Median latency", arrow, faster))
     return keys
+
+
+def _key_score(metric: Metric, teacher: Interval, shipped: Interval, drop: Interval) -> tuple[str, str, str]:
+    """A change as it is read: below 0 is a loss of accuracy, and a gain where less is better."""
+    arrow = f"{wording.show_value(teacher.value, metric)} → {wording.show_value(shipped.value, metric)}"
+    unit, decimals = metric.unit_of_differences, wording.decimals_of(metric.unit)
+    value, low, high = drop.value, drop.low, drop.high
+    if metric.is_greater_better:
+        value, low, high = -value, -high, -low
+    change = f"{wording.show(value, decimals)} {unit}".rstrip()
+    return (
+        f"{wording.capitalized(metric.title)} on test",
+        arrow,
+        f"{change} [{wording.show(low, decimals)}, {wording.show(high, decimals)}]",
+    )
 
 
 def _latency(one: TargetEvidence) -> LatencyView:
@@ -173,7 +196,7 @@ def _unmeasured(evidence: Evidence) -> list[tuple[str, str, str]]:
     found = []
     for one in evidence.targets:
         for what, reason in (
-            ("accuracy and agreement", one.score.not_measured),
+            (f"{evidence.metric.title} and agreement", one.score.not_measured),
             ("latency and memory", one.measurement.not_measured),
             ("parity of the export", one.parity_not_measured),
         ):

@@ -2,27 +2,31 @@
 
 from collections.abc import Iterable, Sequence
 
-from pipeline.base.records import Status, Verdict
-from stages.reporting.evidence import Evidence
-from stages.reporting.models import ModelRow
-from stages.reporting.wording import (
+from eval.wording import (
     MARKS,
+    capitalized,
+    decimals_of,
     headline,
+    say_verdict,
     show_figure,
     show_figure_interval,
     show_interval,
     show_limit,
     show_megabytes,
     show_millions,
-    show_percent,
+    show_value,
     show_whole,
     show_with_unit,
     why,
 )
+from pipeline.base.records import Status, Verdict
+from stages.reporting.evidence import Evidence
+from stages.reporting.models import ModelRow
 
 
 def render_summary(evidence: Evidence, verdict: Verdict, rows: Sequence[ModelRow]) -> str:
     """The whole file."""
+    metric = evidence.metric
     parts = [
         verdict.first_line,
         f"**{MARKS[verdict.status]} {verdict.status}: {headline(verdict.status, verdict.budgets)}.**",
@@ -42,13 +46,13 @@ def render_summary(evidence: Evidence, verdict: Verdict, rows: Sequence[ModelRow
             ),
         ),
         _table(
-            ("model", "made of", "accuracy", "95 % interval", "parameters", "size", "p50", "p90", "speed-up"),
+            ("model", "made of", metric.title, "95 % interval", "parameters", "size", "p50", "p90", "speed-up"),
             (
                 (
                     row.name,
                     row.made_of,
-                    show_percent(row.accuracy.value if row.accuracy else None),
-                    show_interval(row.accuracy, 1, 100),
+                    show_value(row.score.value if row.score else None, metric),
+                    show_interval(row.score, decimals_of(metric.unit), metric.scale),
                     show_millions(row.parameters),
                     show_megabytes(row.size_bytes),
                     show_with_unit(row.p50_ms.value if row.p50_ms else None, "ms"),
@@ -63,11 +67,11 @@ def render_summary(evidence: Evidence, verdict: Verdict, rows: Sequence[ModelRow
     if sliced:
         lines = (
             f"- {name} ({show_whole(count)} rows): "
-            + ", ".join(f"{row.name} {show_percent(row.by_slice[name].value)}" for row in sliced)
+            + ", ".join(f"{row.name} {show_value(row.by_slice[name].value, metric)}" for row in sliced)
             for name, count in evidence.slice_rows.items()
         )
-        parts.append("Accuracy by slice of test:\n\n" + "\n".join(_escape(line) for line in lines))
-    unmeasured = [f"- {_escape(one.reason)}" for one in verdict.budgets if one.status is Status.NOT_MEASURED]
+        parts.append(f"{capitalized(metric.title)} by slice of test:\n\n" + "\n".join(_escape(line) for line in lines))
+    unmeasured = [f"- {_escape(say_verdict(one))}" for one in verdict.budgets if one.status is Status.NOT_MEASURED]
     if unmeasured:
         parts.append("Not measured:\n\n" + "\n".join(unmeasured))
     if evidence.problems:

@@ -4,8 +4,10 @@ import numpy as np
 import pytest
 from fakes import make_artefact
 
-from eval.accuracy import AnswersUnusableError, answer, choose_batch_size, macro_f1, score
-from pipeline.base.errors import ModelError
+from eval.scores import AnswersUnusableError, answer, choose_batch_size, macro_f1, score
+from eval.statistics import right
+from pipeline.base.errors import IntegrityError, ModelError
+from pipeline.base.records import ACCURACY, Flips, Metric
 
 SEQUENCES = [[5, 6], [1], [9, 9, 9], [2, 2, 2, 2, 2], [3, 1]]
 
@@ -94,12 +96,19 @@ def test_answers_of_another_shape_are_refused():
 LABELS = [0, 0, 1, 1, 2, 2, 2, 2]
 STUDENT = np.eye(3, dtype=np.float32)[[0, 0, 1, 1, 2, 2, 2, 0]]
 TEACHER = [0, 0, 1, 1, 2, 2, 2, 2]
-IDENTITY = {"target": "cpu", "runtime": "fake", "device": "local", "artefact_digest": "a" * 64}
+IDENTITY = {"target": "cpu", "runtime": "fake", "device": "local", "artefact_digest": "a" * 64, "metric": ACCURACY}
 
 
 def make_score(logits, **changes):
     """A score of eight rows."""
-    values = {"labels": LABELS, "student_logits": STUDENT, "teacher_predictions": TEACHER, "logits": logits}
+    values = {
+        "student_logits": STUDENT,
+        "logits": logits,
+        "values": right(LABELS[: len(logits)], logits.argmax(1)),
+        "student_values": right(LABELS, STUDENT.argmax(1)),
+        "teacher_values": right(LABELS, TEACHER),
+        "further": {},
+    }
     return score(**{**IDENTITY, **values, **changes})
 
 
@@ -108,15 +117,30 @@ def test_score_worked_by_hand():
     logits = np.eye(3, dtype=np.float32)[[1, 0, 1, 1, 2, 2, 2, 2]]
     logits[3] *= 1.25
     found = make_score(logits)
-    assert found.accuracy.value == 7 / 8
+    assert found.primary.value == 7 / 8
     assert found.agreement.value == 6 / 8
-    assert (found.flips_from_student, found.flips_from_teacher) == ((1, 1), (1, 0))
-    assert found.drop_from_student_points.value == 0
-    assert found.drop_from_teacher_points.value == pytest.approx(100 / 8)
+    assert found.flips_from_student == Flips(worse=1, better=1)
+    assert found.flips_from_teacher == Flips(worse=1, better=0)
+    assert found.drop_from_student.value == 0
+    assert found.drop_from_teacher.value == pytest.approx(100 / 8)
     assert found.worst_logit_difference == 1.0
-    assert found.macro_f1 == pytest.approx((2 / 3 + 4 / 5 + 1) / 3)
     assert found.predictions == (1, 0, 1, 1, 2, 2, 2, 2)
-    assert found.accuracy.low < 7 / 8 < found.accuracy.high
+    assert found.values == (0, 1, 1, 1, 1, 1, 1, 1)
+    assert found.primary.low < 7 / 8 < found.primary.high
+
+
+def test_score_of_a_loss_counts_the_other_way_round():
+    """Planted: less is better, so a row whose value rose is worse, and a mean that rose is a drop, in its own unit."""
+    loss = Metric(name="loss", title="loss", unit="nats", scale=10.0, is_greater_better=False)
+    before, after = np.full(8, 0.5), np.full(8, 0.5)
+    after[:3] += 0.4
+    after[3] -= 0.1
+    found = make_score(STUDENT, metric=loss, values=after, student_values=before, teacher_values=after)
+    assert found.flips_from_student == Flips(worse=3, better=1)
+    assert found.drop_from_student.value == pytest.approx(10 * 1.1 / 8)
+    assert found.drop_from_student.low < found.drop_from_student.value < found.drop_from_student.high
+    assert (found.drop_from_teacher.value, found.flips_from_teacher) == (0, Flips(worse=0, better=0))
+    assert found.primary.value == pytest.approx(after.mean())
 
 
 def test_score_refuses_answers_to_other_examples():
@@ -124,7 +148,9 @@ def test_score_refuses_answers_to_other_examples():
     with pytest.raises(AnswersUnusableError, match="expected the same examples and classes"):
         make_score(STUDENT[:7])
     with pytest.raises(AnswersUnusableError, match="expected the same examples and classes"):
-        make_score(STUDENT, teacher_predictions=TEACHER[:7])
+        make_score(STUDENT, teacher_values=right(LABELS, TEACHER)[:7])
+    with pytest.raises(IntegrityError, match="found answers to 7 rows, expected 8"):
+        right(LABELS, TEACHER[:7])
 
 
 @pytest.mark.parametrize("which", ["logits", "student_logits"])
@@ -132,7 +158,7 @@ def test_score_refuses_logits_that_are_not_finite(which):
     """On either side."""
     logits = {"logits": STUDENT.copy(), "student_logits": STUDENT.copy()}
     logits[which][4, 1] = np.nan
-    with pytest.raises(AnswersUnusableError, match="a logit is not finite; nothing was scored"):
+    with pytest.raises(AnswersUnusableError, match="is not finite; nothing was scored"):
         make_score(**logits)
 
 

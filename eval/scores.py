@@ -1,6 +1,6 @@
 """What an artefact answers in its own runtime on the whole test split, against what it was made from."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -9,11 +9,12 @@ from tqdm import tqdm
 
 from eval.padding import pad
 from eval.runtimes import Session
-from eval.statistics import drop_interval, flips, share_interval
+from eval.statistics import Values, drop_interval, flips, mean_interval, share_interval
 from pipeline.base.errors import PipelineError
-from pipeline.base.records import Artefact, Score
+from pipeline.base.records import Artefact, Metric, Score
 
 MAX_BATCH = 32
+MACRO_F1 = "macro F1"  # among the further figures of a classifier
 
 
 class AnswersUnusableError(PipelineError):
@@ -70,45 +71,50 @@ def score(
     runtime: str,
     device: str,
     artefact_digest: str,
+    metric: Metric,
     logits: Float[np.ndarray, "examples classes"],
-    labels: Sequence[int],
     student_logits: Float[np.ndarray, "examples classes"],
-    teacher_predictions: Sequence[int],
+    values: Values,
+    student_values: Values,
+    teacher_values: Values,
+    further: Mapping[str, float],
     stand_in: str | None = None,
     runtime_version: str | None = None,
 ) -> Score:
-    """The score of an artefact's answers against the labels, the student it was made from, and the teacher.
+    """The score of an artefact's answers, beside the student it was made from and the teacher.
 
     Args:
         target: name of the target.
         runtime: what executed the artefact.
         device: where.
         artefact_digest: of the artefact's card.
+        metric: what the values are.
         logits: from `answer`.
-        labels: the true class of each example.
         student_logits: of the same examples from the float student in PyTorch.
-        teacher_predictions: the teacher's class for each example.
+        values: the metric on each of the artefact's answers.
+        student_values: the same of the student's answers.
+        teacher_values: the same of the teacher's.
+        further: other figures of the artefact's answers, by name.
         stand_in: what executed it in place of the real runtime, if so.
         runtime_version: of what executed it.
 
     Returns:
-        A record whose intervals are two-sided 95 %. Macro F1 is over the classes that occur in labels or answers.
+        A record whose intervals are two-sided 95 %.
 
     Raises:
-        AnswersUnusableError: a logit is not finite, or the counts of examples or classes differ.
+        AnswersUnusableError: a logit or a value is not finite, or the counts of examples or classes differ.
     """
-    n = len(labels)
-    if not (logits.shape == student_logits.shape and len(logits) == n == len(teacher_predictions) and n > 0):
+    n = len(values)
+    counts = {len(logits), len(student_values), len(teacher_values)}
+    if not (logits.shape == student_logits.shape and counts == {n} and n > 0):
         raise AnswersUnusableError(
-            f"{target}: found logits {logits.shape}, student logits {student_logits.shape}, {n} labels and "
-            f"{len(teacher_predictions)} answers of the teacher; expected the same examples and classes; "
-            "run `dvc repro` to make them from the same data"
+            f"{target}: found logits {logits.shape}, student logits {student_logits.shape}, and values of {n} answers, "
+            f"{len(student_values)} of the student's and {len(teacher_values)} of the teacher's; expected the same "
+            "examples and classes; run `dvc repro` to make them from the same data"
         )
-    if not (np.isfinite(logits).all() and np.isfinite(student_logits).all()):
-        raise AnswersUnusableError(f"{target}: a logit is not finite; nothing was scored")
-    predictions, student_predictions = logits.argmax(axis=1), student_logits.argmax(axis=1)
-    from_student = flips(labels, student_predictions, predictions)
-    from_teacher = flips(labels, teacher_predictions, predictions)
+    if not all(np.isfinite(one).all() for one in (logits, student_logits, values, student_values, teacher_values)):
+        raise AnswersUnusableError(f"{target}: a logit or a value of the metric is not finite; nothing was scored")
+    predictions = logits.argmax(axis=1)
     return Score(
         target=target,
         runtime=runtime,
@@ -116,15 +122,19 @@ def score(
         artefact_digest=artefact_digest,
         stand_in=stand_in,
         runtime_version=runtime_version,
-        accuracy=share_interval(int(np.sum(predictions == np.asarray(labels))), n),
-        macro_f1=macro_f1(labels, predictions),
-        agreement=share_interval(int(np.sum(predictions == student_predictions)), n),
-        drop_from_student_points=drop_interval(*from_student, n),
-        drop_from_teacher_points=drop_interval(*from_teacher, n),
-        flips_from_student=from_student,
-        flips_from_teacher=from_teacher,
+        metric=metric,
+        primary=mean_interval(values),
+        further=dict(further),
+        agreement=share_interval(int(np.sum(predictions == student_logits.argmax(axis=1))), n),
+        drop_from_student=drop_interval(student_values, values, metric),
+        drop_from_teacher=drop_interval(teacher_values, values, metric),
+        flips_from_student=flips(student_values, values, metric),
+        flips_from_teacher=flips(teacher_values, values, metric),
         worst_logit_difference=float(np.abs(logits.astype(np.float64) - student_logits).max()),
         predictions=tuple(predictions.tolist()),
+        values=tuple(values.tolist()),
+        student_values=tuple(student_values.tolist()),
+        teacher_values=tuple(teacher_values.tolist()),
     )
 
 
