@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
+from pipeline import tasks
 from pipeline.base import guard
 from pipeline.base.files import output_folder
 from pipeline.base.records import seal
@@ -37,10 +38,11 @@ def run(params: Params, workspace: Workspace, root: Path | None = None) -> None:
     check_positions(config, params.data.max_length)
     tokenizer = load_tokenizer(folder)
     check_vocabulary(config, len(tokenizer))
-    dataset = load_dataset(params.data, root or workspace.root, params.seed)
+    task = tasks.load(params.task.name, params.task.options)
+    dataset = load_dataset(params.data, task, root or workspace.root, params.seed)
     keep, student_tokenizer, has_token = None, tokenizer, params.student.distillation_token
     if params.student.vocabulary == "trimmed":
-        keep = needed_tokens(tokenizer, [row.text for row in dataset.splits["train"]])
+        keep = needed_tokens(tokenizer, [row.texts for row in dataset.splits["train"]])
         student_tokenizer = trim(tokenizer, keep)
     elif has_token and config.vocab_size > len(tokenizer):
         # The token takes the tokenizer's next id, where such a teacher has a row that no text reads.
@@ -65,9 +67,10 @@ def run(params: Params, workspace: Workspace, root: Path | None = None) -> None:
         seal(partial, KIND, facts=facts)
     rows, near = dataset.findings["rows"], dataset.findings["near_duplicates"]
     log.info(
-        "%d classes; rows: %s; removed because they are also in test: %s; test rows with a near duplicate in train or "
+        "%s: %s; rows: %s; removed because they are also in test: %s; test rows with a near duplicate in train or "
         "dev: %d",
-        len(dataset.labels),
+        task.name,
+        dataset.task.describe(dataset.task.space),
         ", ".join(f"{split} {rows[split]:,}" for split in SPLITS),
         dataset.findings["rows_also_in_test_removed"],
         near["test_rows"],
@@ -85,7 +88,7 @@ def _token_facts(
         histogram = np.bincount(lengths)
         for start in range(0, len(full), BATCH):
             some = full[start : start + BATCH]
-            lengths[some] = [len(ids) for ids in encode(tokenizer, [rows[i].text for i in some], max_length=1_000_000)]
+            lengths[some] = [len(ids) for ids in encode(tokenizer, [rows[i].texts for i in some], max_length=1_000_000)]
         facts[split] = {
             "mean": round(float(np.mean(lengths)), 2),
             "p50": int(np.percentile(lengths, 50)),

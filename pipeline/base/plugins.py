@@ -15,6 +15,7 @@ from pipeline.base.errors import SettingsError
 # kind -> (package, prefix of the file name)
 KINDS = {
     "family": ("pipeline.families", ""),
+    "task": ("pipeline.tasks", ""),
     "reader": ("pipeline.data.readers", ""),
     "loss": ("pipeline.losses", ""),
     "format": ("export", "to_"),

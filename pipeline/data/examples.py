@@ -2,28 +2,31 @@
 
 import json
 import mmap
+import sys
 from array import array
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, overload
+from typing import TYPE_CHECKING, Any, overload
 
 if TYPE_CHECKING:
     from pipeline.data.reading import Row
     from pipeline.data.splits import Dataset
+    from pipeline.tasks import Task
 
 SPLITS = ("train", "dev", "test")
+SPACE = "space.json"  # what the task's answers are made of
 
 
 @dataclass(frozen=True)
 class Examples:
-    """One prepared split in file order: ids, texts, class numbers, and slices, empty when no row has one."""
+    """One prepared split in file order: ids, texts, targets as the task numbers them, and what rows are grouped by."""
 
     ids: Sequence[str]
-    texts: Sequence[str]
-    labels: tuple[int, ...]
-    names: tuple[str, ...]
-    slices: tuple[str, ...] = ()
+    texts: Sequence[tuple[str, ...]]
+    numbers: tuple[Any, ...]
+    groups: tuple[str, ...] = ()  # of the task; empty when it has none
+    slices: tuple[str, ...] = ()  # of the data; empty when no row has one
 
     def __len__(self) -> int:
         return len(self.texts)
@@ -35,12 +38,13 @@ class Examples:
             self,
             ids=tuple(self.ids[i] for i in picked),
             texts=tuple(self.texts[i] for i in picked),
-            labels=tuple(self.labels[i] for i in picked),
+            numbers=tuple(self.numbers[i] for i in picked),
+            groups=tuple(self.groups[i] for i in picked) if self.groups else (),
             slices=tuple(self.slices[i] for i in picked) if self.slices else (),
         )
 
 
-class Column(Sequence[str]):
+class Column(Sequence[Any]):
     """One value of every line of a JSON-lines file, read when it is asked for: a line takes 8 bytes of memory."""
 
     def __init__(self, content: bytes | mmap.mmap, starts: Sequence[int], key: str) -> None:
@@ -50,12 +54,12 @@ class Column(Sequence[str]):
         return len(self._starts) - 1
 
     @overload
-    def __getitem__(self, index: int) -> str: ...
+    def __getitem__(self, index: int) -> Any: ...
 
     @overload
-    def __getitem__(self, index: slice) -> list[str]: ...
+    def __getitem__(self, index: slice) -> list[Any]: ...
 
-    def __getitem__(self, index: int | slice) -> str | list[str]:
+    def __getitem__(self, index: int | slice) -> Any:
         if isinstance(index, slice):
             return [self[i] for i in range(*index.indices(len(self)))]
         row = range(len(self))[index]
@@ -63,35 +67,35 @@ class Column(Sequence[str]):
 
 
 def write_prepared(dataset: "Dataset", folder: Path) -> None:
-    """Writes `<split>.jsonl` and `labels.json`."""
+    """Writes `<split>.jsonl` and `space.json`."""
     for split, rows in dataset.splits.items():
         with (folder / f"{split}.jsonl").open("w", encoding="utf-8", newline="\n") as file:
-            file.writelines(json.dumps(_prepared(row), ensure_ascii=True) + "\n" for row in rows)
-    (folder / "labels.json").write_text(json.dumps(dataset.labels, indent=1) + "\n", "utf-8")
+            file.writelines(json.dumps(_prepared(row, dataset.task), ensure_ascii=True) + "\n" for row in rows)
+    (folder / SPACE).write_text(dataset.task.space.model_dump_json(indent=1) + "\n", "utf-8")
 
 
-def _prepared(row: "Row") -> dict[str, str]:
-    record = {"id": row.id, "text": row.text, "label": row.label}
-    return {**record, "slice": row.slice} if row.slice else record
+def _prepared(row: "Row", task: "Task") -> dict[str, Any]:
+    record = {"id": row.id, "texts": row.texts, "target": row.target, "number": task.number(row.target, task.space)}
+    further = {"group": task.group(row.target), "slice": row.slice or None}
+    return {**record, **{name: value for name, value in further.items() if value is not None}}
 
 
 def read_prepared(folder: Path, split: str) -> Examples:
     """One split of the prepared data. The caller verifies the folder's card first."""
-    names = tuple(json.loads((folder / "labels.json").read_text("utf-8")))
-    number = {name: i for i, name in enumerate(names)}
-    starts, labels, slices = array("q", [0]), array("i"), []
-    known: dict[str, str] = {}  # one object for each slice, however many rows are in it
+    starts, numbers = array("q", [0]), []
+    named: dict[str, list[str]] = {"group": [], "slice": []}
     with (folder / f"{split}.jsonl").open("rb") as file:
         for line in file:
             record = json.loads(line)
             starts.append(starts[-1] + len(line))
-            labels.append(number[record["label"]])
-            slices.append(known.setdefault(record.get("slice", ""), record.get("slice", "")))
-        content = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) if labels else b""
+            numbers.append(record["number"])
+            for key, names in named.items():
+                names.append(sys.intern(record.get(key, "")))  # one object for each, however many rows are in it
+        content = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) if numbers else b""
     return Examples(
         ids=Column(content, starts, "id"),
-        texts=Column(content, starts, "text"),
-        labels=tuple(labels),
-        names=names,
-        slices=tuple(slices) if any(slices) else (),
+        texts=Column(content, starts, "texts"),
+        numbers=tuple(numbers),
+        groups=tuple(named["group"]) if any(named["group"]) else (),
+        slices=tuple(named["slice"]) if any(named["slice"]) else (),
     )

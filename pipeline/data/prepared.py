@@ -5,6 +5,7 @@ and none of the packages behind it.
 """
 
 import hashlib
+import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,7 +35,7 @@ class EncodedSplit:
 
     names: Sequence[str]  # example ids, for messages
     ids: Sequence[list[int]]
-    labels: tuple[int, ...]
+    targets: Sequence[Any]  # as the task numbers them
     pad_id: int
     teacher_ids: Sequence[list[int]] | None = None
     teacher_pad_id: int = 0
@@ -52,8 +53,8 @@ class EncodedSplit:
 
     @property
     def digest(self) -> str:
-        """One hash of every row's tokens and label."""
-        found = hashlib.sha256(np.asarray(self.labels, np.int64).tobytes())
+        """One hash of every row's tokens and target."""
+        found = hashlib.sha256(json.dumps(list(self.targets)).encode())
         for rows in (self.ids, self.teacher_ids):
             found.update(b"none" if rows is None else b"rows")
             for part in TokenRows.of(rows or []).content():
@@ -93,21 +94,23 @@ def write_encoded(
     Returns:
         For the folder's card: what `read_encoded` needs besides the ids.
     """
-    readers: dict[str, Callable[[Sequence[str]], list[list[int]]]] = {
+    readers: dict[str, Callable[[Sequence[tuple[str, ...]]], list[list[int]]]] = {
         "teacher": lambda texts: encode(teacher, texts, max_length)
     }
     if has_token or student.get_vocab() != teacher.get_vocab():
         readers["student"] = lambda texts: encode(student, texts, max_length)
         readers["teacher_beside_student"] = lambda texts: encode(teacher, texts, max_length - has_token)
     (folder / "encoded").mkdir()
+    parts = 1
     for split in SPLITS:
         texts = read_prepared(folder, split).texts
+        parts = len(texts[0])
         write_token_rows(_file(folder, split), list(readers), _encode(readers, texts))
     return {
         "max_length": max_length,
         "has_token": has_token,
         # what is left of an empty text: the special tokens around it
-        "delimiter_ids": {reader: make([""])[0] for reader, make in readers.items()},
+        "delimiter_ids": {reader: list(dict.fromkeys(make([("",) * parts])[0])) for reader, make in readers.items()},
         "pad_ids": {"student": int(student.pad_token_id), "teacher": int(teacher.pad_token_id)},
     }
 
@@ -139,7 +142,7 @@ def read_encoded(
     return examples, EncodedSplit(
         names=examples.ids,
         ids=ids[reader],
-        labels=examples.labels,
+        targets=examples.numbers,
         pad_id=facts["pad_ids"][reader],
         teacher_ids=ids["teacher_beside_student"] if beside else None,
         teacher_pad_id=facts["pad_ids"]["teacher"] if beside else 0,
@@ -149,7 +152,7 @@ def read_encoded(
 
 
 def _encode(
-    readers: dict[str, Callable[[Sequence[str]], list[list[int]]]], texts: Sequence[str]
+    readers: dict[str, Callable[[Sequence[tuple[str, ...]]], list[list[int]]]], texts: Sequence[tuple[str, ...]]
 ) -> Iterator[dict[str, list[list[int]]]]:
     for start in range(0, len(texts), BATCH):
         some = texts[start : start + BATCH]

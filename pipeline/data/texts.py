@@ -1,9 +1,10 @@
 """What every file of this room does to a text: compare it, clean it, turn it into token ids. Imports nothing heavy."""
 
 import re
+import sys
 import unicodedata
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -31,12 +32,28 @@ def clean(text: str) -> str:
     return text.encode("utf-8", "replace").decode("utf-8").replace("\0", "")
 
 
-def encode(tokenizer: "PreTrainedTokenizerBase", texts: Sequence[str], max_length: int) -> list[list[int]]:
-    """Token ids of each text with special tokens, cut to `max_length`. Never empty: special tokens remain."""
+def name_of(value: Any) -> str:
+    """A label or slice as a name; empty when there is none, which pandas writes as NaN."""
+    if value is None or value != value:
+        return ""
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)  # Parquet gives 1.0 where a column has gaps
+    return sys.intern(clean(str(value)).strip())  # a million rows have few labels
+
+
+def encode(
+    tokenizer: "PreTrainedTokenizerBase", texts: Sequence[str] | Sequence[tuple[str, ...]], max_length: int
+) -> list[list[int]]:
+    """Token ids of each text, or pair of texts, with special tokens, cut to `max_length` (of a pair, the longer text).
+
+    Never empty: special tokens remain.
+    """
     if not texts:
         return []
+    rows = [(text,) if isinstance(text, str) else text for text in texts]
+    parts = [[clean(row[place]) for row in rows] for place in range(len(rows[0]))]
     return tokenizer(
-        [clean(text) for text in texts],
+        *parts,
         truncation=True,
         max_length=max_length,
         return_attention_mask=False,

@@ -18,7 +18,7 @@ BATCH = 10_000  # texts whose ids are in memory at once
 DISTILLATION_PIECE = "[DIST]"
 
 
-def needed_tokens(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> list[int]:
+def needed_tokens(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str] | Sequence[tuple[str, ...]]) -> list[int]:
     """Ids to keep, ascending: special and added tokens, single characters, and every piece of the texts (uncut).
 
     Raises:

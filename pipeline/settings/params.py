@@ -33,6 +33,13 @@ Count = Annotated[int, Field(ge=1)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 
 
+class TaskSettings(Settings):
+    """What is learned."""
+
+    name: Name = Field(default="single_label", description="A name of pipeline/tasks/.")
+    options: dict[str, Any] = Field(default={}, description="The task's own settings.")
+
+
 class FilesSource(Settings):
     """A data set in files of your own."""
 
@@ -41,8 +48,11 @@ class FilesSource(Settings):
     dev: Name | None = Field(default=None, description="Development file; null cuts dev_fraction off train.")
     test: Name = Field(default="test.csv", description="Test file; never seen by any stage but the ones that score.")
     header: bool = Field(default=True, description="Whether the first row of CSV and TSV files names the columns.")
-    text: str | int = Field(default="text", description="Name of the text column, or its number from 0 without header.")
-    label: str | int = Field(default="label", description="Name of the label column, or its number from 0.")
+    columns: dict[Name, str | int] = Field(
+        default={},
+        description="What the task calls a column -> its name, or its number from 0 without header; what is not named "
+        "is called as the task calls it. A column 'pair' makes rows pairs of texts.",
+    )
     id: str | int | None = Field(default=None, description="Column with a unique id for each row, if there is one.")
     slice: str | int | None = Field(
         default=None,
@@ -60,8 +70,9 @@ class HubSource(Settings):
     train: Name = Field(default="train", description="Split to train on.")
     dev: Name | None = Field(default=None, description="Split for choices; null cuts dev_fraction off train.")
     test: Name = Field(default="test", description="Split for reporting.")
-    text: Name = Field(default="text", description="Text column.")
-    label: Name = Field(default="label", description="Label column.")
+    columns: dict[Name, Name] = Field(
+        default={}, description="What the task calls a column -> its name, where the two differ."
+    )
 
 
 class NearDuplicates(Settings):
@@ -315,6 +326,7 @@ class Params(Settings):
     threads: int = Field(
         default=2, ge=1, le=256, description="Threads for training: another number gives other last digits."
     )
+    task: TaskSettings = Field(default=TaskSettings(), description="What is learned.")
     data: DataSettings = Field(default=DataSettings(), description="Where the examples come from.")
     teacher: TeacherSettings = Field(default=TeacherSettings(), description="The model that teaches.")
     student: StudentSettings = Field(default=StudentSettings(), description="The model that ships.")
@@ -383,6 +395,7 @@ def json_schema() -> dict[str, Any]:
     schema["$defs"]["DistillSettings"]["properties"]["losses"].update(
         properties=losses, additionalProperties=False, type="object"
     )
+    schema["$defs"]["TaskSettings"]["properties"]["name"]["enum"] = plugins.names("task")
     target = schema["$defs"]["Target"]["properties"]
     for kind in ("format", "runtime", "device"):
         target[kind]["enum"] = plugins.names(kind)
@@ -510,6 +523,9 @@ def _unknown_plugins(values: Any) -> list[tuple[str, str]]:
 
 def _named_plugins(values: Any) -> Iterator[tuple[str, str, str]]:
     """(path, kind, name) wherever a plug-in is named."""
+    task = _get(_get(values, "task"), "name")
+    if isinstance(task, str):
+        yield "task.name", "task", task
     for name in _items(_get(_get(values, "distill"), "losses")):
         yield f"distill.losses.{name}", "loss", name
     formats = _get(_get(values, "teacher"), "formats")
@@ -539,6 +555,9 @@ def _plugin_problems(values: Any) -> list[tuple[str, str]]:
 
 def _plugin_settings(values: Any) -> Iterator[tuple[str, str, str, Any]]:
     """(path, kind, name, settings) of every section that a plug-in defines."""
+    task = _get(values, "task")
+    if isinstance(_get(task, "name"), str) and "options" in task:
+        yield "task.options", "task", task["name"], task["options"]
     for name, settings in _items(_get(_get(values, "distill"), "losses")).items():
         yield f"distill.losses.{name}", "loss", name, settings
     for name, target in _items(_get(values, "targets")).items():
