@@ -83,8 +83,8 @@ def measure(
         tools={},
     )
     with pytorch.open_session(place.student, None, threads) as student:
-        logits = answer(student, test.ids, free, test.pad_id)
-    labels, expected = np.array(test.labels), logits.argmax(1)
+        logits = answer(student, test.ids, free, test.pad_id)["logits"]
+    labels, expected = np.array(test.targets), logits.argmax(1)
     found = {}
     for title, (precision, options) in VARIANTS.items():
         chosen = to_coreml.Params.model_validate({**plain.model_dump(), **options}, strict=False)
@@ -102,7 +102,7 @@ def measure(
             size = sum(part.stat().st_size for part in (out / artefact.file).rglob("*") if part.is_file())
             with coreml_reference.open_session(out, artefact, threads) as session:
                 started = time.perf_counter()
-                given = answer(session, test.ids, artefact, test.pad_id, coreml_reference.BATCH)
+                given = answer(session, test.ids, artefact, test.pad_id, coreml_reference.BATCH)["logits"]
                 seconds = time.perf_counter() - started
                 overflowed = _overflows(session, test.ids, test.pad_id)
                 counts = count(session.interpreter, min(LENGTH, artefact.max_length))

@@ -18,6 +18,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -29,6 +30,7 @@ from transformers import AutoTokenizer, PreTrainedModel
 
 from eval.statistics import median_ratio_interval
 from eval.worker import peak_bytes
+from pipeline import tasks
 from pipeline.base import guard
 from pipeline.base.files import write_atomically
 from pipeline.base.machine import facts
@@ -42,7 +44,7 @@ from pipeline.models.model_files import find_model
 from pipeline.models.students import build_student
 from pipeline.settings.params import DataSettings, InitSettings, StudentSettings, TeacherSettings
 from pipeline.signals.reader import SignalReader
-from pipeline.training.answers import predict_logits
+from pipeline.training.answers import predict
 from pipeline.training.distiller import Distiller, loss_params
 from pipeline.training.needs import needs_of
 from pipeline.training.teacher_signals import cached_teacher_signals
@@ -68,31 +70,31 @@ class Bench:
         """Loads all that the loops share; `ask`: whether the teacher answers, or zeros stand in."""
         torch.set_num_threads(threads)
         folder = find_model(TEACHER, None)
-        dataset = load_dataset(DataSettings(), Path(), seed=0)
+        dataset = load_dataset(DataSettings(), tasks.load("single_label", {}), Path(), seed=0)
         rows = dataset.splits["train"]
         tokenizer = AutoTokenizer.from_pretrained(str(folder))
-        ids = encode(tokenizer, [row.text for row in rows], MAX_LENGTH)
+        ids = encode(tokenizer, [row.texts for row in rows], MAX_LENGTH)
         self.teacher_settings = TeacherSettings(model=TEACHER)
-        self.folder, self.labels = folder, dataset.labels
-        self.teacher = load_teacher(folder, self.teacher_settings, dataset.labels).eval()
+        self.folder, self.task = folder, dataset.task
+        self.teacher = load_teacher(folder, self.teacher_settings, self.task.head).eval()
         layers, hidden = (int(part) for part in student.split("x"))
         self.settings = StudentSettings.model_validate(
             {"layers": layers, "hidden": hidden, "heads": shape_of(self.teacher.config).heads, "init": InitSettings()}
         )
-        labels = [dataset.labels.index(row.label) for row in rows]
+        targets = [self.task.number(row.target, self.task.space) for row in rows]
         self.split = EncodedSplit(
             names=tuple(row.id for row in rows),
             ids=ids,
-            labels=tuple(labels),
+            targets=targets,
             pad_id=int(tokenizer.pad_token_id),
             delimiter_ids=(int(tokenizer.cls_token_id), int(tokenizer.sep_token_id)),
         )
         started = time.perf_counter()
-        logits = torch.zeros(len(ids), len(dataset.labels))
+        outputs = {"logits": torch.zeros(len(ids), self.task.head.outputs)}
         if ask:
-            logits = predict_logits(self.teacher, ids, self.split.pad_id, "teacher")
+            outputs = predict(self.teacher, ids, self.split.pad_id, "teacher")
         self.teacher_seconds = self._logits_seconds = time.perf_counter() - started
-        self.split = EncodedSplit(**{**self.split.__dict__, "teacher_logits": logits})
+        self.split = replace(self.split, teacher_outputs=outputs)
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
     def new_student(self, eager: bool = False) -> PreTrainedModel:
@@ -141,7 +143,7 @@ class Bench:
         def step(rows: list[int]) -> None:
             batch = {name: tensor.to(self.device) for name, tensor in collate(rows).items()}
             logits = student(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
-            functional.cross_entropy(logits, batch["labels"]).backward()
+            functional.cross_entropy(logits, batch["targets"]).backward()
             optimizer.step()
             optimizer.zero_grad()
 
@@ -150,7 +152,7 @@ class Bench:
     def _plain(self, losses: Mapping[str, Mapping[str, Any]]) -> Step:
         student = self.new_student(eager=True)
         nn.Module.to(student, self.device)
-        teacher = load_teacher(self.folder, self.teacher_settings, self.labels).eval()
+        teacher = load_teacher(self.folder, self.teacher_settings, self.task.head).eval()
         teacher.set_attn_implementation("eager")
         nn.Module.to(teacher, self.device)
         signal = next((name for name in losses if name != "logit_kl"), None)

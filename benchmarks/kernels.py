@@ -65,7 +65,7 @@ def measure(
     plan = plans_for(params, place, place.student).entry(Scheme(activations="example", pair_safe=True))
     facts = machine.facts()
     found: dict[str, Any] = {"cpu": facts["cpu"], "isa": facts["isa"], "onnxruntime": onnxruntime.version()}
-    found |= {"emulator": emulation.version(), "rows": len(test.labels), "variants": {}}
+    found |= {"emulator": emulation.version(), "rows": len(test), "variants": {}}
     with tempfile.TemporaryDirectory() as folder:
         made = {
             title: _make(place, Path(folder) / title, title, plan, params.data.max_length)
@@ -95,9 +95,9 @@ def _measure_one(title: str, exported: Exported, plain: Exported, test: Any, see
     logits = []
     for emulated in (False, True):
         with open_session("onnxruntime", exported.folder, exported.artefact, 1, emulated=emulated) as session:
-            logits.append(answer(session, test.ids, exported.artefact, test.pad_id))
+            logits.append(answer(session, test.ids, exported.artefact, test.pad_id)["logits"])
     here, there = logits
-    labels = np.array(test.labels)
+    labels = np.array(test.targets)
     weights = onnxruntime.pair_summed_weights(exported.folder, exported.artefact)
     result: dict[str, Any] = {
         "accuracy_here": float((here.argmax(1) == labels).mean()),

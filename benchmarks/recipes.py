@@ -22,6 +22,7 @@ from eval import figures
 from eval.runtimes import onnxruntime
 from eval.scores import answer
 from export import to_onnx
+from pipeline import tasks
 from pipeline.base import guard, records
 from pipeline.base.files import write_atomically
 from pipeline.base.records import Floors, Measurement, Score, open_folder
@@ -64,12 +65,12 @@ def collect(params: Params, workspace: Workspace, target: str) -> dict[str, Any]
     return {
         "test_rows": floors.examples,
         "floors": {floor.name: floor.primary.value for floor in floors.floors},
-        "teacher": {"test_accuracy": [teacher.facts["test_accuracy"]], "steps": teacher.facts["steps"],
+        "teacher": {"test_score": [teacher.facts["test_score"]], "steps": teacher.facts["steps"],
                     "parameters": teacher.facts["parameters"], "size_bytes": measured.reference_size_bytes},
         "variants": summary,
         "shipped": variants.facts["shipped"],
-        "int8": {"test_accuracy": int8, "size_bytes": measured.size_bytes,
-                 "shipped_accuracy": score.primary.value if score.primary else None},
+        "int8": {"test_score": int8, "size_bytes": measured.size_bytes,
+                 "shipped_score": score.primary.value if score.primary else None},
         "latency": {
             "runtime": f"{measured.runtime} {measured.runtime_version}",
             "threads": measured.threads,
@@ -91,8 +92,9 @@ def _int8_accuracy(params: Params, workspace: Workspace, target: str, name: str)
         out = Path(temporary)
         artefact = to_onnx.convert(folder, out, "int8", options, params.data.max_length, plan)
         with onnxruntime.open_session(out, artefact, params.threads) as session:
-            logits = answer(session, test.ids, artefact, test.pad_id)
-    return float((logits.argmax(axis=1) == test.labels).mean())
+            outputs = answer(session, test.ids, artefact, test.pad_id)
+    task = tasks.of(params, workspace.data)
+    return float(task.values(task.answers(outputs, task.space), test.targets).mean())
 
 
 @app.command()
@@ -137,7 +139,7 @@ def _speed(folder: Path) -> str:
 def render(name: str, found: dict[str, Any]) -> str:
     """A recipe's results as a Markdown table with the facts it needs to be read."""
     latency, speedup = found["latency"], found["latency"]["speedup"]
-    teacher = found["teacher"]["test_accuracy"]
+    teacher = found["teacher"]["test_score"]
     rows = [
         _row("majority class", [found["floors"]["majority"]], ""),
         _row("TF-IDF and a linear classifier", [found["floors"]["linear"]], ""),
@@ -147,11 +149,11 @@ def render(name: str, found: dict[str, Any]) -> str:
     for kind, label in labels.items():
         if kind in found["variants"]:
             variant = found["variants"][kind]
-            rows.append(_row(label, variant["test_accuracy"], _mb(4 * variant["parameters"])))
+            rows.append(_row(label, variant["test_score"], _mb(4 * variant["parameters"])))
     rows.append(
-        _row("student, int8 ONNX in onnxruntime", found["int8"]["test_accuracy"], _mb(found["int8"]["size_bytes"]))
+        _row("student, int8 ONNX in onnxruntime", found["int8"]["test_score"], _mb(found["int8"]["size_bytes"]))
     )
-    kept = statistics.mean(found["variants"]["distilled"]["test_accuracy"]) / statistics.mean(teacher)
+    kept = statistics.mean(found["variants"]["distilled"]["test_score"]) / statistics.mean(teacher)
     return (
         f"\n**{name}**, {found['test_rows']:,} test rows, {found['variants']['distilled']['steps']:,} steps for every "
         f"student\n\n| model | test accuracy, mean ± sd | seeds | size |\n|---|---|---|---|\n{''.join(rows)}\n"

@@ -213,7 +213,8 @@ def child(root: Path, job: str) -> None:
         found[length] = _time(opened, texts, test.pad_id, rng)
     accuracy = {}
     for name, (session, artefact) in opened.items() if task.score else ():
-        right = int((answer(session, test.ids, artefact, test.pad_id).argmax(axis=1) == test.labels).sum())
+        logits = answer(session, test.ids, artefact, test.pad_id)["logits"]
+        right = int((logits.argmax(axis=1) == test.targets).sum())
         accuracy[name] = share_interval(right, len(test)).model_dump(exclude={"schema_version"})
     for session, _ in opened.values():
         session.close()

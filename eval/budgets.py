@@ -13,7 +13,6 @@ Sampling goes on in rounds until a verdict is reached, which looks at the data u
 three rounds, a 99 % bound is wrong in at most 3 % of runs.
 """
 
-from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
@@ -64,7 +63,7 @@ class Facts:
     score: Score | None = None
     measurement: Measurement | None = None
     examination: Examination | None = None
-    # measured on the same test rows; they also hold the labels
+    # measured on the same test rows; they also hold what rows are grouped by
     floors: Floors | None = None
     # of the artefact as shipped, and why there is none
     size_bytes: int | None = None
@@ -208,8 +207,7 @@ def _why_in_doubt(row: Budget, facts: Facts) -> Reason | None:
         found = facts.floors.examples
         if found < MIN_EXAMPLES:
             return Reason(kind=ReasonKind.TOO_FEW_EXAMPLES, found=found, expected=MIN_EXAMPLES)
-        counts = Counter(facts.floors.labels)
-        empty = [str(one) for one in range(facts.floors.classes) if counts[one] == 0]
+        empty = sorted(set(facts.floors.known_groups) - set(facts.floors.groups))
         if empty:
             return Reason(kind=ReasonKind.CLASSES_WITHOUT_ROWS, found=", ".join(empty[:10]))
     return None

@@ -139,8 +139,8 @@ def should_sample_more(measurement: Measurement, budgets: Budgets | None) -> boo
     return any(verdict.status is Status.INCONCLUSIVE for verdict in verdicts)
 
 
-def time_tokenizer(tokenize: Callable[[str], object], texts: Sequence[str]) -> float:
-    """The median microseconds to tokenize one text, on the wall clock."""
+def time_tokenizer(tokenize: Callable[[tuple[str, ...]], object], texts: Sequence[tuple[str, ...]]) -> float:
+    """The median microseconds to tokenize one text, or one pair, on the wall clock."""
     samples_ns = []
     for text in texts[:TIMED_TEXTS]:
         start = time.perf_counter_ns()

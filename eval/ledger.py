@@ -3,10 +3,13 @@
 Two models of equal score may be wrong about different examples; only the ledger shows where answers changed hands.
 """
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+from jaxtyping import Bool
 
 from eval.statistics import drop_interval
 from pipeline.base.errors import IntegrityError
@@ -17,7 +20,7 @@ from pipeline.base.records import Interval, Metric, Record
 class Answers:
     """What a model answered to each example, and the metric on it."""
 
-    predictions: Sequence[int]
+    answers: Sequence[Any]
     values: Sequence[float]
 
 
@@ -34,9 +37,9 @@ class Hop(Record):
     changed: int
     # gained, in the unit of the metric's differences; below 0 is a loss
     net: Interval
-    # by true class
-    worse_by_class: tuple[int, ...]
-    better_by_class: tuple[int, ...]
+    # by the task's groups, those with any
+    worse_by_group: dict[str, int]
+    better_by_group: dict[str, int]
     # row numbers in the test split
     worse_rows: tuple[int, ...]
     better_rows: tuple[int, ...]
@@ -47,13 +50,11 @@ class Ledger(Record):
     """Every hop of the chain: teacher to student, then student to each artefact."""
 
     examples: int
-    classes: int
     hops: tuple[Hop, ...]
 
 
 def follow(
-    labels: Sequence[int],
-    classes: int,
+    groups: Sequence[str],
     metric: Metric,
     teacher: Answers,
     student: Answers,
@@ -62,8 +63,7 @@ def follow(
     """The ledger of a run.
 
     Args:
-        labels: true class of each test row.
-        classes: how many there are.
+        groups: the task's group of each test row; empty when it has none.
         metric: what the values are.
         teacher: the teacher's answers.
         student: the float student's, in PyTorch.
@@ -73,33 +73,36 @@ def follow(
         IntegrityError: two sets of answers are not to the same number of examples.
     """
     answers = {"teacher": teacher, "student": student, **artefacts}
-    counts = {"labels": len(labels), **{name: len(one.predictions) for name, one in answers.items()}}
+    counts = {name: len(one.answers) for name, one in answers.items()}
+    if groups:
+        counts["test rows"] = len(groups)
     if len(set(counts.values())) > 1:
         raise IntegrityError(f"answers to other numbers of examples: {counts}; run `dvc repro` to score again")
     hops = [("teacher", "student"), *(("student", name) for name in artefacts)]
-    found = (compare(*hop, labels, classes, metric, *(answers[name] for name in hop)) for hop in hops)
-    return Ledger(examples=len(labels), classes=classes, hops=tuple(found))
+    found = (compare(*hop, groups, metric, *(answers[name] for name in hop)) for hop in hops)
+    return Ledger(examples=len(teacher.answers), hops=tuple(found))
 
 
-def compare(
-    before: str, after: str, labels: Sequence[int], classes: int, metric: Metric, first: Answers, second: Answers
-) -> Hop:
+def compare(before: str, after: str, groups: Sequence[str], metric: Metric, first: Answers, second: Answers) -> Hop:
     """One hop: what changed from the `first` answers, of the model `before`, to the `second` ones, of `after`."""
-    truth = np.asarray(labels)
-    changed = np.asarray(first.predictions) != np.asarray(second.predictions)
+    changed = np.array([old != new for old, new in zip(first.answers, second.answers, strict=True)], bool)
     gain = np.asarray(second.values) - np.asarray(first.values)
     better, worse = (gain > 0, gain < 0) if metric.is_greater_better else (gain < 0, gain > 0)
     return Hop(
         before=before,
         after=after,
-        examples=len(truth),
+        examples=len(changed),
         worse=int(worse.sum()),
         better=int(better.sum()),
         changed=int(changed.sum()),
         net=drop_interval(second.values, first.values, metric),
-        worse_by_class=tuple(np.bincount(truth[worse], minlength=classes).tolist()),
-        better_by_class=tuple(np.bincount(truth[better], minlength=classes).tolist()),
+        worse_by_group=_count(groups, worse),
+        better_by_group=_count(groups, better),
         worse_rows=tuple(np.flatnonzero(worse).tolist()),
         better_rows=tuple(np.flatnonzero(better).tolist()),
         changed_rows=tuple(np.flatnonzero(changed).tolist()),
     )
+
+
+def _count(groups: Sequence[str], chosen: Bool[np.ndarray, " rows"]) -> dict[str, int]:
+    return dict(sorted(Counter(group for group, is_one in zip(groups, chosen, strict=False) if is_one).items()))

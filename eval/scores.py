@@ -1,10 +1,10 @@
 """What an artefact answers in its own runtime on the whole test split, against what it was made from."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import numpy as np
-from jaxtyping import Float, Int
-from sklearn.metrics import f1_score
+from jaxtyping import Float
 from tqdm import tqdm
 
 from eval.padding import pad
@@ -14,7 +14,7 @@ from pipeline.base.errors import PipelineError
 from pipeline.base.records import Artefact, Metric, Score
 
 MAX_BATCH = 32
-MACRO_F1 = "macro F1"  # among the further figures of a classifier
+Outputs = dict[str, Float[np.ndarray, "examples ..."]]
 
 
 class AnswersUnusableError(PipelineError):
@@ -27,8 +27,10 @@ def answer(
     artefact: Artefact,
     pad_id: int,
     batch_size: int | None = None,
-) -> Float[np.ndarray, "examples classes"]:
-    """The logits of every example, in the order given, from batches of similar length.
+) -> Outputs:
+    """Every output for every example, in the order given, from batches of similar length.
+
+    An output with a value a token is padded with zeros to the longest example.
 
     Args:
         session: the loaded artefact.
@@ -38,19 +40,32 @@ def answer(
         batch_size: None chooses: see `choose_batch_size`.
 
     Raises:
-        AnswersUnusableError: a logit is not finite, or a batch came back with another number of rows or classes.
+        AnswersUnusableError: an output is not finite, or came back with another number of rows or values.
     """
     size = batch_size or choose_batch_size(artefact)
-    rows: list[Float[np.ndarray, " classes"] | None] = [None] * len(sequences)
+    longest = max(map(len, sequences))
+    found: Outputs = {}
     order = sorted(range(len(sequences)), key=lambda i: (-len(sequences[i]), i))
     with tqdm(total=len(sequences), desc=artefact.file, unit="example", disable=None) as bar:
         for batch in _batches(order, size):
-            logits = _run_full_batch(session, [sequences[i] for i in batch], artefact, pad_id)
-            _check(logits, batch, rows[order[0]], artefact)
-            for i, row in zip(batch, logits, strict=True):
-                rows[i] = row
+            for name, values in _run_full_batch(session, [sequences[i] for i in batch], artefact, pad_id).items():
+                if name not in found:
+                    rest = (longest, *values.shape[2:]) if _has_tokens(name, artefact) else values.shape[1:]
+                    found[name] = np.zeros((len(sequences), *rest), np.float32)
+                _check(name, values, batch, found[name], artefact)
+                for i, row in zip(batch, values, strict=True):
+                    if _has_tokens(name, artefact):
+                        found[name][i, : len(sequences[i])] = row[: len(sequences[i])]
+                    else:
+                        found[name][i] = row
             bar.update(len(batch))
-    return np.stack([row for row in rows if row is not None]).astype(np.float32)
+    return found
+
+
+def _has_tokens(name: str, artefact: Artefact) -> bool:
+    """Whether an output has a value for each token; its axis is then named in the card, whatever its lengths."""
+    fact = next((one for one in artefact.outputs if one.name == name), None)
+    return fact is not None and len(fact.shape) > 1 and fact.shape[1] == "length"
 
 
 def choose_batch_size(artefact: Artefact) -> int:
@@ -72,8 +87,10 @@ def score(
     device: str,
     artefact_digest: str,
     metric: Metric,
-    logits: Float[np.ndarray, "examples classes"],
-    student_logits: Float[np.ndarray, "examples classes"],
+    outputs: Outputs,
+    student_outputs: Outputs,
+    answers: Sequence[Any],
+    student_answers: Sequence[Any],
     values: Values,
     student_values: Values,
     teacher_values: Values,
@@ -89,8 +106,10 @@ def score(
         device: where.
         artefact_digest: of the artefact's card.
         metric: what the values are.
-        logits: from `answer`.
-        student_logits: of the same examples from the float student in PyTorch.
+        outputs: from `answer`.
+        student_outputs: of the same examples from the float student in PyTorch.
+        answers: what follows from the outputs, in the task's words.
+        student_answers: the same of the student's outputs.
         values: the metric on each of the artefact's answers.
         student_values: the same of the student's answers.
         teacher_values: the same of the teacher's.
@@ -102,19 +121,21 @@ def score(
         A record whose intervals are two-sided 95 %.
 
     Raises:
-        AnswersUnusableError: a logit or a value is not finite, or the counts of examples or classes differ.
+        AnswersUnusableError: an output or a value is not finite, or the counts of examples or outputs differ.
     """
     n = len(values)
-    counts = {len(logits), len(student_values), len(teacher_values)}
-    if not (logits.shape == student_logits.shape and counts == {n} and n > 0):
+    counts = {len(one) for one in (answers, student_answers, student_values, teacher_values)}
+    shapes, student_shapes = ({name: one.shape for name, one in side.items()} for side in (outputs, student_outputs))
+    if not (shapes == student_shapes and counts == {n} and n > 0):
         raise AnswersUnusableError(
-            f"{target}: found logits {logits.shape}, student logits {student_logits.shape}, and values of {n} answers, "
+            f"{target}: found outputs {shapes}, the student's {student_shapes}, and values of {n} answers, "
             f"{len(student_values)} of the student's and {len(teacher_values)} of the teacher's; expected the same "
-            "examples and classes; run `dvc repro` to make them from the same data"
+            "examples and outputs; run `dvc repro` to make them from the same data"
         )
-    if not all(np.isfinite(one).all() for one in (logits, student_logits, values, student_values, teacher_values)):
-        raise AnswersUnusableError(f"{target}: a logit or a value of the metric is not finite; nothing was scored")
-    predictions = logits.argmax(axis=1)
+    finite = (*outputs.values(), *student_outputs.values(), values, student_values, teacher_values)
+    if not all(np.isfinite(one).all() for one in finite):
+        raise AnswersUnusableError(f"{target}: an output or a value of the metric is not finite; nothing was scored")
+    differences = (np.abs(outputs[name].astype(np.float64) - student_outputs[name]).max() for name in outputs)
     return Score(
         target=target,
         runtime=runtime,
@@ -125,22 +146,17 @@ def score(
         metric=metric,
         primary=mean_interval(values),
         further=dict(further),
-        agreement=share_interval(int(np.sum(predictions == student_logits.argmax(axis=1))), n),
+        agreement=share_interval(sum(a == b for a, b in zip(answers, student_answers, strict=True)), n),
         drop_from_student=drop_interval(student_values, values, metric),
         drop_from_teacher=drop_interval(teacher_values, values, metric),
         flips_from_student=flips(student_values, values, metric),
         flips_from_teacher=flips(teacher_values, values, metric),
-        worst_logit_difference=float(np.abs(logits.astype(np.float64) - student_logits).max()),
-        predictions=tuple(predictions.tolist()),
+        worst_output_difference=float(max(differences)),
+        answers=tuple(answers),
         values=tuple(values.tolist()),
         student_values=tuple(student_values.tolist()),
         teacher_values=tuple(teacher_values.tolist()),
     )
-
-
-def macro_f1(labels: Sequence[int], predictions: Sequence[int] | Int[np.ndarray, " n"]) -> float:
-    """The mean of F1 over the classes that occur in labels or predictions; a class never met counts for nothing."""
-    return float(f1_score(labels, predictions, average="macro", zero_division=0))
 
 
 def _fixed_batch(artefact: Artefact) -> int | None:
@@ -153,29 +169,29 @@ def _batches(order: list[int], size: int) -> Iterator[list[int]]:
         yield order[start : start + size]
 
 
-def _run_full_batch(
-    session: Session, sequences: list[Sequence[int]], artefact: Artefact, pad_id: int
-) -> Float[np.ndarray, "batch classes"]:
-    """Fills the last batch up when the artefact's batch size is fixed, and takes the filling out of the answer."""
+def _run_full_batch(session: Session, sequences: list[Sequence[int]], artefact: Artefact, pad_id: int) -> Outputs:
+    """Fills the last batch up when the artefact's batch size is fixed, and takes the filling out of the outputs."""
     filling = (_fixed_batch(artefact) or len(sequences)) - len(sequences)
-    logits = session.run(pad([*sequences, *[sequences[-1]] * filling], pad_id, artefact))["logits"]
-    return logits[: len(logits) - filling]
+    outputs = session.run(pad([*sequences, *[sequences[-1]] * filling], pad_id, artefact))
+    return {name: values[: len(values) - filling] for name, values in outputs.items()}
 
 
 def _check(
-    logits: Float[np.ndarray, "batch classes"],
+    name: str,
+    values: Float[np.ndarray, "batch ..."],
     batch: list[int],
-    first: Float[np.ndarray, " classes"] | None,
+    whole: Float[np.ndarray, "examples ..."],
     artefact: Artefact,
 ) -> None:
-    if logits.ndim != 2 or len(logits) != len(batch) or (first is not None and logits.shape[1:] != first.shape):
-        classes = "classes" if first is None else len(first)
+    rest = 2 if _has_tokens(name, artefact) else 1  # axes behind the batch, and the tokens
+    if values.ndim != whole.ndim or len(values) != len(batch) or values.shape[rest:] != whole.shape[rest:]:
         raise AnswersUnusableError(
-            f"{artefact.file}: found logits of shape {logits.shape}, expected ({len(batch)}, {classes})"
+            f"{artefact.file}: found {name} of shape {values.shape}, expected {(len(batch), *whole.shape[1:])}"
         )
-    bad = np.flatnonzero(~np.isfinite(logits).all(axis=1))
+    bad = np.flatnonzero(~np.isfinite(values.reshape(len(values), -1)).all(axis=1))
     if len(bad):
         raise AnswersUnusableError(
-            f"{artefact.file}: the logits of test row {batch[bad[0]]} are not finite ({logits[bad[0]].tolist()}); "
-            "nothing was scored; look for an overflow in the export or in the student's weights"
+            f"{artefact.file}: the {name} of test row {batch[bad[0]]} are not finite "
+            f"({values[bad[0]].ravel()[:8].tolist()}); nothing was scored; look for an overflow in the export or in "
+            "the student's weights"
         )

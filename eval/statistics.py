@@ -14,7 +14,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 from scipy import optimize, stats
 
-from pipeline.base.errors import IntegrityError, PipelineError
+from pipeline.base.errors import PipelineError
 from pipeline.base.records import Flips, Interval, Metric
 
 # Below this many changed answers the normal approximation is too coarse (measuring.md, B5).
@@ -98,19 +98,6 @@ def share_interval(count: int, n: int, confidence: float = 0.95) -> Interval:
     """
     bounds = stats.binomtest(count, n).proportion_ci(confidence, method="exact")
     return Interval(value=count / n, low=float(bounds.low), high=float(bounds.high), confidence=confidence)
-
-
-def right(labels: Labels, predictions: Labels) -> Values:
-    """1 for each right answer and 0 for each wrong one: the values whose mean is accuracy.
-
-    Raises:
-        IntegrityError: not as many predictions as labels.
-    """
-    if len(labels) != len(predictions):
-        raise IntegrityError(
-            f"found answers to {len(predictions)} rows, expected {len(labels)}; run `dvc repro` to make them again"
-        )
-    return (np.asarray(labels) == np.asarray(predictions)).astype(np.float64)
 
 
 def mean_interval(values: Samples, confidence: float = 0.95) -> Interval:

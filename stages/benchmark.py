@@ -57,7 +57,7 @@ def run(params: Params, workspace: Workspace, name: str, *, append: bool = False
         reference_sequences=test.teacher_ids,
         budgets=target.budgets,
         machine=json.loads(workspace.machine.read_text("utf-8")),
-        tokenize_us=time_tokenizer(tokenizer.encode, read_prepared(workspace.data, "test").texts),
+        tokenize_us=time_tokenizer(lambda texts: tokenizer.encode(*texts), read_prepared(workspace.data, "test").texts),
         earlier=records.read(Measurement, workspace.measured(name)) if append else None,
     )
     records.write(found, workspace.measured(name))

@@ -18,6 +18,7 @@ from eval.isolated import open_session
 from eval.padding import pad
 from eval.runtimes import pytorch
 from eval.worker import WorkerError
+from pipeline import tasks
 from pipeline.base import guard, plugins
 from pipeline.base.errors import ExportError
 from pipeline.base.files import output_folder
@@ -60,7 +61,8 @@ def run(params: Params, workspace: Workspace, name: str) -> None:
             seal(partial, KIND, sources, {"artefact": None, "not_made": not_made})
         log.warning("%s: not made: %s", name, not_made)
         return
-    examples, dev = read_encoded(workspace, "dev", params.data.max_length)
+    task = tasks.of(params, workspace.data)
+    _, dev = read_encoded(workspace, "dev", params.data.max_length)
     with output_folder(workspace.exported(name)) as partial:
         artefact = exporter.convert(workspace.student, partial, target.precision, options, params.data.max_length, plan)
         runtime = plugins.load("runtime", target.runtime)
@@ -69,7 +71,8 @@ def run(params: Params, workspace: Workspace, name: str) -> None:
             if (workspace.student / file).is_file():
                 shutil.copy(workspace.student / file, partial / file)
         cut_at(partial, artefact.max_length)
-        (partial / "labels.json").write_text(json.dumps(examples.names, indent=1) + "\n", "utf-8")
+        if task.space.names:
+            (partial / "labels.json").write_text(json.dumps(task.space.names, indent=1) + "\n", "utf-8")
         sequences = dev.ids[:: max(1, len(dev) // REFERENCE_ROWS)][:REFERENCE_ROWS]
         batches = [pad([sequence], dev.pad_id, artefact) for sequence in sequences]
         _write_reference(workspace, partial, sequences, dev.pad_id, artefact)
@@ -79,6 +82,7 @@ def run(params: Params, workspace: Workspace, name: str) -> None:
             "artefact": artefact.model_dump(mode="json"),
             "parity": found.model_dump(mode="json") if found else None,
             "parity_not_measured": reason,
+            "task": {**params.task.model_dump(mode="json"), "space": task.space.model_dump(mode="json")},
         }
         card = seal(partial, KIND, sources, facts)
     differs = f"worst difference {found.worst_difference:.2g} of {tolerance:g} allowed" if found else reason

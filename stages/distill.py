@@ -20,14 +20,15 @@ from pipeline.training import processes
 def run(params: Params, workspace: Workspace) -> None:
     """Writes `artifacts/variants/` with every student trained and `artifacts/student/` with the one that ships."""
     distillation = Distillation(params, workspace)
-    variants = variants_of(params.distill, params.seed)
+    variants = variants_of(params.distill, distillation.task.TARGET_LOSS, params.seed)
     # All variants are checked against the teacher's shape before the first one trains.
     for variant in variants:
         distillation.check(variant)
     cards = {v.name: distillation.train(v, workspace.work("distill") / v.name) for v in variants}
+    sign = 1 if distillation.task.METRIC.is_greater_better else -1
     shipped = max(
         (v.name for v in variants if v.kind == "distilled"),
-        key=lambda name: (cards[name].facts["dev_accuracy"], -cards[name].facts["seed"]),
+        key=lambda name: (sign * cards[name].facts["dev_score"], -cards[name].facts["seed"]),
     )
     processes.by_first(lambda: _ship(shipped, cards, workspace, distillation.sources))
 
@@ -49,13 +50,13 @@ def _ship(shipped: str, cards: dict[str, Card], workspace: Workspace, sources: d
 
 def _summary(facts: list[dict[str, Any]]) -> dict[str, Any]:
     """Mean and standard deviation over seeds; the deviation is None for one seed."""
-    test = [f["test_accuracy"] for f in facts]
-    dev = [f["dev_accuracy"] for f in facts]
+    test = [f["test_score"] for f in facts]
+    dev = [f["dev_score"] for f in facts]
     return {
         "seeds": sorted(f["seed"] for f in facts),
         "steps": facts[0]["steps"],
         "parameters": facts[0]["parameters"],
-        "test_accuracy": test,
+        "test_score": test,
         "test_mean": statistics.mean(test),
         "test_sd": statistics.stdev(test) if len(test) > 1 else None,
         "dev_mean": statistics.mean(dev),

@@ -6,18 +6,17 @@ Run as `python -m stages.evaluate --target cpu`.
 import json
 import logging
 
-import numpy as np
-from jaxtyping import Float
+from safetensors.numpy import load_file
 
-from eval.scores import MACRO_F1, answer, macro_f1, score
-from eval.statistics import right
-from eval.wording import show_percent, show_value
+from eval.scores import Outputs, answer, score
+from eval.wording import show_percent
 from eval.worker import WorkerError
+from pipeline import tasks
 from pipeline.base import guard, plugins, records
 from pipeline.base.errors import IntegrityError, UnusableRuntimeError
-from pipeline.base.records import ACCURACY, Card, Score, open_folder
+from pipeline.base.records import Card, Score, open_folder
 from pipeline.base.workspace import Workspace
-from pipeline.data.prepared import TEST_LOGITS, read_encoded
+from pipeline.data.prepared import TEST_ANSWERS, TEST_OUTPUTS, read_encoded
 from pipeline.settings.params import Params, load
 from stages.targets import artefact_of, parse_target
 
@@ -50,46 +49,44 @@ def _score(params: Params, workspace: Workspace, name: str, card: Card) -> Score
         raise UnusableRuntimeError(reason)
     _, test = read_encoded(workspace, "test", params.data.max_length)
     open_folder(workspace.teacher, "teacher")
-    student_logits = _student_logits(workspace)
+    task = tasks.of(params, workspace.data)
+    student_outputs = _student_outputs(workspace)
     folder, threads = workspace.exported(name), params.measure.threads
     with device.open_session(target.runtime, folder, artefact, threads) as session:
-        logits = answer(session, test.ids, artefact, test.pad_id, getattr(runtime, "BATCH", None))
-    predictions = logits.argmax(axis=1)
-    teacher = json.loads((workspace.teacher / "predictions.json").read_text("utf-8"))
+        outputs = answer(session, test.ids, artefact, test.pad_id, getattr(runtime, "BATCH", None))
+    answers, student_answers = (task.answers(one, task.space) for one in (outputs, student_outputs))
+    teacher_answers = json.loads((workspace.teacher / TEST_ANSWERS).read_text("utf-8"))
     found = score(
         target=name,
         runtime=target.runtime,
         device=target.device,
         artefact_digest=card.digest,
-        metric=ACCURACY,
-        logits=logits,
-        student_logits=student_logits,
-        values=right(test.labels, predictions),
-        student_values=right(test.labels, student_logits.argmax(axis=1)),
-        teacher_values=right(test.labels, teacher),
-        further={MACRO_F1: macro_f1(test.labels, predictions)},
+        metric=task.METRIC,
+        outputs=outputs,
+        student_outputs=student_outputs,
+        answers=answers,
+        student_answers=student_answers,
+        values=task.values(answers, test.targets),
+        student_values=task.values(student_answers, test.targets),
+        teacher_values=task.values(teacher_answers, test.targets),
+        further=task.further(answers, test.targets),
         stand_in=runtime.STAND_IN,
         runtime_version=session.runtime_version,
     )
     assert found.primary is not None and found.agreement is not None
-    log.info(
-        "%s: %s %s on test, %s of answers as the student's",
-        name,
-        ACCURACY.title,
-        show_value(found.primary.value, ACCURACY),
-        show_percent(found.agreement.value, 2),
-    )
+    said, agreement = task.METRIC.say(found.primary.value), show_percent(found.agreement.value, 2)
+    log.info("%s: %s on test, %s of answers as the student's", name, said, agreement)
     return found
 
 
-def _student_logits(workspace: Workspace) -> Float[np.ndarray, "examples classes"]:
+def _student_outputs(workspace: Workspace) -> Outputs:
     """What the student itself answers to test, which every target is compared with."""
     card = open_folder(workspace.student, "student")
-    if TEST_LOGITS not in card.files:
+    if TEST_OUTPUTS not in card.files:
         raise IntegrityError(
-            f"{workspace.student}: no {TEST_LOGITS}: an earlier version made it; run `dvc repro --force distill`"
+            f"{workspace.student}: no {TEST_OUTPUTS}: an earlier version made it; run `dvc repro --force distill`"
         )
-    return np.load(workspace.student / TEST_LOGITS, allow_pickle=False)
+    return load_file(workspace.student / TEST_OUTPUTS)
 
 
 def main() -> None:

@@ -6,9 +6,9 @@ Its latency belongs to the machine, so the machine's facts are a dependency. Run
 import logging
 
 from eval.floors import measure_floors
-from eval.wording import show_value
+from pipeline import tasks
 from pipeline.base import guard, records
-from pipeline.base.records import ACCURACY, open_folder
+from pipeline.base.records import open_folder
 from pipeline.base.workspace import Workspace
 from pipeline.data.examples import read_prepared
 from pipeline.settings.params import Params, load
@@ -20,10 +20,10 @@ def run(params: Params, workspace: Workspace) -> None:
     """Writes floors.json."""
     open_folder(workspace.data, "data")
     train, test = read_prepared(workspace.data, "train"), read_prepared(workspace.data, "test")
-    floors = measure_floors(train.texts, train.labels, test.texts, test.labels, len(test.names), params.seed)
+    floors = measure_floors(tasks.of(params, workspace.data), train, test, params.seed)
     records.write(floors, workspace.floors)
     for floor in floors.floors:
-        log.info("floor '%s': %s %s on test", floor.name, ACCURACY.title, show_value(floor.primary.value, ACCURACY))
+        log.info("floor '%s': %s on test", floor.name, floors.metric.say(floor.primary.value))
 
 
 def main() -> None:

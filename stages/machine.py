@@ -76,6 +76,10 @@ def depends_on(stage: str, params: Params, facts: dict[str, Any], target: Target
 
 def _chosen(stage: str, params: Params, target: Target | None) -> dict[str, list[str]]:
     """Plug-ins that a stage loads by a name of the settings."""
+    return {"task": [params.task.name], **_others(stage, params, target)}
+
+
+def _others(stage: str, params: Params, target: Target | None) -> dict[str, list[str]]:
     if target is not None:
         return {"format": [target.format], "runtime": [target.runtime], "device": [target.device]}
     if stage == "prepare":

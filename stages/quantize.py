@@ -10,13 +10,14 @@ from pathlib import Path
 
 import torch
 
+from pipeline import tasks
 from pipeline.base import guard
 from pipeline.base.files import output_folder
 from pipeline.base.records import open_folder, seal
 from pipeline.base.workspace import Workspace
 from pipeline.data.prepared import read_encoded
 from pipeline.models.checkpoints import load_classifier
-from pipeline.quantization.plan import EncodedExamples, Plans, make_plans
+from pipeline.quantization.plan import Plans, make_plans
 from pipeline.settings.params import Params, load
 from stages.plans import schemes_of
 
@@ -43,11 +44,8 @@ def plans_for(params: Params, workspace: Workspace, model: Path) -> Plans:
     _, train = read_encoded(workspace, "train", params.data.max_length)
     _, dev = read_encoded(workspace, "dev", params.data.max_length)
     rows = random.Random(params.seed).sample(range(len(train)), min(params.quantize.calibration.examples, len(train)))
-    calibration = EncodedExamples(
-        [train.names[i] for i in rows], [train.ids[i] for i in rows], [train.labels[i] for i in rows]
-    )
-    selection = EncodedExamples(dev.names, dev.ids, dev.labels)
-    return make_plans(load_classifier(model), selection, calibration, params.quantize, schemes_of(params))
+    task = tasks.of(params, workspace.data)
+    return make_plans(load_classifier(model), dev, train.take(rows), task, params.quantize, schemes_of(params))
 
 
 def main() -> None:

@@ -9,6 +9,7 @@ import logging
 import torch
 from transformers import PreTrainedModel
 
+from pipeline import tasks
 from pipeline.base import guard
 from pipeline.base.dependencies import trace
 from pipeline.base.files import output_folder
@@ -21,8 +22,9 @@ from pipeline.models.checkpoints import count_parameters, load_teacher, save_cla
 from pipeline.models.model_files import find_model
 from pipeline.models.vocabulary import load_tokenizer, save_tokenizer
 from pipeline.settings.params import Params, load
+from pipeline.tasks import Task
 from pipeline.training import processes
-from pipeline.training.answers import check_not_collapsed, correct_share, predict_logits
+from pipeline.training.answers import check_learned, predict, score_of, write_answers
 from pipeline.training.distiller import Distiller
 from pipeline.training.loop import TrainingRun, fit
 
@@ -31,24 +33,24 @@ KIND = "teacher"
 
 
 def run(params: Params, workspace: Workspace) -> None:
-    """Writes the teacher's folder with its tokenizer, training log and test predictions."""
+    """Writes the teacher's folder with its tokenizer, training log and test answers."""
     torch.set_num_threads(params.threads)
     data = open_data(workspace)
     _, train = read_encoded(workspace, "train", params.data.max_length, for_teacher=True)
-    dev_examples, dev = read_encoded(workspace, "dev", params.data.max_length, for_teacher=True)
+    _, dev = read_encoded(workspace, "dev", params.data.max_length, for_teacher=True)
+    task = tasks.of(params, workspace.data)
     torch.manual_seed(params.seed)
-    teacher = load_teacher(
-        find_model(params.teacher.model, params.teacher.revision), params.teacher, dev_examples.names
-    )
-    training = TrainingRun(steps=0, best_dev_accuracy=float("nan"))
+    folder = find_model(params.teacher.model, params.teacher.revision)
+    teacher = load_teacher(folder, params.teacher, task.head, data.facts["encoding"]["separator"])
+    training = TrainingRun(steps=0, best_dev_score=float("nan"))
     if params.teacher.fine_tune:
-        code = trace(["pipeline.training.loop"], {"loss": ["cross_entropy"]})
-        key = run_key(_settings(params), code, params, train, dev, _base_model(workspace), *dev_examples.names)
-        distiller = Distiller(teacher, None, {"cross_entropy": {}})
-        training = fit(
-            distiller, train, dev, params.teacher.training, workspace.work("teach"), key, params.seed, "teacher"
-        )
-    processes.by_first(lambda: _finish(params, workspace, data, teacher, dev, training))
+        code = trace(["pipeline.training.loop"], {"loss": [task.TARGET_LOSS], "task": [task.name]})
+        contents = _base_model(workspace), task.space.model_dump_json()
+        key = run_key(_settings(params), code, params, train, dev, *contents)
+        distiller = Distiller(teacher, None, {task.TARGET_LOSS: {}}, units=task.units)
+        work, settings = workspace.work("teach"), params.teacher.training
+        training = fit(distiller, train, dev, task, settings, work, key, params.seed, "teacher")
+    processes.by_first(lambda: _finish(params, workspace, data, teacher, dev, task, training))
 
 
 def _finish(
@@ -57,21 +59,21 @@ def _finish(
     data: Card,
     teacher: PreTrainedModel,
     dev: EncodedSplit,
+    task: Task,
     training: TrainingRun,
 ) -> None:
     """Scores the teacher and writes its folder."""
     _, test = read_encoded(workspace, "test", params.data.max_length, for_teacher=True)
-    dev_logits = predict_logits(teacher, dev.ids, dev.pad_id, "teacher on dev")
-    check_not_collapsed(dev_logits, dev.labels, "the teacher")
-    dev_accuracy = correct_share(dev_logits, dev.labels)
-    logits = predict_logits(teacher, test.ids, test.pad_id, "teacher on test")
-    test_accuracy = correct_share(logits, test.labels)
+    on_dev = predict(teacher, dev.ids, dev.pad_id, "teacher on dev")
+    check_learned(on_dev, dev.targets, task, "the teacher")
+    on_test = predict(teacher, test.ids, test.pad_id, "teacher on test")
+    dev_score, test_score = score_of(on_dev, dev.targets, task), score_of(on_test, test.targets, task)
     facts = {
         "source": describe_source(params.teacher.model),
         "parameters": count_parameters(teacher),
         "steps": training.steps,
-        "dev_accuracy": dev_accuracy,
-        "test_accuracy": test_accuracy,
+        "dev_score": dev_score,
+        "test_score": test_score,
         "seed": params.seed,
         "threads": params.threads,
     }
@@ -79,9 +81,9 @@ def _finish(
         save_classifier(teacher.cpu(), partial)
         save_tokenizer(load_tokenizer(workspace.data / "teacher_tokenizer"), partial)
         (partial / "log.jsonl").write_text("".join(json.dumps(e, sort_keys=True) + "\n" for e in training.log), "utf-8")
-        (partial / "predictions.json").write_text(json.dumps(logits.argmax(-1).tolist()), "utf-8")
+        write_answers(partial, on_test, task)
         seal(partial, KIND, sources={"data": data.digest}, facts=facts)
-    log.info("teacher: %.2f %% on dev, %.2f %% on test", 100 * dev_accuracy, 100 * test_accuracy)
+    log.info("teacher: %s on dev, %s on test", task.METRIC.say(dev_score), task.METRIC.say(test_score))
 
 
 def _base_model(workspace: Workspace) -> str:

@@ -23,7 +23,7 @@ from pipeline.models.layer_maps import heads_misfit
 from pipeline.signals.divergences import masked_probs, row_kl
 from pipeline.signals.reader import SignalReader, attention_scores
 
-FEW_HEADS = Shape(layers=2, hidden=48, heads=2, ffn=0, labels=3, distillation_token=True)
+FEW_HEADS = Shape(layers=2, hidden=48, heads=2, ffn=0, choices=3, distillation_token=True)
 LENGTHS = test_losses.LENGTHS
 
 # one row of three valid keys and a padded one, the same for each valid query
@@ -386,7 +386,7 @@ def test_the_released_form_hardly_tells_maps_apart(length, released, row):
 )
 def test_parameters_of_the_alignment(student, teacher, weights):
     """312 and 10,512 for the released one, which has a bias for each teacher head."""
-    shapes = [Shape(layers=n, hidden=48, heads=h, ffn=0, labels=2) for n, h in (student, teacher)]
+    shapes = [Shape(layers=n, hidden=48, heads=h, ffn=0, choices=2) for n, h in (student, teacher)]
     for form, expected in (("row", weights), ("released", weights + teacher[0] * teacher[1])):
         module = a2d.auxiliary(*shapes, a2d.Params(form=form))
         assert sum(parameter.numel() for parameter in module.parameters()) == expected
@@ -428,7 +428,7 @@ def test_a2d_agrees_with_float64(form):
     assert a2d.learned(module)["entropy_nats"] == pytest.approx(list(entropies), abs=1e-5)
 
 
-SIX_HEADS = Shape(layers=1, hidden=48, heads=6, ffn=0, labels=2)
+SIX_HEADS = Shape(layers=1, hidden=48, heads=6, ffn=0, choices=2)
 
 
 def permuted(form):
@@ -665,8 +665,8 @@ def test_head_counts_reach_every_target(counts):
 @pytest.mark.parametrize(("teacher_heads", "student_heads"), [(12, 8), (12, 5), (16, 6), (13, 1), (4, 2), (4, 4)])
 def test_shd_agrees_with_float64(teacher_heads, student_heads):
     """Against heads merged one pair at a time with contributions as wide as the model."""
-    large = Shape(layers=4, hidden=4 * teacher_heads, heads=teacher_heads, ffn=0, labels=3)
-    small = Shape(layers=2, hidden=4 * student_heads, heads=student_heads, ffn=0, labels=3)
+    large = Shape(layers=4, hidden=4 * teacher_heads, heads=teacher_heads, ffn=0, choices=3)
+    small = Shape(layers=2, hidden=4 * student_heads, heads=student_heads, ffn=0, choices=3)
     student, teacher = two_models(small, large)
 
     def one(s, t, example):

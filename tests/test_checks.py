@@ -44,7 +44,7 @@ def made(tmp_path_factory):
         model,
         toy_examples(12, "dev"),
         toy_examples(30, "train", seed=1),
-        QuantizeSettings(allowed_drop_points=100),
+        QuantizeSettings(allowed_drop=100),
         Scheme(activations="example", pair_safe=True),
         sensitivity_rows=2,
     )

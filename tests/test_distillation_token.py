@@ -426,7 +426,7 @@ def to_onnx_file(model, folder, precision):
         if shape_of(model.config).distillation_token:
             for rows in examples:
                 rows.sequences[:] = with_token(rows.sequences)
-        plan = make_plan(model, *examples, QuantizeSettings(allowed_drop_points=100), SCHEME, sensitivity_rows=2)
+        plan = make_plan(model, *examples, QuantizeSettings(allowed_drop=100), SCHEME, sensitivity_rows=2)
     artefact = to_onnx.convert(source, out, precision, to_onnx.Params(), 20, plan)
     return source, out, artefact, onnx.load(out / artefact.file)
 

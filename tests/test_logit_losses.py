@@ -37,7 +37,7 @@ RISING, FALLING = torch.tensor([[0.0, 1.0, 2.0]]), torch.tensor([[2.0, 1.0, 0.0]
 
 def shape(classes):
     """A model with so many classes."""
-    return Shape(layers=2, hidden=8, heads=2, ffn=8, labels=classes)
+    return Shape(layers=2, hidden=8, heads=2, ffn=8, choices=classes)
 
 
 def gradient(function, logits):
@@ -54,7 +54,7 @@ def run(name, student, teacher, labels=None, **changed):
     mask = torch.ones(len(student), 1, dtype=torch.bool)
     labels = torch.zeros(len(student), dtype=torch.long) if labels is None else labels
     result = file.loss(
-        Signals(logits=student, mask=mask, labels=labels), Signals(logits=teacher, mask=mask), file.Params(**changed)
+        Signals(logits=student, mask=mask, targets=labels), Signals(logits=teacher, mask=mask), file.Params(**changed)
     )
     result.backward()
     return result.item(), student.grad

@@ -25,9 +25,9 @@ from pipeline.signals.reader import LAYERED, SIGNALS, TOKEN_POSITION, SignalRead
 from pipeline.training.needs import needs_of
 
 # 48 relation heads, the default, divide both widths
-TEACHER = Shape(layers=4, hidden=96, heads=4, ffn=0, labels=3)
+TEACHER = Shape(layers=4, hidden=96, heads=4, ffn=0, choices=3)
 # with a distillation token, which the losses that do not read it must not mind
-STUDENT = Shape(layers=2, hidden=48, heads=4, ffn=0, labels=3, distillation_token=True)
+STUDENT = Shape(layers=2, hidden=48, heads=4, ffn=0, choices=3, distillation_token=True)
 WIDE_STUDENT = replace(TEACHER, distillation_token=True)
 LENGTHS = (6, 4, 1)
 OVER_TOKENS = ("hidden", "queries", "keys", "values")

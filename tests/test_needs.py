@@ -6,8 +6,8 @@ from pipeline.families import Shape
 from pipeline.training.distiller import loss_params
 from pipeline.training.needs import needs_of
 
-TEACHER = Shape(layers=6, hidden=96, heads=4, ffn=0, labels=3)
-STUDENT = Shape(layers=2, hidden=48, heads=4, ffn=0, labels=3)
+TEACHER = Shape(layers=6, hidden=96, heads=4, ffn=0, choices=3)
+STUDENT = Shape(layers=2, hidden=48, heads=4, ffn=0, choices=3)
 
 
 @pytest.mark.parametrize(

@@ -24,7 +24,7 @@ from pipeline.quantization.plan import (
 from pipeline.settings.params import Calibration, QuantizeSettings
 
 FAMILIES = ("bert", "distilbert", "roberta", "electra")
-LOOSE = QuantizeSettings(allowed_drop_points=100)
+LOOSE = QuantizeSettings(allowed_drop=100)
 EXAMPLE, TOKEN, FIXED, FLOAT = (Scheme(activations=name) for name in ("example", "token", "fixed", "float"))
 
 
@@ -266,9 +266,7 @@ def test_a_plan_survives_the_disk(tmp_path):
 def test_the_most_sensitive_module_stands_first():
     """A layer whose rows hold one huge weight each loses all others, and shows it."""
     model = spoiled_model()
-    plan = make_plan(
-        model, self_labelled(model, 60), None, QuantizeSettings(allowed_drop_points=0, max_exclusions=1), EXAMPLE
-    )
+    plan = make_plan(model, self_labelled(model, 60), None, QuantizeSettings(allowed_drop=0, max_exclusions=1), EXAMPLE)
     assert plan.sensitivity[0].module == "bert.encoder.layer.1.output.dense"
     assert plan.sensitivity[0].mean_kl > 10 * plan.sensitivity[1].mean_kl
     assert plan.exclude == ("bert.encoder.layer.1.output.dense",)
@@ -294,9 +292,7 @@ def test_a_drop_that_stays_too_large_is_warned_of():
     found = [0.5, 0.8, 0.6]
     assert quantization._exclude(["a", "b"], lambda names: found[len(names)], 0.9) == (["a"], 0.8)
     model = spoiled_model()
-    plan = make_plan(
-        model, self_labelled(model, 60), None, QuantizeSettings(allowed_drop_points=0, max_exclusions=0), EXAMPLE
-    )
+    plan = make_plan(model, self_labelled(model, 60), None, QuantizeSettings(allowed_drop=0, max_exclusions=0), EXAMPLE)
     assert plan.int8_accuracy < 1 and plan.exclude == ()
     assert any("points on dev with 0 modules in fp32, allowed are 0.0" in text for text in plan.warnings)
 

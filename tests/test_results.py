@@ -28,7 +28,7 @@ def test_the_plots_show_what_the_records_say():
 def test_a_changed_figure_is_noticed(tmp_path):
     """Planted fault: one digit of a record."""
     record = json.loads((ROOT / "docs" / "results" / "sst2.json").read_text("utf-8"))
-    record["variants"]["distilled"]["test_accuracy"][0] += 0.01
+    record["variants"]["distilled"]["test_score"][0] += 0.01
     (tmp_path / "sst2.json").write_text(json.dumps(record), "utf-8")
     text = (ROOT / "docs" / "results.md").read_text("utf-8")
     assert recipes.with_tables(text, tmp_path) != text

@@ -6,8 +6,8 @@ import torch
 from tiny_project import flip_bit
 from toy_models import toy_model
 
-from pipeline.data.batches import Collator, spread_rows
-from pipeline.data.prepared import EncodedSplit
+from pipeline.data.batches import Collator
+from pipeline.data.prepared import EncodedSplit, spread_rows
 from pipeline.families import shape_of
 from pipeline.signals.reader import SignalReader
 from pipeline.training.distiller import Distiller, loss_params

@@ -27,7 +27,7 @@ from pipeline.settings.params import Calibration, QuantizeSettings, StudentSetti
 
 FAMILIES = ("bert", "distilbert", "roberta", "electra")
 ATTENTION = {"electra": "eager"}
-LOOSE = QuantizeSettings(allowed_drop_points=100)
+LOOSE = QuantizeSettings(allowed_drop=100)
 DYNAMIC = Scheme(activations="example", pair_safe=True)
 STATIC = Scheme(activations="fixed", pair_safe=True)
 

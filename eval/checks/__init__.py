@@ -42,7 +42,7 @@ class Subject:
     pad_id: int
     # token ids of dev rows, special tokens included, and their texts
     sequences: Sequence[Sequence[int]]
-    texts: Sequence[str]
+    texts: Sequence[tuple[str, ...]]
     # largest parity difference of this format and precision, as a share of the reference's spread
     tolerance: float
     # modules that the quantization plan keeps in float

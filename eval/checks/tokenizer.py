@@ -9,7 +9,7 @@ from tokenizers import Tokenizer
 
 from eval.checks import Subject, failed, passed
 from pipeline.base.records import Check
-from pipeline.data.texts import encode
+from pipeline.data.texts import clean, encode
 from pipeline.models.vocabulary import load_tokenizer
 
 TITLE = "tokenizer"
@@ -60,14 +60,16 @@ def applies(subject: Subject) -> bool:
 
 def check(subject: Subject) -> Check:
     """Compares the shipped tokenizer with the one that training text was encoded with."""
-    texts = [*HARD, *random_texts(subject.seed, RANDOM_TEXTS), *subject.texts]
+    parts = len(subject.texts[0])
+    odd = [*HARD, *random_texts(subject.seed, RANDOM_TEXTS)]
+    texts = [*((text,) * parts for text in odd), *subject.texts]
     longest = subject.artefact.max_length
     ours = encode(load_tokenizer(subject.tokenizer), texts, longest)
     shipped = {"tokenizer.json": _shipped_ids(subject.folder / "tokenizer.json", texts)}
     for file, theirs in shipped.items():
         wrong = [i for i, (one, other) in enumerate(zip(theirs, ours, strict=True)) if one != other]
         if wrong:
-            shown = "; ".join(f"{texts[i][:40]!r}: {theirs[i][:8]} for {ours[i][:8]}" for i in wrong[:SHOWN])
+            shown = "; ".join(f"{texts[i][0][:40]!r}: {theirs[i][:8]} for {ours[i][:8]}" for i in wrong[:SHOWN])
             return failed(
                 TITLE,
                 f"{file} differs from the tokenizer that the student was trained with on {len(wrong)} of {len(texts)} "
@@ -87,7 +89,7 @@ def random_texts(seed: int, count: int) -> Iterator[str]:
         yield "".join(rng.choice((c, c, c, " ")) for c in picked if unicodedata.category(c) not in ("Cs", "Cn"))
 
 
-def _shipped_ids(file: Path, texts: Sequence[str]) -> list[list[int]]:
+def _shipped_ids(file: Path, texts: Sequence[tuple[str, ...]]) -> list[list[int]]:
     """What an app gets that reads the file with the tokenizers library, as `decant predict` does."""
     tokenizer = Tokenizer.from_file(str(file))
-    return [tokenizer.encode(text).ids for text in texts]
+    return [tokenizer.encode(*map(clean, text)).ids for text in texts]

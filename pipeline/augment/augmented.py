@@ -5,15 +5,16 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from pipeline.augment.augmentation import cached_augmentation
+from pipeline.base.errors import SettingsError
 from pipeline.base.workspace import Workspace
-from pipeline.data.examples import read_prepared
+from pipeline.data.examples import SPLITS, read_prepared
 from pipeline.data.prepared import EncodedSplit, open_data
 from pipeline.data.texts import encode
 from pipeline.data.token_rows import TokenRows
-from pipeline.losses.cross_entropy import UNLABELLED
 from pipeline.models.vocabulary import load_tokenizer
 from pipeline.settings.params import Params
 from pipeline.signals.reader import TOKEN_POSITION
+from pipeline.tasks import UNLABELLED
 
 log = logging.getLogger(__name__)
 
@@ -27,10 +28,15 @@ def with_augmented(params: Params, workspace: Workspace, train: EncodedSplit, ca
     settings = params.distill.augment
     if not settings.methods:
         return train
+    rows = {split: read_prepared(workspace.data, split).texts for split in SPLITS}
+    if any(len(row) > 1 for row in rows["train"][:1]):
+        raise SettingsError(
+            "distill.augment.methods: further text is made of one text, but rows are pairs; set it to []"
+        )
     teacher_tokenizer = load_tokenizer(workspace.data / "teacher_tokenizer")
-    held_out = [text for split in ("dev", "test") for text in read_prepared(workspace.data, split).texts]
+    held_out = [text for split in ("dev", "test") for (text,) in rows[split]]
     made = cached_augmentation(
-        read_prepared(workspace.data, "train").texts, settings, teacher_tokenizer, params.seed, held_out, caches
+        [text for (text,) in rows["train"]], settings, teacher_tokenizer, params.seed, held_out, caches
     )
     texts, length = [item.text for item in made], params.data.max_length
     teacher_ids = encode(teacher_tokenizer, texts, length - train.has_token)
@@ -44,7 +50,7 @@ def with_augmented(params: Params, workspace: Workspace, train: EncodedSplit, ca
     return EncodedSplit(
         names=(*train.names, *(f"{made[i].method}-{i}" for i in kept)),
         ids=TokenRows.of(train.ids).plus([ids[i] for i in kept]),
-        labels=(*train.labels, *(UNLABELLED for _ in kept)),
+        targets=(*train.targets, *(UNLABELLED for _ in kept)),
         pad_id=train.pad_id,
         teacher_ids=None if theirs is None else TokenRows.of(theirs).plus([teacher_ids[i] for i in kept]),
         teacher_pad_id=train.teacher_pad_id,

@@ -126,8 +126,21 @@ class Metric(Record):
         """Two percentages differ by points."""
         return "points" if self.unit == "%" else self.unit
 
+    def is_better(self, value: float, other: float) -> bool:
+        """Whether a value is strictly better than another."""
+        return value > other if self.is_greater_better else value < other
 
-ACCURACY = Metric(name="accuracy", title="accuracy", unit="%", scale=100.0, is_greater_better=True)
+    def drop(self, before: float, after: float) -> float:
+        """How much worse the second value is, in the unit of differences; below 0 is a gain."""
+        return self.scale * (before - after if self.is_greater_better else after - before)
+
+    def dropped(self, before: float, drop: float) -> float:
+        """The value that is worse by a drop."""
+        return before - drop / self.scale if self.is_greater_better else before + drop / self.scale
+
+    def say(self, value: float) -> str:
+        """A value with name and unit, for a line of a log."""
+        return f"{self.title} {self.scale * value:.4g} {self.unit}".rstrip()
 
 
 class Flips(Record):
@@ -160,8 +173,9 @@ class Score(Record):
     drop_from_teacher: Interval | None = None
     flips_from_student: Flips | None = None
     flips_from_teacher: Flips | None = None
-    worst_logit_difference: float | None = None
-    predictions: tuple[int, ...] = ()
+    worst_output_difference: float | None = None
+    # of each row, in the task's words
+    answers: tuple[Any, ...] = ()
     # the metric on each row: verdicts take other confidences from them
     values: tuple[float, ...] = ()
     student_values: tuple[float, ...] = ()
@@ -239,19 +253,19 @@ class Floor(Record):
     further: dict[str, float] = {}
     size_bytes: int
     latency_ms: float | None
-    predictions: tuple[int, ...]
+    answers: tuple[Any, ...]
     # the metric on each test row
     values: tuple[float, ...]
 
 
 class Floors(Record):
-    """Majority class, and TF-IDF with a linear classifier."""
+    """What a student must beat, and what the rows are grouped by, so that verdicts need no data set."""
 
     examples: int
     metric: Metric
-    # the true class of each test row, so that verdicts need neither the data set nor what reads it
-    labels: tuple[int, ...]
-    classes: int
+    # the task's group of each test row, and all that train has; empty where the task has no groups
+    groups: tuple[str, ...] = ()
+    known_groups: tuple[str, ...] = ()
     floors: tuple[Floor, ...]
 
 

@@ -1,14 +1,17 @@
 """Rows of a split in padded batches of similar length."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.utils.data import Dataset, Sampler
+from torch.utils.data import Sampler
 
 from pipeline.data.prepared import EncodedSplit
+
+ANSWERED = "teacher_output_"  # before the name of an output that the teacher is known to give
 
 
 def pad(sequences: Sequence[Sequence[int]], pad_id: int, length: int | None = None) -> dict[str, Tensor]:
@@ -28,34 +31,17 @@ def batches_by_length(lengths: Sequence[int] | NDArray[np.int64], batch_size: in
     return [order[i : i + batch_size] for i in range(0, len(order), batch_size)]
 
 
-def spread_rows(total: int, count: int) -> list[int]:
-    """Row numbers spread evenly over a split: a file may be sorted by class, and its first rows all be of one."""
-    return [i * total // count for i in range(count)] if count < total else list(range(total))
-
-
-class Rows(Dataset):
-    """Row numbers; the collator looks the rows up."""
-
-    def __init__(self, split: EncodedSplit) -> None:
-        self.split = split
-
-    def __len__(self) -> int:
-        return len(self.split)
-
-    def __getitem__(self, index: int) -> int:
-        return index
-
-
 class Collator:
     """Row numbers -> one padded batch."""
 
-    def __init__(self, split: EncodedSplit) -> None:
-        self.split = split
+    def __init__(self, split: EncodedSplit, collate: Callable[[Sequence[Any]], Tensor] = torch.tensor) -> None:
+        """`collate` is the task's: targets of a batch -> one tensor."""
+        self.split, self._targets = split, collate
 
     def __call__(self, rows: Sequence[int]) -> dict[str, Tensor]:
         split = self.split
         batch = pad([split.ids[i] for i in rows], split.pad_id)
-        batch["labels"] = torch.tensor([split.labels[i] for i in rows])
+        batch["targets"] = self._targets([split.targets[i] for i in rows])
         batch["rows"] = torch.tensor(rows)
         if split.teacher_ids is not None:
             teacher_ids = [split.teacher_ids[i] for i in rows]
@@ -65,8 +51,8 @@ class Collator:
         # Some tokenizers pad with their separator, and padding delimits nothing.
         found = torch.isin(batch["input_ids"], torch.tensor(split.delimiter_ids, dtype=torch.long))
         batch["delimiters"] = found & batch["attention_mask"].bool()
-        if split.teacher_logits is not None:
-            batch["teacher_logits"] = split.teacher_logits[list(rows)]
+        for name, outputs in (split.teacher_outputs or {}).items():
+            batch[f"{ANSWERED}{name}"] = outputs[list(rows)]
         return batch
 
 

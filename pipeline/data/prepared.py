@@ -6,8 +6,8 @@ and none of the packages behind it.
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,7 +26,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 BATCH = 10_000  # texts that are tokenised at once: their ids are Python lists until they are written
-TEST_LOGITS = "test_logits.npy"  # in a trained model's folder: what it answers to test, in the order of the rows
+# In a trained model's folder, of the test rows in their order: every output, and the answers that follow from them.
+TEST_OUTPUTS, TEST_ANSWERS = "test_outputs.safetensors", "test_answers.json"
 
 
 @dataclass(frozen=True)
@@ -39,7 +40,7 @@ class EncodedSplit:
     pad_id: int
     teacher_ids: Sequence[list[int]] | None = None
     teacher_pad_id: int = 0
-    teacher_logits: "Tensor | None" = None  # (rows, classes)
+    teacher_outputs: "Mapping[str, Tensor] | None" = None  # output -> (rows, ...)
     has_token: bool = False  # whether `ids` have a distillation token, which `teacher_ids` never have
     delimiter_ids: tuple[int, ...] = ()  # what the student's tokenizer sets around a text: class, separator and so on
 
@@ -61,10 +62,32 @@ class EncodedSplit:
                 found.update(part)
         return found.hexdigest()
 
+    def take(self, rows: Iterable[int]) -> "EncodedSplit":
+        """Only these rows, in this order, without what the teacher says to them."""
+        picked = list(rows)
+        theirs = self.teacher_ids
+        return replace(
+            self,
+            names=[self.names[i] for i in picked],
+            ids=TokenRows.of([self.ids[i] for i in picked]),
+            targets=[self.targets[i] for i in picked],
+            teacher_ids=None if theirs is None else TokenRows.of([theirs[i] for i in picked]),
+            teacher_outputs=None,
+        )
+
+    def spread(self, count: int) -> "EncodedSplit":
+        """At most `count` rows, evenly spaced: a file may be sorted by class, and its first rows all be of one."""
+        return self.take(spread_rows(len(self), count))
+
     @property
     def for_teacher(self) -> tuple[Sequence[list[int]], int]:
         """The rows as the teacher reads them, and its padding token."""
         return (self.ids, self.pad_id) if self.teacher_ids is None else (self.teacher_ids, self.teacher_pad_id)
+
+
+def spread_rows(total: int, count: int) -> list[int]:
+    """Row numbers spread evenly over a split: a file may be sorted by class, and its first rows all be of one."""
+    return [i * total // count for i in range(count)] if count < total else list(range(total))
 
 
 def open_data(workspace: Workspace) -> Card:
@@ -112,6 +135,8 @@ def write_encoded(
         # what is left of an empty text: the special tokens around it
         "delimiter_ids": {reader: list(dict.fromkeys(make([("",) * parts])[0])) for reader, make in readers.items()},
         "pad_ids": {"student": int(student.pad_token_id), "teacher": int(teacher.pad_token_id)},
+        # between the texts of a pair, as the teacher reads them; None where a row is one text
+        "separator": int(teacher.sep_token_id) if parts > 1 else None,
     }
 
 

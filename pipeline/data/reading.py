@@ -125,7 +125,7 @@ def _text(value: Any) -> str:
 def _check_columns(
     path: Path, named: Mapping[str, str | int], source: FilesSource, columns: Sequence[Any], line: int
 ) -> None:
-    settings = {f"data.files.columns.{name}": column for name, column in named.items()}
+    settings: dict[str, str | int | None] = {f"data.files.columns.{name}": column for name, column in named.items()}
     settings |= {"data.files.id": source.id, "data.files.slice": source.slice}
     wanted = [column for column in settings.values() if column is not None]
     missing = {key: column for key, column in settings.items() if column is not None and column not in columns}

@@ -5,8 +5,8 @@ from typing import Any
 
 from transformers import PreTrainedModel
 
-from pipeline.data.batches import Collator, spread_rows
-from pipeline.data.prepared import EncodedSplit
+from pipeline.data.batches import Collator
+from pipeline.data.prepared import EncodedSplit, spread_rows
 from pipeline.families import shape_of
 from pipeline.models.layer_maps import CKA, layer_misfit
 from pipeline.signals.cka import best_monotone_map, cka_matrix

@@ -8,14 +8,15 @@ import logging
 import shutil
 import time
 from collections.abc import Collection, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from pipeline import tasks
 from pipeline.augment.augmented import with_augmented
 from pipeline.base import guard
 from pipeline.base.dependencies import Trace, trace
@@ -23,8 +24,8 @@ from pipeline.base.errors import IntegrityError
 from pipeline.base.files import output_folder
 from pipeline.base.records import Card, open_folder, seal
 from pipeline.base.workspace import Workspace
-from pipeline.data.batches import batches_by_length, pad, spread_rows
-from pipeline.data.prepared import TEST_LOGITS, EncodedSplit, open_data, read_encoded
+from pipeline.data.batches import batches_by_length, pad
+from pipeline.data.prepared import EncodedSplit, open_data, read_encoded, spread_rows
 from pipeline.distillation.chosen_maps import chosen_maps
 from pipeline.distillation.phases import Phase, phases_of
 from pipeline.distillation.variants import Variant, run_key
@@ -35,11 +36,12 @@ from pipeline.models.vocabulary import load_tokenizer, save_tokenizer
 from pipeline.settings.params import Params
 from pipeline.training import processes
 from pipeline.training.answers import (
-    cached_teacher_logits,
-    check_not_collapsed,
-    correct_share,
-    labelled_share,
-    predict_logits,
+    cached_teacher_outputs,
+    check_learned,
+    predict,
+    score_of,
+    targeted_share,
+    write_answers,
 )
 from pipeline.training.distiller import Distiller, loss_params
 from pipeline.training.loop import TrainingRun, fit
@@ -66,6 +68,7 @@ class Distillation:
         self.params, self.workspace = params, workspace
         self.data, self.teacher_card = open_data(workspace), open_folder(workspace.teacher, "teacher")
         self.teacher = load_classifier(workspace.teacher)
+        self.task = tasks.of(params, workspace.data)
         self.splits = {
             split: read_encoded(workspace, split, params.data.max_length)[1] for split in ("train", "dev", "test")
         }
@@ -108,9 +111,9 @@ class Distillation:
             "losses": variant.losses,
             "variant": variant.name,
         }
-        names = json.dumps(self.teacher.config.id2label)
+        space = self.task.space.model_dump_json()
         rows, dev = self._training_rows(variant.losses), self.splits["dev"]
-        return run_key(settings, _code(variant.losses), self.params, rows, dev, self.weights, names)
+        return run_key(settings, self._code(variant.losses), self.params, rows, dev, self.weights, space)
 
     def train(self, variant: Variant, folder: Path) -> Card:
         """Trains one student into `folder`/model, unless a finished one was made from the same inputs.
@@ -132,10 +135,10 @@ class Distillation:
         card = processes.by_first(lambda: self._finish(student, variant, done, key, run, learned))
         facts = card.facts
         log.info(
-            "%s: %.2f %% on dev, %.2f %% on test after %d steps (%.0f s)",
+            "%s: %s on dev, %s on test after %d steps (%.0f s)",
             variant.name,
-            100 * facts["dev_accuracy"],
-            100 * facts["test_accuracy"],
+            self.task.METRIC.say(facts["dev_score"]),
+            self.task.METRIC.say(facts["test_score"]),
             run.steps,
             time.monotonic() - started,
         )
@@ -159,14 +162,14 @@ class Distillation:
         learned: dict[str, Any],
     ) -> Card:
         """Scores a trained student and writes it under its name."""
-        answers = {
-            split: predict_logits(student, rows.ids, rows.pad_id, f"{variant.name} on {split}")
+        outputs = {
+            split: predict(student, rows.ids, rows.pad_id, f"{variant.name} on {split}")
             for split, rows in self.splits.items()
             if split != "train"
         }
-        accuracy = {split: correct_share(logits, self.splits[split].labels) for split, logits in answers.items()}
+        scores = {split: score_of(found, self.splits[split].targets, self.task) for split, found in outputs.items()}
         if variant.kind == "distilled":
-            check_not_collapsed(answers["dev"], self.splits["dev"].labels, "the student")
+            check_learned(outputs["dev"], self.splits["dev"].targets, self.task, "the student")
         facts = {
             "key": key,
             "kind": variant.kind,
@@ -174,8 +177,8 @@ class Distillation:
             "losses": variant.losses,
             "parameters": count_parameters(student),
             "steps": run.steps,
-            "dev_accuracy": accuracy["dev"],
-            "test_accuracy": accuracy["test"],
+            "dev_score": scores["dev"],
+            "test_score": scores["test"],
             "threads": self.params.threads,
             "learned": learned,
         }
@@ -184,17 +187,17 @@ class Distillation:
             save_tokenizer(load_tokenizer(self.workspace.data / "tokenizer"), partial)
             lines = (json.dumps(entry, sort_keys=True) + "\n" for entry in run.log)
             (partial / "log.jsonl").write_text("".join(lines), "utf-8")
-            _write_answers(partial, answers["test"])
+            write_answers(partial, outputs["test"], self.task)
             return seal(partial, KIND, self.sources, facts)
 
     def _score_anew(self, finished: Card, folder: Path) -> Card:
         """The same weights on the test rows of now, on which no training depends, so that no key knows them."""
         test = self.splits["test"]
-        answers = predict_logits(load_classifier(folder), test.ids, test.pad_id, "the student on test")
-        facts = {**finished.facts, "test_accuracy": correct_share(answers, test.labels)}
+        outputs = predict(load_classifier(folder), test.ids, test.pad_id, "the student on test")
+        facts = {**finished.facts, "test_score": score_of(outputs, test.targets, self.task)}
         with output_folder(folder) as partial:
             shutil.copytree(folder, partial, dirs_exist_ok=True)
-            _write_answers(partial, answers)
+            write_answers(partial, outputs, self.task)
             return seal(partial, KIND, self.sources, facts)
 
     def ask_teacher(self, variant: Variant) -> None:
@@ -208,14 +211,14 @@ class Distillation:
     ) -> tuple[TrainingRun, dict[str, Any]]:
         """All phases as one run, and what the auxiliary modules of the first learned."""
         chosen = processes.by_first(lambda: chosen_maps(variant.losses, student, self.teacher, self.splits["train"]))
-        whole, learned = TrainingRun(steps=0, best_dev_accuracy=float("nan")), None
+        whole, learned = TrainingRun(steps=0, best_dev_score=float("nan")), None
         for phase in phases_of(chosen, self.params.distill):
             run, found = self._fit(student, phase, folder / phase.folder, key, variant)
             learned = found if learned is None else learned
             shifted = [{**entry, "step": entry["step"] + whole.steps} for entry in run.log]
             whole = TrainingRun(
                 whole.steps + run.steps,
-                run.best_dev_accuracy,
+                run.best_dev_score,
                 [*whole.log, *shifted],
                 whole.resumed_from_step + run.resumed_from_step,
             )
@@ -232,17 +235,20 @@ class Distillation:
             variant.seed,
             known=self._known(phase.losses, student, train),
             class_token=self.params.distill.class_token,
-            labelled_share=labelled_share(train),
+            units=self.task.units,
+            targeted_share=targeted_share(train),
         )
         dev, rows = self.splits["dev"], len(self.splits["train"])
         name = variant.name if phase.folder == "main" else f"{variant.name}, {phase.folder}"
-        run = fit(distiller, train, dev, phase.training, work, key, variant.seed, name, phase.keep, epoch_rows=rows)
+        run = fit(
+            distiller, train, dev, self.task, phase.training, work, key, variant.seed, name, phase.keep, epoch_rows=rows
+        )
         learned = distiller.learned()
         distiller.close()  # the next phase hooks the same student
         return run, learned
 
     def _training_rows(self, losses: Collection[str]) -> EncodedSplit:
-        """The training rows; for losses that look at the teacher augmented text too, with the teacher's logits."""
+        """The training rows; for losses that look at the teacher augmented text too, with the teacher's outputs."""
         if not reads_teacher(losses):
             return self.splits["train"]
         if self._answered is None:
@@ -252,8 +258,8 @@ class Distillation:
     def _with_answers(self) -> EncodedSplit:
         with guard.lock(self.caches, wait=True):
             train = with_augmented(self.params, self.workspace, self.splits["train"], self.caches)
-            logits = cached_teacher_logits(self.teacher, train, self.caches, self._answers_key(train))
-        return EncodedSplit(**{**train.__dict__, "teacher_logits": logits})
+            outputs = cached_teacher_outputs(self.teacher, train, self.caches, self._answers_key(train))
+        return replace(train, teacher_outputs=outputs)
 
     def _known(
         self, losses: Mapping[str, Mapping[str, Any]], student: PreTrainedModel, train: EncodedSplit
@@ -273,18 +279,11 @@ class Distillation:
 
         return processes.first_then_others(read)
 
+    def _code(self, losses: Collection[str]) -> Trace:
+        return trace([__name__], {"loss": losses, "task": [self.task.name]})
+
     def _answers_key(self, train: EncodedSplit) -> str:
-        return run_key({}, _code(()), self.params, train, self.splits["dev"], self.weights)
-
-
-def _write_answers(folder: Path, logits: Tensor) -> None:
-    """What a student answers to test: classes, for reports, and logits, with which every target is compared."""
-    (folder / "predictions.json").write_text(json.dumps(logits.argmax(-1).tolist()), "utf-8")
-    np.save(folder / TEST_LOGITS, logits.numpy())
-
-
-def _code(losses: Collection[str]) -> Trace:
-    return trace([__name__], {"loss": losses})
+        return run_key({}, self._code(()), self.params, train, self.splits["dev"], self.weights)
 
 
 def _finished(folder: Path, key: str) -> Card | None:

@@ -25,13 +25,13 @@ class Variant:
         return f"{self.kind}-{self.seed}"
 
 
-def variants_of(settings: DistillSettings, seed: int) -> list[Variant]:
+def variants_of(settings: DistillSettings, target_loss: str, seed: int) -> list[Variant]:
     """The students to train, the distilled ones first."""
     logit_losses = {name: s for name, s in settings.losses.items() if plugins.load("loss", name).KIND == "logit"}
     wanted: list[tuple[str, int, dict[str, dict[str, Any]]]] = [
         ("distilled", settings.seeds, settings.losses),
         ("logits_only", settings.controls.logits_only, logit_losses or {"logit_kl": {}}),
-        ("no_teacher", settings.controls.no_teacher, {"cross_entropy": {}}),
+        ("no_teacher", settings.controls.no_teacher, {target_loss: {}}),
     ]
     return [Variant(kind, seed + i, losses) for kind, count, losses in wanted for i in range(count)]
 

@@ -6,7 +6,10 @@ the name of a module.
 
 from pipeline.families._deployment import DeploymentGraph, additive_mask, attend, check_answers, deployment_graph
 from pipeline.families._interface import (
+    CHOICES,
     DISTILLATION_TOKEN,
+    HEAD,
+    SEPARATOR,
     Family,
     Linear,
     Part,
@@ -16,10 +19,14 @@ from pipeline.families._interface import (
     layers_of,
     positions_of,
     shape_of,
+    token_types,
 )
 
 __all__ = [
+    "CHOICES",
     "DISTILLATION_TOKEN",
+    "HEAD",
+    "SEPARATOR",
     "DeploymentGraph",
     "Family",
     "Linear",
@@ -34,4 +41,5 @@ __all__ = [
     "layers_of",
     "positions_of",
     "shape_of",
+    "token_types",
 ]

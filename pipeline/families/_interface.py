@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol, cast
 
+import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 from transformers import PretrainedConfig, PreTrainedModel
@@ -14,6 +15,10 @@ from pipeline.base.errors import ModelError
 
 # In a student's configuration: whether its tokenizer sets a distillation token. The graph knows nothing of it.
 DISTILLATION_TOKEN = "decant_distillation_token"
+# In a configuration: what stands on the encoder (`pipeline.tasks.Head`), and how many choices a unit of it has.
+HEAD, CHOICES = "decant_head", "decant_choices"
+# In the configuration of a model of pairs: the token that stands between the two texts.
+SEPARATOR = "decant_separator"
 
 # What a layer computes with. Some of them may be rows of one module; not every family has a gate.
 Part = Literal["query", "key", "value", "attention_output", "ffn_in", "ffn_gate", "ffn_out"]
@@ -29,7 +34,7 @@ class Shape:
     hidden: int
     heads: int
     ffn: int
-    labels: int
+    choices: int  # of each unit that is compared; 1 where outputs are numbers, not logits
     distillation_token: bool = False  # a second special token, right behind the class token, with a head of its own
 
 
@@ -139,9 +144,15 @@ def shape_of(config: PretrainedConfig) -> Shape:
     """The shape that a configuration describes."""
     return Shape(
         **{size: getattr(config, name) for size, name in family_of(config).sizes.items()},
-        labels=config.num_labels,
+        choices=getattr(config, CHOICES, config.num_labels),
         distillation_token=getattr(config, DISTILLATION_TOKEN, False),
     )
+
+
+def token_types(ids: Int[Tensor, "batch length"], separator: int) -> Int[Tensor, "batch length"]:
+    """0 up to the first separator, 1 behind it: the text of a pair that a token belongs to, int32."""
+    found = ids.eq(separator).int()
+    return (torch.cumsum(found, dim=1).int() - found).clamp(max=1)
 
 
 def positions_of(config: PretrainedConfig) -> int:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from transformers import PretrainedConfig
 
 from pipeline.families._deployment import additive_mask
-from pipeline.families._interface import Linear, Part, encoder_of
+from pipeline.families._interface import SEPARATOR, Linear, Part, encoder_of, token_types
 
 SIZES = {
     "layers": "num_hidden_layers",
@@ -129,12 +129,18 @@ class PostNorm:
     # --- deployment
 
     def buffers(self, model: Any, longest: int) -> Mapping[str, tuple[Tensor, Sequence[str]]]:
-        """One text is all of token type 0, whose row is added to every position once and for all."""
+        """Row 0 of the token types is added to every position once and for all; the second text differs from it."""
         tables = self.tables(model)
         names = {module: name for name, module in model.named_modules()}
         rows = self._first_position(model.config) + longest
         positions = tables[0].weight.detach()[:rows] + sum(table.weight.detach()[0] for table in tables[1:])
-        return {"positions": (positions.clone(), [f"{names[table]}.weight" for table in tables])}
+        found: dict[str, tuple[Tensor, Sequence[str]]] = {
+            "positions": (positions.clone(), [f"{names[table]}.weight" for table in tables])
+        }
+        if getattr(model.config, SEPARATOR, None) is not None and len(tables) > 1:
+            types = tables[1].weight.detach()
+            found["second"] = (types[1] - types[0], ())
+        return found
 
     def reads_first(self, config: PretrainedConfig) -> bool:
         return True
@@ -143,7 +149,10 @@ class PostNorm:
         """What enters the first layer."""
         encoder = encoder_of(graph)
         words = encoder.get_submodule(self.words)(ids)
-        hidden = encoder.embeddings.LayerNorm(words + self._position_rows(graph, ids))
+        words = words + self._position_rows(graph, ids)
+        if hasattr(graph, "second"):
+            words = words + token_types(ids, getattr(graph.config, SEPARATOR)).unsqueeze(-1) * graph.second
+        hidden = encoder.embeddings.LayerNorm(words)
         narrow = self.narrow(graph)
         return hidden if narrow is None else narrow(hidden)
 

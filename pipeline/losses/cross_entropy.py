@@ -1,4 +1,4 @@
-"""Hard labels: the ordinary classification loss, which needs no teacher."""
+"""Hard targets: the ordinary classification loss, which needs no teacher."""
 
 from jaxtyping import Float, Int
 from pydantic import Field
@@ -7,13 +7,12 @@ from torch.nn import functional
 
 from pipeline.losses import LossParams
 from pipeline.signals.reader import Signals
+from pipeline.tasks import UNLABELLED
 
 KIND = "logit"
-NEEDS = ("logits", "labels")
+NEEDS = ("logits", "targets")
 READS_TEACHER = False
 IS_CROSS_ENTROPY = True
-
-UNLABELLED = -100  # the class of an example that has none, as torch marks it
 
 
 class Params(LossParams):
@@ -26,14 +25,14 @@ class Params(LossParams):
 
 def loss(student: Signals, teacher: Signals, params: Params, module: nn.Module | None = None) -> Float[Tensor, ""]:
     """`cross_entropy` of the student's logits; the teacher is not looked at."""
-    assert student.labels is not None  # the reader raises when a needed label is missing
-    return cross_entropy(student.logits, student.labels, params.label_smoothing)
+    assert student.targets is not None  # the reader raises when a needed label is missing
+    return cross_entropy(student.logits, student.targets, params.label_smoothing)
 
 
 def cross_entropy(
-    logits: Float[Tensor, "batch classes"], labels: Int[Tensor, " batch"], label_smoothing: float
+    logits: Float[Tensor, "batch classes"], targets: Int[Tensor, " batch"], label_smoothing: float
 ) -> Float[Tensor, ""]:
-    """Nats by which the labels surprise the student, averaged over the examples of the batch.
+    """Nats by which the targets surprise the student, averaged over the examples of the batch.
 
     Examples whose label is `UNLABELLED` add 0 and count: divided by the labelled ones only, a label would weigh the
     more the fewer it meets. `Distiller` makes up for them with the labelled share of all training rows.
@@ -41,6 +40,6 @@ def cross_entropy(
     Source: torch's label smoothing, which gives the true class 1 - smoothing + smoothing / classes.
     """
     total = functional.cross_entropy(
-        logits.float(), labels.long(), ignore_index=UNLABELLED, reduction="sum", label_smoothing=label_smoothing
+        logits.float(), targets.long(), ignore_index=UNLABELLED, reduction="sum", label_smoothing=label_smoothing
     )
-    return total / max(len(labels), 1)
+    return total / max(len(targets), 1)

@@ -46,7 +46,7 @@ def loss(student: Signals, teacher: Signals, params: Params, module: nn.Module |
 
 def misfit(student: Shape, teacher: Shape, params: Params) -> str | None:
     """Both must know the same classes, more than two where each example's are correlated."""
-    if params.inter_weight > 0 and student.labels == teacher.labels == 2:
+    if params.inter_weight > 0 and student.choices == teacher.choices == 2:
         return (
             f"inter_weight is {params.inter_weight}, but two probabilities correlate at 1 or -1 whatever they are, so "
             "nothing would be learned from them; set inter_weight to 0, or use logit_kl"

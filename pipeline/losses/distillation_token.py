@@ -52,7 +52,7 @@ def misfit(student: Shape, teacher: Shape, params: Params) -> str | None:
 
 def auxiliary(student: Shape, teacher: Shape, params: Params) -> nn.Linear:
     """The token's head. It is not exported: the student answers with the class token's head alone, unlike DeiT."""
-    return nn.Linear(student.hidden, teacher.labels)
+    return nn.Linear(student.hidden, teacher.choices)
 
 
 def distillation_token(

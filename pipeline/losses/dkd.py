@@ -13,7 +13,7 @@ from pipeline.signals.divergences import MASKED_SCORE
 from pipeline.signals.reader import Signals
 
 KIND = "logit"
-NEEDS = ("logits", "labels")
+NEEDS = ("logits", "targets")
 
 
 class Params(LossParams):
@@ -34,13 +34,13 @@ class Params(LossParams):
 
 def loss(student: Signals, teacher: Signals, params: Params, module: nn.Module | None = None) -> Float[Tensor, ""]:
     """`dkd` of the two models' logits."""
-    assert student.labels is not None  # the reader raises when a needed label is missing
-    return dkd(student.logits, teacher.logits, student.labels, params.temperature, params.alpha, params.beta)
+    assert student.targets is not None  # the reader raises when a needed label is missing
+    return dkd(student.logits, teacher.logits, student.targets, params.temperature, params.alpha, params.beta)
 
 
 def misfit(student: Shape, teacher: Shape, params: Params) -> str | None:
     """Both must know the same classes, more than two where the wrong ones are compared."""
-    if params.beta > 0 and student.labels == teacher.labels == 2:
+    if params.beta > 0 and student.choices == teacher.choices == 2:
         return (
             f"beta is {params.beta}, but with two classes there is a single wrong one, so the divergence among the "
             "wrong classes is always 0; set beta to 0, or use logit_kl"
@@ -51,7 +51,7 @@ def misfit(student: Shape, teacher: Shape, params: Params) -> str | None:
 def dkd(
     student: Float[Tensor, "batch classes"],
     teacher: Float[Tensor, "batch classes"],
-    labels: Int[Tensor, " batch"],
+    targets: Int[Tensor, " batch"],
     temperature: float,
     alpha: float,
     beta: float,
@@ -64,7 +64,7 @@ def dkd(
     Args:
         student: logits before softmax.
         teacher: logits before softmax; no gradient flows into them.
-        labels: the right class; `UNLABELLED` marks an example that adds 0.
+        targets: the right class; `UNLABELLED` marks an example that adds 0.
         temperature: > 0; higher spreads probability over more classes.
         alpha: factor on TCKD.
         beta: factor on NCKD, which is 0 for two classes.
@@ -82,8 +82,8 @@ def dkd(
     and, like ours, not verified for text.
     """
     log_student, log_teacher = softened_log_probs(student, teacher, temperature)
-    is_labelled = labels != UNLABELLED
-    is_target = torch.arange(student.shape[-1], device=labels.device) == labels[:, None]  # (B, C)
+    is_labelled = targets != UNLABELLED
+    is_target = torch.arange(student.shape[-1], device=targets.device) == targets[:, None]  # (B, C)
     target_kl = class_kl(_target_or_not(log_teacher, is_target), _target_or_not(log_student, is_target))
     rest_kl = class_kl(_without_target(log_teacher, is_target), _without_target(log_student, is_target))
     per_example = torch.where(is_labelled, alpha * target_kl + beta * rest_kl, 0.0)

@@ -34,7 +34,7 @@ def loss(student: Signals, teacher: Signals, params: Params, module: nn.Module |
 
 def misfit(student: Shape, teacher: Shape, params: Params) -> str | None:
     """Both must know the same classes, more than two where logits are standardised."""
-    if params.standardize and student.labels == teacher.labels == 2:
+    if params.standardize and student.choices == teacher.choices == 2:
         return (
             "standardize is true, but with two classes it turns the logits of every example into +-0.7071, however "
             "sure the model is; set it to false"

@@ -3,20 +3,29 @@
 Weights are read from safetensors only: a pickle can run code when it is opened.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
+import transformers
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForSequenceClassification, PretrainedConfig, PreTrainedModel
+from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
 
 from pipeline.base.errors import ModelError, first_line
-from pipeline.families import encoder_of, family_of, positions_of
+from pipeline.families import CHOICES, HEAD, SEPARATOR, encoder_of, family_of, positions_of, token_types
 from pipeline.models.model_files import check_folder
 from pipeline.settings.params import TeacherSettings
+from pipeline.tasks import Head
 
 # Attribute of a saved configuration: width of a factorised token embedding.
 FACTORISED = "decant_embedding_size"
+# kind of head -> the class of transformers that has it
+AUTO = {
+    "sequence": "AutoModelForSequenceClassification",
+    "token": "AutoModelForTokenClassification",
+    "span": "AutoModelForQuestionAnswering",
+}
 
 
 def read_config(folder: Path) -> PretrainedConfig:
@@ -46,30 +55,65 @@ def check_vocabulary(config: PretrainedConfig, tokens: int) -> None:
         )
 
 
-def load_teacher(folder: Path, settings: TeacherSettings, labels: Sequence[str]) -> PreTrainedModel:
-    """A classifier over `labels` on the model in `folder`.
+def load_teacher(folder: Path, settings: TeacherSettings, head: Head, separator: int | None = None) -> PreTrainedModel:
+    """The model in `folder` with a task's head.
 
-    With fine_tune the classifier is new; without, it is the folder's own and must have the same labels in the same
-    order, compared by name.
+    With fine_tune the head is new; without, it is the folder's own, and must have the same outputs in the same order,
+    compared by name.
+
+    Args:
+        folder: a model, with or without a head.
+        settings: of the teacher.
+        head: what the task needs.
+        separator: the token between the texts of a pair, None where a row is one text.
 
     Raises:
-        ModelError: the labels differ, or the weights do not fit the configuration or are not finite.
+        ModelError: the outputs differ, or the weights do not fit the configuration or are not finite.
     """
     config = read_config(folder)
-    names = dict(enumerate(labels))
     if not settings.fine_tune:
-        _check_labels(config, labels)
-    config.id2label, config.label2id = names, {name: number for number, name in names.items()}
-    config.problem_type = "single_label_classification"
-    model = _from_folder(folder, config, new_classifier=settings.fine_tune)
+        _check_outputs(config, head)
+    config.num_labels = head.outputs
+    if head.names:
+        names = dict(enumerate(head.names))
+        config.id2label, config.label2id = names, {name: number for number, name in names.items()}
+    config.problem_type = head.problem_type
+    set_attributes(config, {HEAD: head.kind, CHOICES: head.choices, SEPARATOR: separator})
+    model = _from_folder(folder, config, new_head=settings.fine_tune)
     check_finite(model, str(folder))
     return model
 
 
-def _from_folder(folder: Path, config: PretrainedConfig, *, new_classifier: bool = False) -> PreTrainedModel:
-    """The classifier in a folder, whole: transformers would fill what is missing with random weights, and go on."""
+def set_attributes(config: PretrainedConfig, values: Mapping[str, Any]) -> None:
+    """Sets what Decant itself keeps in a configuration; None takes an attribute away."""
+    for name, value in values.items():
+        if value is not None:
+            setattr(config, name, value)
+        elif hasattr(config, name):
+            delattr(config, name)
+
+
+def _class_of(config: PretrainedConfig) -> Any:
+    """The class of transformers that has a model's head."""
+    return getattr(transformers, AUTO[getattr(config, HEAD, "sequence")])
+
+
+def _told_types(model: PreTrainedModel) -> PreTrainedModel:
+    """Has a model of pairs find out by itself which text a token belongs to, so that nobody needs to pass it."""
+    separator = getattr(model.config, SEPARATOR, None)
+    if separator is not None and getattr(model.config, "type_vocab_size", 1) > 1:
+
+        def tell(module: nn.Module, inputs: tuple, keywords: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
+            return inputs, {**keywords, "token_type_ids": token_types(keywords["input_ids"], separator).long()}
+
+        model.register_forward_pre_hook(tell, with_kwargs=True)
+    return model
+
+
+def _from_folder(folder: Path, config: PretrainedConfig, *, new_head: bool = False) -> PreTrainedModel:
+    """The model in a folder, whole: transformers would fill what is missing with random weights, and go on."""
     try:
-        model, info = AutoModelForSequenceClassification.from_pretrained(
+        model, info = _class_of(config).from_pretrained(
             str(folder),
             config=config,
             use_safetensors=True,
@@ -81,9 +125,9 @@ def _from_folder(folder: Path, config: PretrainedConfig, *, new_classifier: bool
         raise ModelError(f"{folder}: cannot be loaded: {first_line(error)}") from error
 
     def must_be_there(name: str) -> bool:
-        # A fresh classifier (and a pooler, where a checkpoint has none) may be wanted; a fresh encoder is not.
+        # A fresh head (and a pooler, where a checkpoint has none) may be wanted; a fresh encoder is not.
         is_encoder = name.startswith(f"{model.base_model_prefix}.") and ".pooler." not in name
-        return not new_classifier or is_encoder
+        return not new_head or is_encoder
 
     missing = sorted(name for name in info["missing_keys"] if must_be_there(name))
     if missing:
@@ -96,10 +140,11 @@ def _from_folder(folder: Path, config: PretrainedConfig, *, new_classifier: bool
             f"{folder}: {len(misfits)} weights do not fit config.json, such as '{misfits[0]}', expected "
             f"{list(model.get_parameter(misfits[0]).shape)}; is this the model you meant?"
         )
-    return model
+    return _told_types(model)
 
 
-def _check_labels(config: PretrainedConfig, labels: Sequence[str]) -> None:
+def _check_outputs(config: PretrainedConfig, head: Head) -> None:
+    labels = head.names or tuple(f"LABEL_{i}" for i in range(head.outputs))
     found = [(config.id2label or {})[i] for i in range(config.num_labels)]
     generic = [f"LABEL_{i}" for i in range(len(found))]
     if len(found) != len(labels):
@@ -180,7 +225,7 @@ def token_table(model: PreTrainedModel) -> nn.Embedding:
 
 def new_model(config: PretrainedConfig) -> PreTrainedModel:
     """A classifier of this configuration with random weights, factorised embedding included."""
-    model = AutoModelForSequenceClassification.from_config(config)
+    model = _told_types(_class_of(config).from_config(config))
     width = getattr(config, FACTORISED, None)
     if width is not None:
         plain = token_table(model)

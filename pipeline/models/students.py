@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from transformers import PretrainedConfig, PreTrainedModel
 
 from pipeline.base.errors import ModelError
-from pipeline.families import DISTILLATION_TOKEN, Linear, Part, Shape, encoder_of, family_of, shape_of
+from pipeline.families import DISTILLATION_TOKEN, SEPARATOR, Linear, Part, Shape, encoder_of, family_of, shape_of
 from pipeline.models.checkpoints import FACTORISED, FactorisedEmbedding, new_model, token_table
 from pipeline.models.layer_maps import layer_pairs
 from pipeline.settings.params import StudentSettings
@@ -37,7 +37,7 @@ def student_config(
         hidden=settings.hidden or whole.hidden,
         heads=settings.heads or whole.heads,
         ffn=settings.ffn or (whole.ffn * (settings.hidden or whole.hidden) // whole.hidden),
-        labels=whole.labels,
+        choices=whole.choices,
     )
     if shape.hidden % shape.heads:
         raise ModelError(
@@ -86,8 +86,9 @@ def build_student(
             narrower than the teacher, or has such a token.
     """
     config = student_config(teacher.config, settings, len(keep_tokens) if keep_tokens is not None else None)
-    if keep_tokens is not None and teacher.config.pad_token_id is not None:
-        config.pad_token_id = list(keep_tokens).index(teacher.config.pad_token_id)
+    for name in ("pad_token_id", SEPARATOR):
+        if keep_tokens is not None and getattr(config, name, None) is not None:
+            setattr(config, name, list(keep_tokens).index(getattr(config, name)))
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         student = new_model(config)

@@ -10,27 +10,30 @@ could saturate. Activations: asymmetric 8-bit.
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
 from typing import Literal
 
 import torch
-from jaxtyping import Bool, Float, Int, Int8
+from jaxtyping import Bool, Float, Int8
 from pydantic import Field
 from torch import Tensor, nn
 from torch.nn.functional import kl_div
 from tqdm import tqdm
 from transformers import PreTrainedModel
 
-from pipeline.base.errors import DataError, ExportError, ModelError
+from pipeline.base.errors import DataError, ExportError
 from pipeline.base.records import Record
 from pipeline.data.batches import batches_by_length, pad
+from pipeline.data.prepared import EncodedSplit
 from pipeline.quantization.calibration import Histogram, Range
 from pipeline.quantization.pair_sums import least_scale, unsafe_pairs
 from pipeline.settings.params import QuantizeSettings
+from pipeline.tasks import Task
+from pipeline.training.answers import predict, score_of
 
 SENSITIVITY_ROWS = 256  # one row is 0.4 points; modules are ranked by divergence, which is far less noisy
 FEW_EXAMPLES = 100
 MIN_TABLE_ROWS = 8  # a table of token types has 2 rows: nothing to gain
+EXACT = 1e-9  # a difference of two shares of the same rows is not exact in binary
 TINY = torch.finfo(torch.float32).tiny
 
 
@@ -75,8 +78,8 @@ class Sensitivity(Record):
     """What dev answers become when this module alone is 8-bit."""
 
     module: str
-    accuracy: float
-    drop_points: float
+    score: float
+    drop: float  # in the unit of the metric's differences
     mean_kl: float
     logit_rmse: float
 
@@ -101,8 +104,8 @@ class Plan(Record):
     sensitivity_rows: int = 0
     dev_rows: int = 0
     # On dev; None where nothing is 8-bit.
-    fp32_accuracy: float | None = None
-    int8_accuracy: float | None = None
+    fp32_score: float | None = None
+    int8_score: float | None = None
     warnings: tuple[str, ...] = ()
 
 
@@ -132,25 +135,6 @@ class Plans(Record):
                 f"'{scheme.name}'; make it again: dvc repro -f quantize"
             )
         return self.entries[scheme.name]
-
-
-@dataclass(frozen=True)
-class EncodedExamples:
-    """Rows as token ids, each with its id and class number."""
-
-    ids: Sequence[str]
-    sequences: Sequence[Sequence[int]]
-    labels: Sequence[int]
-
-    def __len__(self) -> int:
-        return len(self.sequences)
-
-    def spread(self, count: int) -> "EncodedExamples":
-        """At most `count` rows, evenly spaced: files are often sorted by label, so the first rows are one class."""
-        picked = range(len(self)) if len(self) <= count else [i * len(self) // count for i in range(count)]
-        return EncodedExamples(
-            [self.ids[i] for i in picked], [self.sequences[i] for i in picked], [self.labels[i] for i in picked]
-        )
 
 
 # --- the arithmetic ----------------------------------------------------------------------------------------------
@@ -289,30 +273,13 @@ def _input_quantizer(
     return hook
 
 
-@torch.no_grad()
-def answer(
-    model: PreTrainedModel, examples: EncodedExamples, batch_size: int = 32, quiet: bool = True
-) -> Float[Tensor, "rows classes"]:
-    """Logits of every row, in the rows' order."""
-    logits = torch.empty(len(examples), model.config.num_labels)
-    batches = batches_by_length([len(sequence) for sequence in examples.sequences], batch_size)
-    # disable=None shows the bar on a terminal only
-    for rows in tqdm(batches, desc="answering", leave=False, disable=True if quiet else None):
-        batch = pad([examples.sequences[i] for i in rows], model.config.pad_token_id or 0)
-        logits[torch.tensor(rows)] = model(**batch).logits.float()
-    if not torch.isfinite(logits).all():
-        row = int((~torch.isfinite(logits)).any(dim=1).nonzero()[0])
-        raise ModelError(f"the model answers example '{examples.ids[row]}' with NaN or infinity; train it again")
-    return logits
-
-
 # --- calibration -------------------------------------------------------------------------------------------------
 
 
 @torch.no_grad()
 def calibrate(
     model: PreTrainedModel,
-    examples: EncodedExamples,
+    examples: EncodedSplit,
     method: Literal["minmax", "entropy", "percentile"],
     percentile: float,
 ) -> dict[str, Range]:
@@ -328,8 +295,8 @@ def calibrate(
     hooks = [model.register_forward_pre_hook(_note_mask(batch), with_kwargs=True)]
     hooks += [model.get_submodule(name).register_forward_pre_hook(_counter(h, batch)) for name, h in seen.items()]
     try:
-        for rows in tqdm(batches_by_length([len(s) for s in examples.sequences], 32), desc="calibrating", disable=None):
-            model(**pad([examples.sequences[i] for i in rows], model.config.pad_token_id or 0))
+        for rows in tqdm(batches_by_length(examples.lengths, 32), desc="calibrating", disable=None):
+            model(**pad([examples.ids[i] for i in rows], examples.pad_id))
     finally:
         for hook in hooks:
             hook.remove()
@@ -345,10 +312,10 @@ def _counter(histogram: Histogram, batch: dict[str, Tensor]) -> Callable[..., No
     return hook
 
 
-def _check_calibration(calibration: EncodedExamples | None, dev: EncodedExamples) -> EncodedExamples:
+def _check_calibration(calibration: EncodedSplit | None, dev: EncodedSplit) -> EncodedSplit:
     if calibration is None or not len(calibration):
         raise DataError("no calibration examples; quantize.mode 'static' needs training rows to choose ranges from")
-    shared = sorted(set(calibration.ids) & set(dev.ids))
+    shared = sorted(set(calibration.names) & set(dev.names))
     if shared:
         raise DataError(
             f"{len(shared)} calibration examples are also selection examples, such as "
@@ -362,32 +329,32 @@ def _check_calibration(calibration: EncodedExamples | None, dev: EncodedExamples
 
 def make_plans(
     model: PreTrainedModel,
-    dev: EncodedExamples,
-    calibration: EncodedExamples | None,
+    dev: EncodedSplit,
+    calibration: EncodedSplit | None,
+    task: Task,
     settings: QuantizeSettings,
     schemes: Collection[Scheme],
 ) -> Plans:
     """One entry for each scheme; see `make_plan` for the rest."""
     wanted = {scheme.name: scheme for scheme in schemes}
-    entries = {name: make_plan(model, dev, calibration, settings, wanted[name]) for name in sorted(wanted)}
+    entries = {name: make_plan(model, dev, calibration, task, settings, wanted[name]) for name in sorted(wanted)}
     rows = _check_calibration(calibration, dev).spread(settings.calibration.examples) if calibration else None
-    return Plans(
-        entries=entries, calibration_rows=tuple(tuple(row) for row in rows.sequences) if rows is not None else ()
-    )
+    return Plans(entries=entries, calibration_rows=tuple(tuple(row) for row in rows.ids) if rows is not None else ())
 
 
 def make_plan(
     model: PreTrainedModel,
-    dev: EncodedExamples,
-    calibration: EncodedExamples | None,
+    dev: EncodedSplit,
+    calibration: EncodedSplit | None,
+    task: Task,
     settings: QuantizeSettings,
     scheme: Scheme,
     sensitivity_rows: int = SENSITIVITY_ROWS,
 ) -> Plan:
-    """The plan that keeps dev accuracy within `settings.allowed_drop_points`, with the fewest modules left in fp32.
+    """The plan that keeps the score on dev within `settings.allowed_drop`, with the fewest modules left in fp32.
 
     Every module is quantized alone first. Then all are, and the most sensitive (by divergence from the fp32 answers)
-    are taken out one by one until the drop is allowed. If it never is, the plan with the best accuracy is given and its
+    are taken out one by one until the drop is allowed. If it never is, the plan with the best score is given and its
     warnings say so: a budget decides, not this function.
 
     Args:
@@ -395,6 +362,7 @@ def make_plan(
         dev: rows to choose by; never the test split.
         calibration: training rows, never among `dev`; needed when activations are fixed, and by formats whose own
             tools calibrate, which find them in the plan.
+        task: whose metric decides.
         settings: the section `quantize`.
         scheme: what the format that it is for does with activations and weights.
         sensitivity_rows: most dev rows that each single module is tried on.
@@ -409,10 +377,11 @@ def make_plan(
     warnings = _zero_row_warnings(model, modules)
     ranges: dict[str, Range] = {}
     facts = None
-    chosen = EncodedExamples([], [], [])
+    chosen = None
     if calibration is not None or scheme.activations == "fixed":
         chosen = _check_calibration(calibration, dev).spread(settings.calibration.examples)
     if scheme.activations == "fixed":
+        assert chosen is not None
         method, percentile = settings.calibration.method, settings.calibration.percentile
         ranges = calibrate(model, chosen, method, percentile)
         facts = CalibrationFacts(
@@ -423,20 +392,20 @@ def make_plan(
     def quantized(names: Collection[str]) -> AbstractContextManager[None]:
         return fake_quantized(model, names, settings.per_channel, scheme, ranges)
 
-    table = measure_sensitivity(model, modules, dev.spread(sensitivity_rows), quantized)
-    fp32 = _accuracy(answer(model, dev, quiet=False), dev.labels)
+    table = measure_sensitivity(model, modules, dev.spread(sensitivity_rows), task, quantized)
+    fp32 = _score(model, dev, task)
 
-    def int8_accuracy(exclude: Collection[str]) -> float:
+    def drop_without(exclude: Collection[str]) -> float:
         with quantized([name for name in modules if name not in exclude]):
-            return _accuracy(answer(model, dev, quiet=False), dev.labels)
+            return task.METRIC.drop(fp32, _score(model, dev, task))
 
     order = [row.module for row in table][: settings.max_exclusions]
-    exclude, int8 = _exclude(order, int8_accuracy, fp32 - settings.allowed_drop_points / 100)
-    drop_points = 100 * (fp32 - int8)
-    if drop_points > settings.allowed_drop_points + 1e-9:
+    exclude, drop = _exclude(order, drop_without, settings.allowed_drop)
+    if drop > settings.allowed_drop + EXACT:
         warnings.append(
-            f"int8 loses {drop_points:.2f} points on dev with {len(exclude)} modules in fp32, allowed are "
-            f"{settings.allowed_drop_points}; raise quantize.max_exclusions, or use per_channel or dynamic activations"
+            f"int8 loses {drop:.2f} {task.METRIC.unit_of_differences} on dev with {len(exclude)} modules in fp32, "
+            f"allowed are {settings.allowed_drop}; raise quantize.max_exclusions, or use per_channel or dynamic "
+            "activations"
         )
     left = [name for name in modules if name not in exclude]
     return Plan(
@@ -447,12 +416,12 @@ def make_plan(
         ranges=ranges,
         calibration=facts,
         pair_facts=pair_facts(model, left, settings.per_channel) if scheme.pair_safe else None,
-        calibration_rows=tuple(tuple(row) for row in chosen.sequences),
+        calibration_rows=tuple(tuple(row) for row in chosen.ids) if chosen is not None else (),
         sensitivity=tuple(table),
         sensitivity_rows=min(sensitivity_rows, len(dev)),
         dev_rows=len(dev),
-        fp32_accuracy=fp32,
-        int8_accuracy=int8,
+        fp32_score=fp32,
+        int8_score=task.METRIC.dropped(fp32, drop),
         warnings=tuple(warnings),
     )
 
@@ -460,26 +429,31 @@ def make_plan(
 def measure_sensitivity(
     model: PreTrainedModel,
     modules: Sequence[str],
-    examples: EncodedExamples,
+    examples: EncodedSplit,
+    task: Task,
     quantized: Callable[[Collection[str]], AbstractContextManager[None]],
 ) -> list[Sensitivity]:
     """Each module quantized alone, most sensitive first (by divergence, then by name).
 
     `quantized(names)` is `fake_quantized` for a scheme: within it, the named modules are 8-bit.
     """
-    whole = answer(model, examples)
-    accuracy = _accuracy(whole, examples.labels)
+    mask = pad(list(examples.ids), examples.pad_id)["attention_mask"].bool()
+
+    def answered() -> tuple[float, Tensor]:
+        outputs = predict(model, examples.ids, examples.pad_id, "answering", 32, quiet=True)
+        return score_of(outputs, examples.targets, task), task.units(outputs, None, mask).logits
+
+    score, whole = answered()
     table = []
     for name in tqdm(modules, desc="sensitivity", disable=None):
         with quantized([name]):
-            logits = answer(model, examples)
-        found = _accuracy(logits, examples.labels)
+            found, logits = answered()
         divergence = kl_div(logits.log_softmax(-1), whole.log_softmax(-1), reduction="batchmean", log_target=True)
         table.append(
             Sensitivity(
                 module=name,
-                accuracy=found,
-                drop_points=100 * (accuracy - found),
+                score=found,
+                drop=task.METRIC.drop(score, found),
                 mean_kl=max(divergence.item(), 0.0),  # rounding can give -1e-9
                 logit_rmse=(logits - whole).square().mean().sqrt().item(),
             )
@@ -488,24 +462,23 @@ def measure_sensitivity(
 
 
 def _exclude(
-    order: Sequence[str], accuracy_without: Callable[[Collection[str]], float], least: float
+    order: Sequence[str], drop_without: Callable[[Collection[str]], float], most: float
 ) -> tuple[list[str], float]:
-    """The shortest start of `order` to leave out so that `least` is reached, and its accuracy; else the best one."""
+    """The shortest start of `order` to leave out so that no more than `most` is lost, and the loss; else the best."""
     best: tuple[list[str], float] | None = None
     for count in range(len(order) + 1):
         exclude = list(order[:count])
-        found = accuracy_without(exclude)
-        if best is None or found > best[1]:
+        found = drop_without(exclude)
+        if best is None or found < best[1]:
             best = exclude, found
-        if found >= least - 1e-9:  # a difference of two shares of the same rows, but not exact in binary
+        if found <= most + EXACT:
             return exclude, found
     assert best is not None
     return best
 
 
-def _accuracy(logits: Float[Tensor, "rows classes"], labels: Sequence[int]) -> float:
-    classes: Int[Tensor, " rows"] = torch.tensor(labels)
-    return (logits.argmax(dim=-1) == classes).double().mean().item()
+def _score(model: PreTrainedModel, dev: EncodedSplit, task: Task) -> float:
+    return score_of(predict(model, dev.ids, dev.pad_id, "answering", 32), dev.targets, task)
 
 
 def _zero_row_warnings(model: nn.Module, modules: Sequence[str]) -> list[str]:

@@ -274,8 +274,12 @@ class QuantizeSettings(Settings):
     per_channel: bool = Field(default=True, description="One weight scale for each output channel, not one for all.")
     embeddings: bool = Field(default=True, description="Whether embedding tables become 8-bit as well.")
     calibration: Calibration = Field(default=Calibration(), description="Used where ranges of activations are fixed.")
-    allowed_drop_points: float = Field(
-        default=0.5, ge=0, le=100, description="Dev accuracy points int8 may lose to fp32 before modules are excluded."
+    allowed_drop: float = Field(
+        default=0.5,
+        ge=0,
+        le=100,
+        description="What int8 may lose to fp32 on dev before modules are excluded, in the unit of the task's metric "
+        "(points of 100 for accuracy).",
     )
     max_exclusions: int = Field(default=6, ge=0, description="Most modules that may stay in fp32.")
 

@@ -7,8 +7,8 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from pipeline.data.batches import Collator, batches_by_length, spread_rows
-from pipeline.data.prepared import EncodedSplit
+from pipeline.data.batches import Collator, batches_by_length
+from pipeline.data.prepared import EncodedSplit, spread_rows
 from pipeline.families import shape_of
 from pipeline.models.layer_maps import layer_pairs
 from pipeline.signals.divergences import masked_log_probs

@@ -8,8 +8,8 @@ from pipeline.families import Shape
 
 def classes_misfit(student: Shape, teacher: Shape) -> str | None:
     """Why the two models' classes cannot be compared one by one, or None."""
-    if student.labels != teacher.labels:
-        return f"the student has {student.labels} classes and the teacher {teacher.labels}; they must be the same"
+    if student.choices != teacher.choices:
+        return f"the student has {student.choices} classes and the teacher {teacher.choices}; they must be the same"
     return None
 
 

@@ -20,11 +20,12 @@ from transformers import PreTrainedModel
 
 from pipeline.base.errors import SignalError
 from pipeline.families import Part, family_of, layers_of, shape_of
+from pipeline.tasks import Units, one_unit_a_row
 
 # What a loss may list in NEEDS. attention: queries, keys and biases, from which the scores are computed;
 # output_weights: the attention's output projection; delimiters: where [CLS] and [SEP] stand; token: the distillation
 # token's last state.
-SIGNALS = ("logits", "labels", "hidden", "attention", "values", "output_weights", "delimiters", "token")
+SIGNALS = ("logits", "targets", "hidden", "attention", "values", "output_weights", "delimiters", "token")
 PROJECTED: dict[str, tuple[Part, ...]] = {"attention": ("query", "key"), "values": ("value",)}
 LAYERED = ("hidden", "attention", "values", "output_weights")  # those that each layer has
 TOKEN_POSITION = 1  # of a distillation token: right behind the class token
@@ -38,7 +39,7 @@ class Signals:
     so that a tuple's length still says how deep the model is.
     """
 
-    logits: Float[Tensor, "batch classes"]
+    logits: Float[Tensor, "units choices"]
     mask: Bool[Tensor, "batch length"]  # True: a real token, not padding
     hidden: tuple[Float[Tensor, "batch length width"] | None, ...] = ()  # 0: embedding output; l: output of layer l
     queries: tuple[Float[Tensor, "batch heads length head_width"] | None, ...] = ()  # of layer 1, 2, ...
@@ -49,7 +50,7 @@ class Signals:
     output_weights: tuple[Float[Tensor, "width width"] | None, ...] = ()  # of nn.Linear: rows are outputs
     delimiters: Bool[Tensor, "batch length"] | None = None  # True: [CLS] or [SEP]
     token: Float[Tensor, "batch width"] | None = None
-    labels: Int[Tensor, " batch"] | None = None  # -100: text without a label
+    targets: Int[Tensor, " units"] | None = None  # UNLABELLED: of a unit without one
 
 
 def taken(layered: tuple[Tensor | None, ...], index: int) -> Tensor:
@@ -86,7 +87,13 @@ class SignalReader:
     that has none, position by position. The token's own state is the signal `token`.
     """
 
-    def __init__(self, model: PreTrainedModel, needs: Iterable[str] | Needs, frozen: bool = False) -> None:
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        needs: Iterable[str] | Needs,
+        frozen: bool = False,
+        units: Callable[[Mapping[str, Tensor], Tensor | None, Tensor], Units] = one_unit_a_row,
+    ) -> None:
         """Hooks the modules of the layers whose signals are needed.
 
         Args:
@@ -95,13 +102,14 @@ class SignalReader:
                 output. Logits and the mask are always read.
             frozen: for the teacher: every batch is read in eval mode and without gradient, even when a wrapper that
                 owns both models was put into train mode in between.
+            units: of the task: what its outputs are compared in.
 
         Raises:
             SignalError: a name that is no signal, or a layer that the model does not have.
             ModelError: a family that is not known.
         """
         shape = shape_of(model.config)
-        self.model, self.frozen = model, frozen
+        self.model, self.frozen, self._units = model, frozen, units
         self._layers, self._has_token = shape.layers, shape.distillation_token
         if unknown := set(needs) - set(SIGNALS):
             raise SignalError(f"no signal {sorted(unknown)}; known: {', '.join(SIGNALS)}")
@@ -155,24 +163,28 @@ class SignalReader:
         self._handles.clear()
 
     def read(
-        self, batch: Mapping[str, Tensor], through: nn.Module | None = None, logits: Tensor | None = None
+        self,
+        batch: Mapping[str, Tensor],
+        through: nn.Module | None = None,
+        outputs: Mapping[str, Tensor] | None = None,
     ) -> Signals:
         """The model's signals for one batch.
 
         Args:
-            batch: the model's inputs, `attention_mask` among them, and labels and delimiters if they are needed.
-                Labels are not shown to the model, which would compute a loss of its own.
+            batch: the model's inputs, `attention_mask` among them, and targets and delimiters if they are needed.
+                Targets are not shown to the model, which would compute a loss of its own.
             through: what to call in place of the model when something wraps it, such as DistributedDataParallel,
                 whose gradients would otherwise not be exchanged.
-            logits: what the model is known to answer; then only the layers below the last needed signal are run.
+            outputs: what the model is known to answer, by name; then only the layers below the last needed signal are
+                run.
 
         Raises:
             SignalError: a layer, the batch or the model did not give what is needed, or not with its gradient.
         """
-        inputs = {name: tensor for name, tensor in batch.items() if name not in ("labels", "delimiters")}
+        inputs = {name: tensor for name, tensor in batch.items() if name not in ("targets", "delimiters")}
         if "attention_mask" not in inputs:
             raise SignalError("the batch has no 'attention_mask', so padding cannot be told from text; add it")
-        for name in ("labels", "delimiters"):
+        for name in ("targets", "delimiters"):
             if name in self.needs and name not in batch:
                 raise SignalError(f"the batch has no '{name}', which a loss needs; add them or drop that loss")
         if self.frozen:
@@ -181,18 +193,20 @@ class SignalReader:
         elif self._handles and self.model.is_gradient_checkpointing:
             # The reentrant kind runs the layers without gradient the first time, which is what the hooks would see.
             raise SignalError("gradient checkpointing is on, which hides the layers' gradients; switch it off")
-        self._taken, self._stop_when_taken = {}, logits is not None
+        self._taken, self._stop_when_taken = {}, outputs is not None
         self._calls.clear()
         try:
             # no_grad, not inference_mode: autograd may not save inference tensors for the student's backward pass
             with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen):
-                if logits is None or self._expected:
+                if outputs is None or self._expected:
                     with contextlib.suppress(_AllTaken):
-                        logits = (through or self.model)(**inputs, return_dict=True).logits
-            assert logits is not None
+                        outputs = dict((through or self.model)(**inputs, return_dict=True))
+            assert outputs is not None
+            mask = inputs["attention_mask"].bool()
+            units = self._units(outputs, batch.get("targets"), mask)
             found = Signals(
-                logits=logits,
-                mask=inputs["attention_mask"].bool(),
+                logits=units.logits,
+                mask=mask,
                 hidden=self._collect("hidden", "hidden", first=0),
                 queries=self._split_heads("attention", "query"),
                 keys=self._split_heads("attention", "key"),
@@ -203,7 +217,7 @@ class SignalReader:
                 token=self._taken["hidden", self._layers][:, TOKEN_POSITION]
                 if self._has_token and "token" in self.needs
                 else None,
-                labels=batch["labels"] if "labels" in self.needs else None,
+                targets=units.targets if "targets" in self.needs else None,
             )
             return without_position(found, TOKEN_POSITION) if self._has_token else found
         finally:

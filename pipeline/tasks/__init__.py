@@ -32,14 +32,18 @@ as well: `data.files.columns.pair` names the second. A task file has:
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, Literal
 
 from pipeline.base import plugins
 from pipeline.base.records import Record
+from pipeline.data.examples import SPACE
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+    from pipeline.settings.params import Params
 
 Answer = Any  # plain JSON
 Texts = Sequence[tuple[str, ...]]  # of each row one text, or a pair
@@ -59,6 +63,7 @@ class Head:
 
     kind: Literal["sequence", "token", "span"]  # one answer a text, one a token, a start and an end
     outputs: int
+    choices: int  # of each of the task's units
     names: tuple[str, ...] = ()
     problem_type: str | None = None
 
@@ -72,6 +77,11 @@ class Units:
 
     logits: "Tensor"  # (units, choices)
     targets: "Tensor | None"  # (units,) of whole numbers, UNLABELLED where there is none
+
+
+def one_unit_a_row(outputs: Mapping[str, "Tensor"], targets: "Tensor | None", mask: "Tensor") -> Units:
+    """The `units` of tasks that give one answer to a text."""
+    return Units(outputs["logits"], targets)
 
 
 @dataclass(frozen=True)
@@ -100,6 +110,12 @@ class Task:
     @property
     def head(self) -> Head:
         return self.module.head(self.space)
+
+
+def of(params: "Params", folder: Path) -> Task:
+    """The task of the settings, with the space that was learned from the prepared data in a folder."""
+    space = Space.model_validate_json((folder / SPACE).read_text("utf-8"))
+    return load(params.task.name, params.task.options, space)
 
 
 def load(name: str, options: Mapping[str, Any], space: Space | None = None) -> Task:

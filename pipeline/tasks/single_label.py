@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from jaxtyping import Float
 
+from pipeline.base.errors import IntegrityError
 from pipeline.base.records import LINEAR, MAJORITY, Metric
 from pipeline.data.texts import name_of
 from pipeline.settings.params import Settings
-from pipeline.tasks import Floor, Head, Space, Texts, Units
+from pipeline.tasks import Floor, Head, Space, Texts, one_unit_a_row
 
 if TYPE_CHECKING:
     from sklearn.pipeline import Pipeline
@@ -110,7 +111,7 @@ def _places(space: Space) -> dict[str, int]:
 
 def head(space: Space) -> Head:
     """A logit for each label, read at the first token."""
-    return Head("sequence", len(space.names), space.names, "single_label_classification")
+    return Head("sequence", len(space.names), len(space.names), space.names, "single_label_classification")
 
 
 def collate(numbers: Sequence[int]) -> "Tensor":
@@ -120,9 +121,7 @@ def collate(numbers: Sequence[int]) -> "Tensor":
     return torch.tensor(numbers, dtype=torch.long)
 
 
-def units(outputs: Mapping[str, "Tensor"], targets: "Tensor | None", mask: "Tensor") -> Units:
-    """One unit a text."""
-    return Units(outputs["logits"], targets)
+units = one_unit_a_row
 
 
 # --- answers -----------------------------------------------------------------------------------------------------
@@ -147,7 +146,15 @@ def show(answer: int, space: Space) -> str:
 
 
 def values(answers: Sequence[int], numbers: Sequence[int]) -> Float[np.ndarray, " rows"]:
-    """1 for a right answer, 0 for a wrong one."""
+    """1 for a right answer, 0 for a wrong one.
+
+    Raises:
+        IntegrityError: not as many answers as targets.
+    """
+    if len(answers) != len(numbers):
+        raise IntegrityError(
+            f"found answers to {len(answers)} rows, expected {len(numbers)}; run `dvc repro` to make them again"
+        )
     return (np.asarray(answers) == np.asarray(numbers)).astype(np.float64)
 
 

@@ -1,10 +1,12 @@
-"""What a whole model answers to a split, and whether that is more than chance."""
+"""What a whole model answers to a split, and whether it learned anything."""
 
+import json
 import logging
-import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
@@ -13,19 +15,27 @@ from pipeline.base.errors import IntegrityError, TrainingError
 from pipeline.base.files import output_folder
 from pipeline.base.records import open_folder, seal
 from pipeline.data.batches import batches_by_length, pad
-from pipeline.data.prepared import EncodedSplit
+from pipeline.data.prepared import TEST_ANSWERS, TEST_OUTPUTS, EncodedSplit
 from pipeline.data.token_rows import lengths_of
-from pipeline.losses.cross_entropy import UNLABELLED
+from pipeline.tasks import UNLABELLED, Answer, Task
 from pipeline.training import processes
 
 log = logging.getLogger(__name__)
-ONE_IN_TWENTY = 1.645  # standard deviations that chance exceeds in one of twenty cases
+Outputs = dict[str, Tensor]  # name -> (rows, ...), float32, on the CPU
 
 
-def predict_logits(
-    model: PreTrainedModel, ids: Sequence[Sequence[int]], pad_id: int, name: str, batch_size: int = 64
-) -> Tensor:
-    """Logits (rows, classes) of a model on encoded rows, float32, on the CPU, with a bar on a terminal.
+def predict(
+    model: PreTrainedModel,
+    ids: Sequence[Sequence[int]],
+    pad_id: int,
+    name: str,
+    batch_size: int = 64,
+    *,
+    quiet: bool = False,
+) -> Outputs:
+    """Every output of a model on encoded rows, with a bar on a terminal.
+
+    An output with a value a token is padded with zeros to the longest row.
 
     Raises:
         TrainingError: an answer is not finite.
@@ -35,70 +45,82 @@ def predict_logits(
     model.eval()
     device = processes.device()
     nn.Module.to(model, device)
-    logits = torch.empty(len(ids), model.config.num_labels)
-    batches = batches_by_length(lengths_of(ids), batch_size)
+    lengths = lengths_of(ids)
+    found: Outputs = {}
+    batches = batches_by_length(lengths, batch_size)  # the longest come first
     with torch.no_grad():
-        for rows in tqdm(batches, desc=name, disable=None, leave=False):
+        for rows in tqdm(batches, desc=name, disable=True if quiet else None, leave=False):
             batch = pad([ids[i] for i in rows], pad_id)
-            logits[rows] = model(**{key: value.to(device) for key, value in batch.items()}).logits.float().cpu()
-    if not torch.isfinite(logits).all():
-        row = int((~torch.isfinite(logits)).any(dim=1).nonzero()[0])
-        raise TrainingError(f"{name}: the answer to row {row} is not finite; the weights are damaged or diverged")
-    return logits
+            for key, values in model(**{k: v.to(device) for k, v in batch.items()}, return_dict=True).items():
+                if key not in found:
+                    found[key] = torch.zeros(len(ids), *values.shape[1:])
+                part = values.float().cpu()
+                for row, own in zip(rows, part, strict=True):
+                    found[key][row][tuple(slice(0, size) for size in own.shape)] = own
+    for key, values in found.items():
+        bad = (~torch.isfinite(values.flatten(1))).any(dim=1).nonzero()
+        if len(bad):
+            raise TrainingError(
+                f"{name}: '{key}' of row {int(bad[0])} is not finite; the weights are damaged or diverged"
+            )
+    return found
 
 
-def correct_share(logits: Tensor, labels: Sequence[int]) -> float:
-    """Share of rows whose largest logit is the label's; exact, so that it can be compared with another share."""
-    return sum(int(a) == b for a, b in zip(logits.argmax(-1), labels, strict=True)) / len(labels)
+def as_arrays(outputs: Outputs) -> dict[str, np.ndarray]:
+    """The same as NumPy has them, for a task's `answers`."""
+    return {name: values.numpy() for name, values in outputs.items()}
 
 
-def cached_teacher_logits(teacher: PreTrainedModel, split: EncodedSplit, work: Path, key: str) -> Tensor:
-    """The teacher's logits on a split, computed once and kept on disk under `key`; a damaged file is made again."""
+def answers_of(outputs: Outputs, task: Task) -> list[Answer]:
+    """The answers that follow from outputs."""
+    return task.answers(as_arrays(outputs), task.space)
+
+
+def score_of(outputs: Outputs, targets: Sequence[Any], task: Task) -> float:
+    """The task's metric on outputs; exact, so that it can be compared with another."""
+    return float(np.mean(task.values(answers_of(outputs, task), targets)))
+
+
+def dev_score(model: PreTrainedModel, dev: EncodedSplit, task: Task) -> float:
+    """The task's metric on what a model answers to dev."""
+    return score_of(predict(model, dev.ids, dev.pad_id, "dev"), dev.targets, task)
+
+
+def cached_teacher_outputs(teacher: PreTrainedModel, split: EncodedSplit, work: Path, key: str) -> Outputs:
+    """The teacher's outputs on a split, computed once and kept on disk under `key`; a damaged file is made again."""
     from safetensors.torch import load_file, save_file
 
-    folder = work / f"teacher_logits-{key[:16]}"
+    folder = work / f"teacher_outputs-{key[:16]}"
     try:
-        open_folder(folder, "teacher_logits")
+        open_folder(folder, "teacher_outputs")
     except IntegrityError as error:
         if folder.exists():
-            log.warning("%s; computing the teacher's logits again", error)
+            log.warning("%s; computing the teacher's outputs again", error)
         ids, pad_id = split.for_teacher
-        logits = predict_logits(teacher, ids, pad_id, "teacher's logits")
-        with output_folder(folder, expected_bytes=4 * logits.numel()) as partial:
-            save_file({"logits": logits}, partial / "logits.safetensors")
-            seal(partial, "teacher_logits")
-    return load_file(folder / "logits.safetensors")["logits"]
+        outputs = predict(teacher, ids, pad_id, "teacher's outputs")
+        with output_folder(folder, expected_bytes=4 * sum(values.numel() for values in outputs.values())) as partial:
+            save_file(outputs, partial / "outputs.safetensors")
+            seal(partial, "teacher_outputs")
+    return load_file(folder / "outputs.safetensors")
 
 
-def labelled_share(split: EncodedSplit) -> float:
-    """Share of a split's rows that have a label."""
-    return sum(label != UNLABELLED for label in split.labels) / len(split)
+def write_answers(folder: Path, outputs: Outputs, task: Task) -> None:
+    """What a trained model answers to test: outputs, with which every target is compared, and answers, for reports."""
+    from safetensors.torch import save_file
+
+    (folder / TEST_ANSWERS).write_text(json.dumps(answers_of(outputs, task)), "utf-8")
+    save_file(outputs, folder / TEST_OUTPUTS)
 
 
-def dev_accuracy(model: PreTrainedModel, dev: EncodedSplit) -> float:
-    """Share of dev that a model answers rightly."""
-    return correct_share(predict_logits(model, dev.ids, dev.pad_id, "dev"), dev.labels)
+def targeted_share(split: EncodedSplit) -> float:
+    """Share of a split's rows that have a target."""
+    return sum(target != UNLABELLED for target in split.targets) / len(split)
 
 
-def check_not_collapsed(logits: Tensor, labels: Sequence[int], name: str) -> None:
-    """Raises TrainingError when the answers on dev have no more to do with the labels than chance allows.
-
-    Chance is the same answers given to the rows in any other order: then as many are right as the shares of answers and
-    labels make likely, whatever accuracy that is. So a model that finds the rare class is let through though always
-    answering the commonest would be right more often, and one that always gives the same answer is not.
-
-    Source: mean and variance of the matches under permutation, which is Cohen's kappa at 0 (Hoeffding 1951).
-    """
-    answers, truth = logits.argmax(-1), torch.tensor(labels)
-    classes = max(logits.shape[-1], int(truth.max()) + 1)
-    given, real = torch.bincount(answers, minlength=classes).double(), torch.bincount(truth, minlength=classes).double()
-    rows, right = len(labels), int((answers == truth).sum())
-    by_chance = float(given @ real) / rows
-    # Whether label and answer agree, for every pair of classes, without the means of row and column.
-    centred = torch.eye(classes, dtype=torch.float64) - given[:, None] / rows - real / rows + by_chance / rows
-    spread = math.sqrt(float(real @ centred.square() @ given) / max(rows - 1, 1))
-    if not right - by_chance > ONE_IN_TWENTY * spread or spread == 0:
+def check_learned(outputs: Mapping[str, Tensor], targets: Sequence[Any], task: Task, name: str) -> None:
+    """Raises TrainingError when a model's answers on dev show that it learned nothing."""
+    reason = task.why_blind(answers_of(dict(outputs), task), targets)
+    if reason is not None:
         raise TrainingError(
-            f"{name} collapsed: {right} of {rows} dev rows are right, and its answers in any other order would have "
-            f"{by_chance:.0f} ± {spread:.0f}; train longer, raise or lower the learning rate, or check the labels"
+            f"{name} collapsed: {reason}; train longer, raise or lower the learning rate, or check the targets"
         )

@@ -14,12 +14,13 @@ from torch import Tensor
 
 from pipeline.base.errors import IntegrityError
 from pipeline.base.files import output_folder, write_atomically
-from pipeline.base.records import open_folder, seal
+from pipeline.base.records import Metric, open_folder, seal
 from pipeline.training import processes
 from pipeline.training.distiller import Distiller
 
 log = logging.getLogger(__name__)
 KIND = "checkpoint"
+DEV_SCORE = "dev_score"  # in the log of a training, and on a card
 
 
 @dataclass
@@ -31,20 +32,25 @@ class Progress:
     best_step: int | None = None  # of the best evaluation, the earliest of equals
 
     @property
-    def accuracies(self) -> list[float]:
+    def scores(self) -> list[float]:
         """What each evaluation found."""
-        return [entry["dev_accuracy"] for entry in self.log if "dev_accuracy" in entry]
+        return [entry[DEV_SCORE] for entry in self.log if DEV_SCORE in entry]
 
-    def judge(self, accuracy: float, epoch: float) -> None:
+    @property
+    def best_score(self) -> float:
+        """That of the best evaluation."""
+        return next(entry[DEV_SCORE] for entry in self.log if DEV_SCORE in entry and entry["step"] == self.best_step)
+
+    def judge(self, score: float, epoch: float, metric: Metric) -> None:
         """Takes the evaluation of the weights as they are."""
-        if not self.accuracies or accuracy > max(self.accuracies):
+        if self.best_step is None or metric.is_better(score, self.best_score):
             self.best_step = self.step
-        self.log.append({"step": self.step, "epoch": epoch, "dev_accuracy": accuracy})
+        self.log.append({"step": self.step, "epoch": epoch, DEV_SCORE: score})
 
     def out_of_patience(self, patience: int) -> bool:
         """Whether the last `patience` evaluations were no better than the best before them; never for patience 0."""
-        found = self.accuracies
-        return 0 < patience < len(found) and max(found[-patience:]) <= max(found[:-patience])
+        judged = [entry["step"] for entry in self.log if DEV_SCORE in entry]
+        return 0 < patience < len(judged) and self.best_step not in judged[-patience:]
 
 
 class Checkpoints:

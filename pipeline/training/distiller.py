@@ -1,7 +1,7 @@
 """What is trained: a student with its losses, and the modules that the losses learn with."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -11,10 +11,12 @@ from transformers import PreTrainedModel
 
 from pipeline.base import plugins
 from pipeline.base.errors import SettingsError
+from pipeline.data.batches import ANSWERED
 from pipeline.families import Shape, shape_of
 from pipeline.losses import LossParams
 from pipeline.settings.params import ClassToken
 from pipeline.signals.reader import SignalReader, Signals
+from pipeline.tasks import Units, one_unit_a_row
 from pipeline.training.class_token import ClassTokenNoise
 from pipeline.training.needs import needs_of
 from pipeline.training.teacher_signals import TeacherSignals
@@ -35,7 +37,8 @@ class Distiller(nn.Module):
         *,
         known: TeacherSignals | None = None,
         class_token: ClassToken | None = None,
-        labelled_share: float = 1.0,
+        units: Callable[[Mapping[str, Tensor], Tensor | None, Tensor], Units] = one_unit_a_row,
+        targeted_share: float = 1.0,
     ) -> None:
         """Checks that the losses fit the two models, and makes their auxiliary modules, whose weights `seed` decides.
 
@@ -46,9 +49,10 @@ class Distiller(nn.Module):
             seed: of the auxiliary modules.
             known: what the teacher says to every training row; it is then not run.
             class_token: noise on the class token while training; None for none.
-            labelled_share: of the training rows. A loss on labels is a mean over all rows of a batch, to which one
-                without label adds nothing, and is divided by this: a label then weighs the same whichever rows it
-                meets, and the term is as large as if there were no rows but the labelled ones.
+            units: of the task: what its outputs are compared in.
+            targeted_share: of the training rows. A loss on targets is a mean over all rows of a batch, to which one
+                without target adds nothing, and is divided by this: a target then weighs the same whichever rows it
+                meets, and the term is as large as if there were no rows but those that have one.
 
         Raises:
             SettingsError: with every loss that does not fit.
@@ -61,7 +65,7 @@ class Distiller(nn.Module):
         large = shape_of(teacher.config) if teacher is not None else small
         check_fit(self.loss_params, small, large)
         ours, theirs = needs_of(self.loss_params, small, large)
-        self._factors = {n: 1 / labelled_share if "labels" in file.NEEDS else 1.0 for n, file in self.losses.items()}
+        self._factors = {n: 1 / targeted_share if "targets" in file.NEEDS else 1.0 for n, file in self.losses.items()}
         self.auxiliary = nn.ModuleDict()
         # Of the seed alone: the global random state also knows which variants this process trained before.
         with torch.random.fork_rng():
@@ -72,12 +76,14 @@ class Distiller(nn.Module):
                     self.auxiliary[name] = made
             if class_token is not None and class_token.kind != "plain":
                 self.auxiliary[CLASS_TOKEN] = ClassTokenNoise(student, class_token)
-        self._student_reader = SignalReader(student, ours)
+        self._student_reader = SignalReader(student, ours, units=units)
         # A list hides the teacher from nn.Module: its weights are neither trained, saved nor put into train mode.
         self._teacher = [teacher]
-        self._known = known
+        self._known, self._units = known, units
         self.needs_signals = bool(set(theirs) - {"logits", "delimiters"})
-        self._teacher_reader = SignalReader(teacher, theirs, frozen=True) if teacher is not None and theirs else None
+        self._teacher_reader = (
+            SignalReader(teacher, theirs, frozen=True, units=units) if teacher is not None and theirs else None
+        )
 
     def forward(
         self, progress: float = 0.0, rows: Tensor | None = None, share: float = 1.0, **batch: Tensor
@@ -97,7 +103,7 @@ class Distiller(nn.Module):
             loss: what the gradient is taken of, the sum of `weighted`, which has each loss's part of it.
             value: the sum as a number; terms: each loss as one, without its weight. Both this part's share.
         """
-        names = ("input_ids", "attention_mask", "labels", "delimiters")
+        names = ("input_ids", "attention_mask", "targets", "delimiters")
         student = self._student_reader.read({name: batch[name] for name in names if name in batch})
         teacher = self._read_teacher(batch, student, rows)
         sides = (student, teacher)
@@ -151,7 +157,8 @@ class Distiller(nn.Module):
     def _read_teacher(self, batch: dict[str, Tensor], student: Signals, rows: Tensor | None) -> Signals:
         if self._teacher_reader is None:
             return student  # no loss here looks at it
-        logits = batch.get("teacher_logits")
+        outputs = {name.removeprefix(ANSWERED): batch[name] for name in batch if name.startswith(ANSWERED)} or None
+        logits = self._units(outputs, None, student.mask).logits if outputs is not None else None
         if logits is not None and not self.needs_signals:
             return Signals(logits=logits, mask=student.mask, delimiters=student.delimiters)
         teacher = self._teacher[0]
@@ -167,7 +174,7 @@ class Distiller(nn.Module):
             inputs["delimiters"] = student.delimiters  # the same texts, position by position
         # What is kept on disk was computed in float32, and keeping it must not change a result.
         with torch.autocast(ids.device.type, enabled=False):
-            return self._teacher_reader.read(inputs, logits=logits)
+            return self._teacher_reader.read(inputs, outputs=outputs)
 
 
 def loss_params(losses: Mapping[str, Mapping[str, Any]]) -> dict[str, LossParams]:

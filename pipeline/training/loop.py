@@ -22,8 +22,9 @@ from pipeline.data.batches import LengthGroupedSampler
 from pipeline.data.prepared import EncodedSplit
 from pipeline.models.layer_maps import CKA
 from pipeline.settings.params import TrainingSettings
+from pipeline.tasks import Task
 from pipeline.training import processes
-from pipeline.training.answers import dev_accuracy
+from pipeline.training.answers import dev_score
 from pipeline.training.checkpoints import Checkpoints, Progress
 from pipeline.training.distiller import Distiller
 from pipeline.training.steps import Steps
@@ -38,7 +39,7 @@ class TrainingRun:
     """What a training run gives beside the trained weights."""
 
     steps: int
-    best_dev_accuracy: float
+    best_dev_score: float
     log: list[dict[str, Any]] = field(default_factory=list)
     resumed_from_step: int = 0
 
@@ -47,6 +48,7 @@ def fit(
     distiller: Distiller,
     train: EncodedSplit,
     dev: EncodedSplit,
+    task: Task,
     settings: TrainingSettings,
     work: Path,
     key: str,
@@ -61,6 +63,7 @@ def fit(
         distiller: the student and its losses.
         train: rows to learn from.
         dev: rows to choose the checkpoint on.
+        task: whose metric says which is best.
         settings: epochs, rates and the like.
         work: folder for checkpoints, which all processes see; emptied when `key` is not the one they were made under.
         key: digest of everything that decides the result (settings, data, teacher, threads).
@@ -81,7 +84,7 @@ def fit(
     passes = _Passes(train, settings.batch_size, seed)
     checkpoints, progress = Checkpoints(work, key), Progress()
     torch.manual_seed(seed + SEED_STRIDE * processes.rank())
-    steps = Steps(distiller, train, settings, total)
+    steps = Steps(distiller, train, task, settings, total)
     processes.copy_from_first(list(distiller.state_dict().values()))
     if (found := checkpoints.newest()) is not None:
         progress = found
@@ -99,13 +102,13 @@ def fit(
             if is_logged or is_evaluated:  # sums of losses are not in a checkpoint
                 progress.log.append({"step": progress.step, "epoch": epoch, **steps.told()})
             if is_evaluated:
-                accuracy = processes.by_first(lambda: dev_accuracy(distiller.student, dev))
-                progress.judge(accuracy, epoch)
-                log.info("%s: step %d of %d, dev accuracy %.2f %%", name, progress.step, total, 100 * accuracy)
+                score = processes.by_first(lambda: dev_score(distiller.student, dev, task))
+                progress.judge(score, epoch, task.METRIC)
+                log.info("%s: step %d of %d, dev %s", name, progress.step, total, task.METRIC.say(score))
                 checkpoints.save(progress, distiller, steps.optimizer, steps.scaler)
     if keep == "best":
         checkpoints.take_best(progress, distiller)
-    found_best = max(progress.accuracies) if keep == "best" else progress.accuracies[-1]
+    found_best = progress.best_score if keep == "best" else progress.scores[-1]
     return TrainingRun(progress.step, found_best, progress.log, resumed)
 
 

@@ -31,7 +31,7 @@ def needs_of(losses: Mapping[str, LossParams], student: Shape, teacher: Shape) -
             if need not in getattr(file, "TEACHER_ONLY", ()):
                 _add(ours, need, small)
             # Labels and the distillation token are the student's alone.
-            if need not in ("labels", "token") and getattr(file, "READS_TEACHER", True):
+            if need not in ("targets", "token") and getattr(file, "READS_TEACHER", True):
                 _add(theirs, need, large)
     return ours, theirs
 

@@ -9,6 +9,7 @@ from pipeline.base.errors import TrainingError
 from pipeline.data.batches import Collator
 from pipeline.data.prepared import EncodedSplit
 from pipeline.settings.params import TrainingSettings
+from pipeline.tasks import Task
 from pipeline.training import processes
 from pipeline.training.distiller import Distiller
 from pipeline.training.optimizer import half_precision, make_optimizer, rate_factor
@@ -17,7 +18,9 @@ from pipeline.training.optimizer import half_precision, make_optimizer, rate_fac
 class Steps:
     """Takes one step after the other, and adds up what the losses were."""
 
-    def __init__(self, distiller: Distiller, train: EncodedSplit, settings: TrainingSettings, total: int) -> None:
+    def __init__(
+        self, distiller: Distiller, train: EncodedSplit, task: Task, settings: TrainingSettings, total: int
+    ) -> None:
         self.device = processes.device()
         self.half = half_precision(settings.precision, self.device)
         self.distiller = distiller.to(self.device)
@@ -26,7 +29,7 @@ class Steps:
         self.optimizer = make_optimizer(distiller, settings)
         self.rates = [group["lr"] for group in self.optimizer.param_groups]
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.half == torch.float16)
-        self._names, self._collate = train.names, Collator(train)
+        self._names, self._collate = train.names, Collator(train, task.collate)
         self._sums: Tensor | None = None  # of the weighted sum and of each term, since they were told
         self._steps = 0
         self._told: dict[str, float] = {}

@@ -48,7 +48,7 @@ class TeacherSignals:
         self,
         rows: Int[Tensor, " batch"],
         mask: Bool[Tensor, "batch length"],
-        logits: Float[Tensor, "batch classes"],
+        logits: Float[Tensor, "units choices"],
     ) -> Signals:
         """The signals of a batch of rows, padded with zeros as the mask says, on the mask's device."""
         inside = mask.cpu()
@@ -170,7 +170,7 @@ def _compute(
         for rows in tqdm(batches, desc="teacher's signals", disable=None, leave=False):
             batch = {name: tensor.to(device) for name, tensor in pad([ids[i] for i in rows], pad_id).items()}
             # Nobody looks at the logits, and naming them spares the upper layers.
-            signals = reader.read(batch, logits=torch.empty(len(rows), 0, device=device))
+            signals = reader.read(batch, outputs={"logits": torch.empty(len(rows), 0, device=device)})
             for field, index in keys:
                 tensor = taken(getattr(signals, field), index).float().cpu()
                 vectors = (tensor if field == "hidden" else tensor.transpose(1, 2).flatten(2)).numpy()

@@ -10,7 +10,7 @@ from pipeline.signals.reader import Signals
 from pipeline.training import processes
 
 # field of Signals -> the axis along which texts are long; None: there is none
-SINGLE = {"logits": None, "mask": 1, "delimiters": 1, "token": None, "labels": None}
+SINGLE = {"logits": None, "mask": 1, "delimiters": 1, "token": None, "targets": None}
 LAYERED = {"hidden": 1, "queries": 2, "keys": 2, "values": 2}
 
 

@@ -11,12 +11,13 @@ import matplotlib as mpl
 import numpy as np
 
 from eval.statistics import seeds_difference
+from pipeline import tasks
 from pipeline.base import records
 from pipeline.base.errors import SettingsError
 from pipeline.base.files import write_atomically
 from pipeline.base.records import Card, Floors, Interval, Record, open_folder
 from pipeline.base.workspace import Workspace
-from pipeline.data.prepared import read_encoded
+from pipeline.data.prepared import TEST_ANSWERS, read_encoded
 from stages.comparing.methods_file import BASELINE, Job, MethodsFile
 from stages.comparing.places import Places
 from stages.reporting.drawing import BLUE, INK, MUTED, ORANGE, STYLE
@@ -29,8 +30,8 @@ class MethodResult(Record):
     seeds: tuple[int, ...]
     steps: int
     parameters: int
-    dev_accuracy: tuple[float, ...]  # shares of 1, one for each seed
-    test_accuracy: tuple[float, ...]
+    dev_score: tuple[float, ...]  # shares of 1, one for each seed
+    test_score: tuple[float, ...]
     # points gained on logits only, on test
     difference: Interval | None
     seconds: tuple[float | None, ...]  # None: the run was interrupted and went on
@@ -47,9 +48,9 @@ class Comparison(Record):
     test_rows: int
     student: dict[str, Any]
     training: dict[str, Any]
-    teacher_accuracy: float
+    teacher_score: float
     teacher_parameters: int
-    linear_accuracy: float
+    linear_score: float
     # between seeds, a share of 1, pooled over methods with two seeds or more; None when there is none
     seed_sd: float | None
     device: str
@@ -68,14 +69,14 @@ def collect(recipe: str, methods: MethodsFile, finished: Sequence[Job], places: 
     """
     data = Workspace(places.data(settings))
     _, test = read_encoded(data, "test", settings.data.max_length)
-    labels = np.asarray(test.labels)
+    task = tasks.of(settings, data.data)
     runs: dict[str, list[tuple[int, Card, dict[str, Any], np.ndarray]]] = {}
     for job in finished:
         folder = places.run(job.method, job.seed)
         cost = json.loads((folder / "cost.json").read_text("utf-8"))
         card = open_folder(folder / "model", "student")
-        predictions = json.loads((folder / "model" / "predictions.json").read_text("utf-8"))
-        runs.setdefault(job.method, []).append((job.seed, card, cost, np.asarray(predictions) == labels))
+        answers = json.loads((folder / "model" / TEST_ANSWERS).read_text("utf-8"))
+        runs.setdefault(job.method, []).append((job.seed, card, cost, task.values(answers, test.targets)))
     sd, df = _pooled_sd([[float(right.mean()) for *_, right in found] for found in runs.values()])
     baseline = np.stack([right for *_, right in runs[BASELINE]]) if BASELINE in runs else None
     results = {}
@@ -87,8 +88,8 @@ def collect(recipe: str, methods: MethodsFile, finished: Sequence[Job], places: 
             seeds=tuple(seed for seed, *_ in found),
             steps=facts[0]["steps"],
             parameters=facts[0]["parameters"],
-            dev_accuracy=tuple(fact["dev_accuracy"] for fact in facts),
-            test_accuracy=tuple(fact["test_accuracy"] for fact in facts),
+            dev_score=tuple(fact["dev_score"] for fact in facts),
+            test_score=tuple(fact["test_score"] for fact in facts),
             difference=None if baseline is None or name == BASELINE else seeds_difference(ours, baseline, sd, df),
             seconds=tuple(cost["seconds"] for cost in costs),
             peak_mb=tuple(cost["peak_mb"] for cost in costs),
@@ -100,21 +101,21 @@ def collect(recipe: str, methods: MethodsFile, finished: Sequence[Job], places: 
     floors = records.read(Floors, whole.floors)
     return Comparison(
         recipe=recipe,
-        test_rows=len(labels),
+        test_rows=len(test),
         student=settings.student.model_dump(mode="json", by_alias=True),
         training=settings.distill.training.model_dump(mode="json"),
-        teacher_accuracy=teacher["test_accuracy"],
+        teacher_score=teacher["test_score"],
         teacher_parameters=teacher["parameters"],
-        linear_accuracy=next(f.primary.value for f in floors.floors if f.name == records.LINEAR),
+        linear_score=next(f.primary.value for f in floors.floors if f.name == records.LINEAR),
         seed_sd=sd,
         device=next(cost["device"] for found in runs.values() for _, _, cost, _ in found),
         methods=results,
     )
 
 
-def best(dev_accuracy: Mapping[str, float], count: int) -> list[str]:
+def best(dev_score: Mapping[str, float], count: int) -> list[str]:
     """The names with the highest dev accuracy; test is not looked at."""
-    return sorted(dev_accuracy, key=lambda name: (-dev_accuracy[name], name))[:count]
+    return sorted(dev_score, key=lambda name: (-dev_score[name], name))[:count]
 
 
 def _pooled_sd(accuracies: Sequence[Sequence[float]]) -> tuple[float | None, int]:
@@ -141,7 +142,7 @@ def read(path: Path) -> Comparison:
 
 def table(comparison: Comparison) -> str:
     """The record as Markdown, best mean first, controls among the methods."""
-    rows = sorted(comparison.methods.items(), key=lambda item: -statistics.mean(item[1].test_accuracy))
+    rows = sorted(comparison.methods.items(), key=lambda item: -statistics.mean(item[1].test_score))
     lines = "".join(_row(name, result) for name, result in rows)
     student, training = comparison.student, comparison.training
     sizes = f"{student['layers']} layers" + (f", {student['hidden']} wide" if student["hidden"] else "")
@@ -152,8 +153,8 @@ def table(comparison: Comparison) -> str:
         else "one seed each, so what seeds add is not in the intervals"
     )
     return (
-        f"**{comparison.recipe}**: {comparison.test_rows:,} test rows; teacher {comparison.teacher_accuracy:.2%} "
-        f"({comparison.teacher_parameters / 1e6:.1f} M parameters), bag of words {comparison.linear_accuracy:.2%}. "
+        f"**{comparison.recipe}**: {comparison.test_rows:,} test rows; teacher {comparison.teacher_score:.2%} "
+        f"({comparison.teacher_parameters / 1e6:.1f} M parameters), bag of words {comparison.linear_score:.2%}. "
         f"Every student: {sizes}, {rows[0][1].parameters / 1e6:.2f} M parameters, "
         f"{' or '.join(f'{n:,}' for n in steps)} steps of {training['batch_size']} rows at a learning rate of "
         f"{training['learning_rate']:g}, unless a method changes it. Standard deviation: {seeds}. Intervals are not "
@@ -164,9 +165,9 @@ def table(comparison: Comparison) -> str:
 
 
 def _row(name: str, result: MethodResult) -> str:
-    accuracy = f"{statistics.mean(result.test_accuracy):.2%}"
-    if len(result.test_accuracy) > 1:
-        accuracy += f" ± {100 * statistics.stdev(result.test_accuracy):.2f}"
+    accuracy = f"{statistics.mean(result.test_score):.2%}"
+    if len(result.test_score) > 1:
+        accuracy += f" ± {100 * statistics.stdev(result.test_score):.2f}"
     gain = "–"
     if result.difference is not None:
         low, high = result.difference.low, result.difference.high
@@ -189,16 +190,16 @@ def plot(comparison: Comparison) -> str:
 
     from matplotlib.figure import Figure
 
-    rows = sorted(comparison.methods.items(), key=lambda item: statistics.mean(item[1].test_accuracy))
+    rows = sorted(comparison.methods.items(), key=lambda item: statistics.mean(item[1].test_score))
     with mpl.rc_context({**STYLE, "svg.hashsalt": comparison.recipe, "svg.fonttype": "path"}):
         figure = Figure(figsize=(8, 1.2 + 0.3 * len(rows)), dpi=72, layout="constrained", facecolor="white")
         axes = figure.subplots()
         for place, (name, result) in enumerate(rows):
             color = ORANGE if name in ("logits_only", "no_teacher") else BLUE
-            points = [100 * accuracy for accuracy in result.test_accuracy]
+            points = [100 * accuracy for accuracy in result.test_score]
             axes.plot(points, [place] * len(points), "o", color=color, alpha=0.5, markersize=5)
             axes.plot([statistics.mean(points)], [place], "|", color=color, markersize=16, markeredgewidth=3)
-        for value, label in ((comparison.teacher_accuracy, "teacher"), (comparison.linear_accuracy, "bag of words")):
+        for value, label in ((comparison.teacher_score, "teacher"), (comparison.linear_score, "bag of words")):
             axes.axvline(100 * value, color=MUTED, linestyle="--", linewidth=1)
             axes.text(100 * value, len(rows) - 0.4, label, color=MUTED, ha="center", va="bottom", fontsize=10)
         axes.set_yticks(range(len(rows)), [name for name, _ in rows], color=INK)

@@ -1,7 +1,6 @@
 """What became of single answers on the way: confusions that came or went, and texts whose answer flipped."""
 
 from collections import Counter
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 from eval.ledger import Hop
@@ -13,7 +12,7 @@ SHOWN_FLIPS = 8  # of each direction and hop
 
 @dataclass(frozen=True)
 class Confusion:
-    """How often one class was taken for another by two models."""
+    """How often rows of one group were answered as another, by two models."""
 
     actual: str
     answered: str
@@ -36,41 +35,40 @@ class Flip:
     is_worse: bool
 
 
-def confusion_changes(
-    labels: Sequence[int], before: Sequence[int], after: Sequence[int], names: Sequence[str]
-) -> list[Confusion]:
-    """Pairs of classes that are confused more or less often than before, the largest change first."""
-    old, new = (Counter((a, b) for a, b in zip(labels, answers, strict=True) if a != b) for answers in (before, after))
+def confusion_changes(evidence: Evidence) -> list[Confusion]:
+    """Pairs of groups that are confused more or less often by what ships than by the teacher, largest change first.
+
+    Empty where the task has no groups, or somebody's answers could not be read.
+    """
+    groups = evidence.rows.groups
+    if evidence.teacher is None or evidence.shipped is None or not groups:
+        return []
+    old, new = (
+        Counter(pair for pair in zip(groups, map(evidence.show, answers), strict=True) if pair[0] != pair[1])
+        for answers in (evidence.teacher.answers, evidence.shipped.score.answers)
+    )
     changed = [pair for pair in old | new if old[pair] != new[pair]]
     changed.sort(key=lambda pair: (-abs(new[pair] - old[pair]), pair))
-    return [
-        Confusion(class_name(a, names), class_name(b, names), old[a, b], new[a, b])
-        for a, b in changed[:SHOWN_CONFUSIONS]
-    ]
+    return [Confusion(*pair, old[pair], new[pair]) for pair in changed[:SHOWN_CONFUSIONS]]
 
 
 def flipped(evidence: Evidence, hop: Hop) -> list[Flip]:
     """The first rows that a hop turned wrong, then the first that it turned right; empty without the texts."""
-    answers = {one.name: one.score.predictions for one in evidence.targets}
+    answers = {one.name: one.score.answers for one in evidence.targets}
     for name, trained in (("teacher", evidence.teacher), ("student", evidence.student)):
         if trained is not None:
-            answers[name] = trained.predictions
-    names, rows = evidence.rows.names, evidence.rows
+            answers[name] = trained.answers
+    rows, show = evidence.rows, evidence.show
     if len(rows.texts) != hop.examples:
         return []
     return [
         Flip(
-            rows.texts[row],
-            class_name(rows.labels[row], names),
-            class_name(answers[hop.before][row], names),
-            class_name(answers[hop.after][row], names),
+            " | ".join(rows.texts[row]),
+            show(rows.numbers[row]),
+            show(answers[hop.before][row]),
+            show(answers[hop.after][row]),
             is_worse,
         )
         for is_worse, chosen in ((True, hop.worse_rows), (False, hop.better_rows))
         for row in chosen[:SHOWN_FLIPS]
     ]
-
-
-def class_name(number: int, names: Sequence[str]) -> str:
-    """The name of a class, or its number where the names could not be read."""
-    return names[number] if 0 <= number < len(names) else f"class {number}"

@@ -14,13 +14,12 @@ from typing import Any, TypeVar
 
 from eval.budgets import Facts, compare_with_floor, judge, why_strange
 from eval.ledger import Answers, Ledger, follow
-from eval.statistics import right
 from eval.wording import first_line, say
+from pipeline import tasks
 from pipeline.base import records
 from pipeline.base.errors import IntegrityError, PipelineError
 from pipeline.base.errors import first_line as first_line_of
 from pipeline.base.records import (
-    ACCURACY,
     Artefact,
     BudgetVerdict,
     Card,
@@ -32,26 +31,24 @@ from pipeline.base.records import (
     Score,
 )
 from pipeline.base.workspace import Workspace
+from pipeline.data.examples import Examples, read_prepared
+from pipeline.data.prepared import TEST_ANSWERS
 from pipeline.settings.params import Params, Target
+from pipeline.tasks import Task
 from stages.targets import artefact_bytes, artefact_of, no_measurement
 
 # What reading a damaged file can raise: bytes that are no UTF-8, JSON of another shape, nesting without end.
 UNREADABLE = (PipelineError, OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError)
 
 # The student's score on dev in the log of its training and on its card.
-DEV_SCORE = "dev_accuracy"
+DEV_SCORE = "dev_score"
 
 T = TypeVar("T")
 
 
-@dataclass(frozen=True)
-class Rows:
-    """The test split as people read it; `slices` is empty when no row has one."""
-
-    texts: tuple[str, ...] = ()
-    labels: tuple[int, ...] = ()
-    names: tuple[str, ...] = ()
-    slices: tuple[str, ...] = ()
+# Where neither floors nor data can be read.
+UNKNOWN = Metric(name="score", title="score", unit="", scale=1.0, is_greater_better=True)
+NO_ROWS = Examples(ids=(), texts=(), numbers=())
 
 
 @dataclass(frozen=True)
@@ -60,7 +57,7 @@ class Trained:
 
     card: Card
     log: tuple[dict[str, Any], ...]
-    predictions: tuple[int, ...]
+    answers: tuple[Any, ...]
     # the metric on each answer; empty when nothing says which are right
     values: tuple[float, ...]
 
@@ -98,7 +95,9 @@ class Evidence:
     targets: tuple[TargetEvidence, ...]
     first_line: str
     ledger: Ledger
-    rows: Rows
+    # the test split, and what its answers are; the task is None when the data cannot be read
+    rows: Examples
+    task: Task | None = None
     data: Card | None = None
     floors: Floors | None = None
     teacher: Trained | None = None
@@ -112,11 +111,19 @@ class Evidence:
     @property
     def metric(self) -> Metric:
         """What the task is judged by."""
-        return self.floors.metric if self.floors is not None else ACCURACY
+        return self.floors.metric if self.floors is not None else self.task.METRIC if self.task is not None else UNKNOWN
 
     @property
-    def labels(self) -> tuple[int, ...]:
-        return self.floors.labels if self.floors is not None else self.rows.labels
+    def examples(self) -> int:
+        """Rows of test."""
+        return self.floors.examples if self.floors is not None else len(self.rows)
+
+    def show(self, answer: Any) -> str:
+        """An answer, or a target as the task numbers it, as people read it."""
+        try:
+            return self.task.show(answer, self.task.space) if self.task is not None else str(answer)
+        except LookupError:  # records of another data set
+            return str(answer)
 
     @property
     def slice_rows(self) -> dict[str, int]:
@@ -133,7 +140,7 @@ class Evidence:
 
         What answered in its own runtime goes before what a stand-in answered, which has no times.
         """
-        answered = [one for one in self.targets if one.score.predictions and one.score.primary is not None]
+        answered = [one for one in self.targets if one.score.answers and one.score.primary is not None]
         required = [one for one in answered if one.target.required] or answered
         real = [one for one in required if one.score.stand_in is None]
         return min(real or required, key=_goodness, default=None)
@@ -143,23 +150,24 @@ def gather(params: Params, workspace: Workspace) -> Evidence:
     """Reads every record of a run and judges every budget."""
     problems: list[str] = []
     data = _attempt(problems, lambda: records.open_folder(workspace.data, "data"))
-    rows = (_attempt(problems, lambda: _read_rows(workspace)) if data is not None else None) or Rows()
+    rows = (_attempt(problems, lambda: read_prepared(workspace.data, "test")) if data is not None else None) or NO_ROWS
+    task = _attempt(problems, lambda: tasks.of(params, workspace.data)) if data is not None else None
     floors = _attempt(problems, lambda: _read_floors(workspace, rows))
-    labels = floors.labels if floors is not None else rows.labels
-    teacher = _attempt(problems, lambda: _read_trained(workspace.teacher, "teacher", labels))
-    student = _attempt(problems, lambda: _read_trained(workspace.student, "student", labels))
+    test = _Test(rows, task, floors.examples if floors is not None else len(rows))
+    teacher = _attempt(problems, lambda: _read_trained(workspace.teacher, "teacher", test))
+    student = _attempt(problems, lambda: _read_trained(workspace.student, "student", test))
     references = _read_references(params, workspace, problems)
     targets = []
     for name, target in params.targets.items():
         reference = references.get(target.format)
         digest = reference.digest if reference is not None else None
-        targets.append(_read_target(name, target, workspace, floors, labels, digest, student))
-    classes = floors.classes if floors is not None else len(rows.names)
+        targets.append(_read_target(name, target, workspace, floors, test, digest, student))
     evidence = Evidence(
         targets=tuple(targets),
         first_line="",
-        ledger=_follow(labels, classes, floors, teacher, student, tuple(targets)),
+        ledger=_follow(test, teacher, student, tuple(targets)),
         rows=rows,
+        task=task,
         data=data,
         floors=floors,
         teacher=teacher,
@@ -212,39 +220,33 @@ def _read_plan(workspace: Workspace) -> dict[str, Any]:
     return _read_object(workspace.quantized / "plan.json").get("entries", {})
 
 
-def _read_rows(workspace: Workspace) -> Rows:
-    # Not pipeline.data.reading.read_prepared: that file also cuts and compares splits, which takes scikit-learn.
-    names = tuple(json.loads((workspace.data / "labels.json").read_text("utf-8")))
-    number = {name: i for i, name in enumerate(names)}
-    with (workspace.data / "test.jsonl").open(encoding="utf-8") as file:
-        lines = [json.loads(line) for line in file]
-    slices = tuple(str(line.get("slice", "")) for line in lines)
-    return Rows(
-        texts=tuple(str(line["text"]) for line in lines),
-        labels=tuple(number[line["label"]] for line in lines),
-        names=names,
-        slices=slices if any(slices) else (),
-    )
+@dataclass(frozen=True)
+class _Test:
+    """The test split that every record must be of."""
+
+    rows: Examples
+    task: Task | None
+    examples: int
 
 
-def _read_floors(workspace: Workspace, rows: Rows) -> Floors:
+def _read_floors(workspace: Workspace, rows: Examples) -> Floors:
     floors = records.read(Floors, workspace.floors)
-    if rows.labels and floors.labels != rows.labels:
+    if len(rows) and (floors.examples, floors.groups) != (len(rows), rows.groups):
         raise IntegrityError(f"{workspace.floors}: of another test split; run `dvc repro` to make it again")
     return floors
 
 
-def _read_trained(folder: Path, kind: str, labels: tuple[int, ...]) -> Trained:
+def _read_trained(folder: Path, kind: str, test: _Test) -> Trained:
     card = records.open_folder(folder, kind)
     log, _ = records.read_lines(folder / "log.jsonl")
-    predictions = tuple(json.loads((folder / "predictions.json").read_text("utf-8")))
-    if labels and len(predictions) != len(labels):
+    answers = tuple(json.loads((folder / TEST_ANSWERS).read_text("utf-8")))
+    if test.examples and len(answers) != test.examples:
         raise IntegrityError(
-            f"{folder}: found answers to {len(predictions)} test rows, expected {len(labels)}; "
+            f"{folder}: found answers to {len(answers)} test rows, expected {test.examples}; "
             "run `dvc repro` to make it again"
         )
-    values = tuple(right(labels, predictions).tolist()) if labels else ()
-    return Trained(card, tuple(log), predictions, values)
+    values = tuple(test.task.values(answers, test.rows.numbers).tolist()) if test.task and len(test.rows) else ()
+    return Trained(card, tuple(log), answers, values)
 
 
 def _read_references(params: Params, workspace: Workspace, problems: list[str]) -> dict[str, Card]:
@@ -273,7 +275,7 @@ def _read_target(
     target: Target,
     workspace: Workspace,
     floors: Floors | None,
-    labels: tuple[int, ...],
+    test: _Test,
     reference_digest: str | None,
     student: Trained | None,
 ) -> TargetEvidence:
@@ -288,8 +290,8 @@ def _read_target(
 
     def read_score() -> Score:
         score = records.read(Score, workspace.scored(name))
-        if score.not_measured is None and labels and len(score.values) != len(labels):
-            raise IntegrityError(f"{name}: found answers to {len(score.values)} test rows, expected {len(labels)}")
+        if score.not_measured is None and test.examples and len(score.values) != test.examples:
+            raise IntegrityError(f"{name}: found answers to {len(score.values)} test rows, expected {test.examples}")
         return score
 
     found = replace(
@@ -374,20 +376,18 @@ def _no_examination(name: str, target: Target, reason: str) -> Examination:
 
 
 def _follow(
-    labels: tuple[int, ...],
-    classes: int,
-    floors: Floors | None,
+    test: _Test,
     teacher: Trained | None,
     student: Trained | None,
     targets: tuple[TargetEvidence, ...],
 ) -> Ledger:
     """The ledger; without hops when an end of it could not be read."""
-    if not labels or teacher is None or student is None:
-        return Ledger(examples=len(labels), classes=classes, hops=())
-    artefacts = {one.name: Answers(one.score.predictions, one.score.values) for one in targets if one.score.values}
-    metric = floors.metric if floors is not None else ACCURACY
-    ends = [Answers(one.predictions, one.values) for one in (teacher, student)]
-    return follow(labels, classes, metric, ends[0], ends[1], artefacts)
+    if teacher is None or student is None or not teacher.values or not student.values:
+        return Ledger(examples=test.examples, hops=())
+    artefacts = {one.name: Answers(one.score.answers, one.score.values) for one in targets if one.score.values}
+    assert test.task is not None  # who else would have judged the two
+    ends = [Answers(one.answers, one.values) for one in (teacher, student)]
+    return follow(test.rows.groups, test.task.METRIC, ends[0], ends[1], artefacts)
 
 
 def _first_line(evidence: Evidence) -> str:

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from pipeline.base.records import Interval, Metric
-from stages.reporting.changes import class_name, confusion_changes
+from stages.reporting.changes import confusion_changes
 from stages.reporting.evidence import DEV_SCORE, Evidence
 from stages.reporting.models import ModelRow, calls_ms
 
@@ -129,18 +129,14 @@ def _latency_rows(evidence: Evidence) -> Iterable[tuple[str, int, float]]:
 
 
 def _confusion_rows(evidence: Evidence) -> Iterable[tuple[str, int, int, int]]:
-    if evidence.teacher is None or evidence.shipped is None:
-        return
-    answers = evidence.shipped.score.predictions
-    for one in confusion_changes(evidence.labels, evidence.teacher.predictions, answers, evidence.rows.names):
+    for one in confusion_changes(evidence):
         yield f"{one.actual} as {one.answered}", one.change, one.before, one.after
 
 
 def _answer_rows(evidence: Evidence) -> Iterable[tuple[str, str]]:
-    if evidence.shipped is None:
+    if evidence.shipped is None or not evidence.rows.groups:
         return
-    for actual, answered in zip(evidence.labels, evidence.shipped.score.predictions, strict=True):
-        yield class_name(actual, evidence.rows.names), class_name(answered, evidence.rows.names)
+    yield from zip(evidence.rows.groups, map(evidence.show, evidence.shipped.score.answers), strict=True)
 
 
 def _csv(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:

@@ -83,7 +83,7 @@ def render_page(evidence: Evidence, verdict: Verdict, rows: Sequence[ModelRow]) 
     )
     environment.filters |= {name: getattr(wording, name) for name in FILTERS + WORDS}
     lead, separator, detail = verdict.first_line.partition(": ")
-    changes = _confusions(evidence)
+    changes = confusion_changes(evidence)
     return environment.get_template(TEMPLATE).render(
         evidence=evidence,
         verdict=verdict,
@@ -120,14 +120,6 @@ def _figures(evidence: Evidence, rows: Sequence[ModelRow], changes: Sequence[Con
             changes, "teacher", evidence.shipped.name if evidence.shipped is not None else ""
         ),
     }
-
-
-def _confusions(evidence: Evidence) -> list[Confusion]:
-    if evidence.teacher is None or evidence.shipped is None or not evidence.labels:
-        return []
-    return confusion_changes(
-        evidence.labels, evidence.teacher.predictions, evidence.shipped.score.predictions, evidence.rows.names
-    )
 
 
 def _key_figures(evidence: Evidence, rows: Sequence[ModelRow]) -> list[tuple[str, str, str]]:
