@@ -11,7 +11,7 @@ import shutil
 from pathlib import Path
 from typing import Any, Literal
 
-from pipeline.base import dependencies, guard, machine
+from pipeline.base import dependencies, guard, machine, plugins
 from pipeline.base.errors import DataError
 from pipeline.base.files import sha256_of, write_atomically
 from pipeline.base.workspace import Workspace
@@ -86,9 +86,10 @@ def _others(stage: str, params: Params, target: Target | None) -> dict[str, list
         return {"reader": sorted({file.suffix.removeprefix(".") for file in data_files(params.data, Path()).values()})}
     if stage == "reference":
         return {"format": list(params.teacher.formats)}
-    # Both besides those of the settings: controls and a second phase fall back on them. A plan is made for schemes that
-    # exporters declare, not by their code: one that changed asks for another entry, and is told to make the plan again.
-    losses = {"teach": ["cross_entropy"], "distill": sorted({*params.distill.losses, "cross_entropy", "logit_kl"})}
+    # Both besides those of the settings: controls fall back on them. A plan is made for schemes that exporters declare,
+    # not by their code: one that changed asks for another entry, and is told to make the plan again.
+    target_loss = plugins.load("task", params.task.name).TARGET_LOSS
+    losses = {"teach": [target_loss], "distill": sorted({*params.distill.losses, target_loss, "logit_kl"})}
     return {"loss": losses.get(stage, [])}
 
 
