@@ -12,7 +12,7 @@ from pipeline.signals.attention_analysis import attention_distance, head_diverge
 SPLIT = EncodedSplit(
     names=tuple("abcdef"),
     ids=[[2, 5, 9, 3], [2, 7, 3], [2, 50, 40, 30, 20, 10, 3], [2, 8, 8, 3], [2, 3], [2, 41, 9, 13, 3]],
-    labels=(0, 1, 2, 0, 1, 2),
+    targets=(0, 1, 2, 0, 1, 2),
     pad_id=0,
 )
 

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from toy_models import toy_model
+from toy_models import TASK, toy_model
 
 from pipeline.base.errors import SettingsError
 from pipeline.data.prepared import EncodedSplit
@@ -47,4 +47,4 @@ def test_a_map_that_nobody_chose_is_no_uniform_one_in_disguise(tmp_path):
     """Planted fault: a caller who trains without choosing."""
     distiller = Distiller(toy_model(num_hidden_layers=2), toy_model(), {"hidden_mse": {"map": "cka"}})
     with pytest.raises(SettingsError, match="'cka' is a rule; call chosen_maps"):
-        fit(distiller, SPLIT, SPLIT, TrainingSettings(), tmp_path, "key", 0, "the student")
+        fit(distiller, SPLIT, SPLIT, TASK, TrainingSettings(), tmp_path, "key", 0, "the student")

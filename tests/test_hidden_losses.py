@@ -392,7 +392,7 @@ def test_a_student_without_the_token_does_not_fit():
     file, params = load("distillation_token")
     message = file.misfit(replace(STUDENT, distillation_token=False), TEACHER, params)
     assert message.endswith("set student.distillation_token to true")
-    message = file.misfit(replace(STUDENT, labels=2), TEACHER, params)
+    message = file.misfit(replace(STUDENT, choices=2), TEACHER, params)
     assert message == "the student has 2 classes and the teacher 3; they must be the same"
 
 

@@ -166,8 +166,8 @@ def rmtree(path, *args, **kwargs):
 shutil.rmtree = rmtree
 """,
     "after the last step of the first seed": """
-real = pipeline.distillation.distil.predict_logits
-pipeline.distillation.distil.predict_logits = lambda *a: hold()
+real = pipeline.distillation.distil.predict
+pipeline.distillation.distil.predict = lambda *a: hold()
 """,
     "while the second seed trains": """
 real = pipeline.training.steps.Steps.take

@@ -28,7 +28,7 @@ from pipeline.signals.reader import Signals
 LOGIT_LOSSES = [
     name
     for name in plugins.names("loss")
-    if plugins.load("loss", name).KIND == "logit" and set(plugins.load("loss", name).NEEDS) <= {"logits", "labels"}
+    if plugins.load("loss", name).KIND == "logit" and set(plugins.load("loss", name).NEEDS) <= {"logits", "targets"}
 ]
 COMPARING = [name for name in LOGIT_LOSSES if not getattr(plugins.load("loss", name), "IS_CROSS_ENTROPY", False)]
 SHARP, UNIFORM = torch.tensor([[2.0, 0.0, 0.0]]), torch.zeros(1, 3)
@@ -332,7 +332,7 @@ def test_a_mixture_of_one_side_alone_is_refused(beta):
 
 # --- examples without a label ---
 
-NEED_LABELS = [name for name in LOGIT_LOSSES if "labels" in plugins.load("loss", name).NEEDS]
+NEED_LABELS = [name for name in LOGIT_LOSSES if "targets" in plugins.load("loss", name).NEEDS]
 SMOOTHING = {"cross_entropy": [{}, {"label_smoothing": 0.2}]}
 
 

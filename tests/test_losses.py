@@ -71,13 +71,13 @@ def make_signals(shape, seed, lengths=LENGTHS):
         return tuple(torch.randn(size, generator=generator) for _ in range(count))
 
     return Signals(
-        logits=2 * torch.randn((batch, shape.labels), generator=generator),
+        logits=2 * torch.randn((batch, shape.choices), generator=generator),
         mask=mask,
         hidden=draw(shape.layers + 1, (batch, length, shape.hidden)),
         queries=draw(shape.layers, head),
         keys=draw(shape.layers, head),
         values=draw(shape.layers, head),
-        labels=torch.arange(batch) % shape.labels,
+        targets=torch.arange(batch) % shape.choices,
         output_weights=draw(shape.layers, (shape.hidden, shape.hidden)),
         token=draw(1, (batch, shape.hidden))[0] if shape.distillation_token else None,
         delimiters=mask & ((torch.arange(length) == 0) | (mask.cumsum(1) == mask.sum(1, keepdim=True))),
@@ -105,7 +105,7 @@ def take(signals, examples):
         lambda tensor: tensor[examples][..., :length, :],
         logits=signals.logits[examples],
         mask=signals.mask[examples, :length],
-        labels=signals.labels[examples],
+        targets=signals.targets[examples],
         token=None if signals.token is None else signals.token[examples],
         delimiters=signals.delimiters[examples, :length],
     )
@@ -306,7 +306,7 @@ def test_loss_file_keeps_its_contract(file, params):
     assert file.KIND in ("logit", "signal")
     assert file.NEEDS
     assert set(file.NEEDS) <= set(SIGNALS)
-    assert file.KIND == "signal" or set(file.NEEDS) <= {"logits", "labels"}
+    assert file.KIND == "signal" or set(file.NEEDS) <= {"logits", "targets"}
     assert issubclass(file.Params, LossParams)
     for student in (STUDENT, WIDE_STUDENT):
         assert not hasattr(file, "misfit") or file.misfit(student, TEACHER, params) is None
@@ -396,7 +396,7 @@ def test_ten_training_steps_leave_the_teacher_alone(file, params):
     student = toy_model("bert", "sdpa", seed=1, num_hidden_layers=2, hidden_size=48, **{DISTILLATION_TOKEN: True})
     batch = marked_batch()
     # the same text from a tokenizer that sets no distillation token, as the teacher's
-    plain = {name: tensor[:, torch.arange(7) != TOKEN_POSITION] for name, tensor in batch.items() if name != "labels"}
+    plain = {name: tensor[:, torch.arange(7) != TOKEN_POSITION] for name, tensor in batch.items() if name != "targets"}
     before = {name: tensor.clone() for name, tensor in teacher.state_dict().items()}
     names, start = list(student.state_dict()), student.bert.encoder.layer[0].attention.self.key.weight.clone()
     shapes = shape_of(student.config), shape_of(teacher.config)
@@ -558,7 +558,7 @@ def load(name, **settings):
 def test_models_with_different_classes_do_not_fit(name):
     """The message names both counts."""
     file, params = load(name)
-    message = file.misfit(replace(STUDENT, labels=2), TEACHER, params)
+    message = file.misfit(replace(STUDENT, choices=2), TEACHER, params)
     assert message == "the student has 2 classes and the teacher 3; they must be the same"
 
 

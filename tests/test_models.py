@@ -25,8 +25,16 @@ from pipeline.models.checkpoints import (
 from pipeline.models.model_files import find_model
 from pipeline.models.students import LayerOf, _copy_attention, build_student, student_config
 from pipeline.settings.params import StudentSettings, TeacherSettings
+from pipeline.tasks import Space, single_label
 
 LABELS = ["alarm", "music", "weather"]
+
+
+def head_of(names):
+    """Of the task single_label."""
+    return single_label.head(Space(names=tuple(names)))
+
+
 READY, NEW = TeacherSettings(fine_tune=False), TeacherSettings(fine_tune=True)
 EVERY_FAMILY = pytest.mark.parametrize("family", sorted(FAMILIES))
 
@@ -150,7 +158,7 @@ def test_weights_that_are_not_finite_are_named(tmp_path, value):
     folder = saved(tmp_path / "model", model)
     name = "weight 'bert.encoder.layer.1.output.dense.weight' holds NaN or infinity"
     with pytest.raises(ModelError, match=name):
-        load_teacher(folder, NEW, LABELS)
+        load_teacher(folder, NEW, head_of(LABELS))
     with pytest.raises(ModelError, match=name):
         load_classifier(folder)
     with pytest.raises(ModelError, match=rf"^here: {name}"):
@@ -164,7 +172,7 @@ def test_weights_that_are_not_finite_are_named(tmp_path, value):
 def test_teacher_to_be_tuned_keeps_its_encoder_and_gets_a_classifier(tmp_path, family):
     """Over the data's labels, whatever it answered before."""
     base = toy_model(family)
-    teacher = load_teacher(saved(tmp_path / "model", base), NEW, ["a", "b", "c", "d", "e"])
+    teacher = load_teacher(saved(tmp_path / "model", base), NEW, head_of(["a", "b", "c", "d", "e"]))
     assert teacher.config.id2label == dict(enumerate("abcde"))
     assert teacher.config.label2id == {name: number for number, name in enumerate("abcde")}
     assert logits(teacher).shape == (16, 5)
@@ -177,7 +185,7 @@ def test_teacher_to_be_tuned_keeps_its_encoder_and_gets_a_classifier(tmp_path, f
 def test_ready_teacher_answers_as_it_did(tmp_path, family):
     """Without fine-tuning, with labels without names, which are taken in the data's order."""
     base = toy_model(family)
-    teacher = load_teacher(saved(tmp_path / "model", base), READY, LABELS)
+    teacher = load_teacher(saved(tmp_path / "model", base), READY, head_of(LABELS))
     torch.testing.assert_close(logits(teacher), logits(base), rtol=1e-5, atol=1e-5)  # by fused attention now
     assert list(teacher.config.id2label.values()) == LABELS
 
@@ -189,7 +197,7 @@ def test_bare_encoder_is_tuned_though_it_has_no_pooler(tmp_path):
     weights = load_file(tmp_path / "model" / "model.safetensors")
     kept = {name: weight for name, weight in weights.items() if "pooler" not in name}
     save_file(kept, tmp_path / "model" / "model.safetensors", metadata={"format": "pt"})
-    teacher = load_teacher(tmp_path / "model", NEW, LABELS)
+    teacher = load_teacher(tmp_path / "model", NEW, head_of(LABELS))
     torch.testing.assert_close(
         teacher.bert.encoder.layer[0].output.dense.weight, base.bert.encoder.layer[0].output.dense.weight
     )
@@ -198,14 +206,14 @@ def test_bare_encoder_is_tuned_though_it_has_no_pooler(tmp_path):
 def test_ready_teacher_for_other_labels_is_refused(tmp_path):
     """Faults row 26: in number, in order, in name; both sides are shown."""
     folder = saved(tmp_path / "model", make_teacher(make_tokenizer(), labels=LABELS))
-    assert load_teacher(folder, READY, LABELS).config.num_labels == 3
+    assert load_teacher(folder, READY, head_of(LABELS)).config.num_labels == 3
     with pytest.raises(
         ModelError, match=r"answers 3 labels \(alarm, music, weather…\), the data has 2 \(alarm, music…"
     ):
-        load_teacher(folder, READY, LABELS[:2])
+        load_teacher(folder, READY, head_of(LABELS[:2]))
     for other in (["music", "alarm", "weather"], ["alarm", "music", "news"]):
         with pytest.raises(ModelError, match=r"differ from the data's .* in name or order; rename them"):
-            load_teacher(folder, READY, other)
+            load_teacher(folder, READY, head_of(other))
 
 
 def drop_weights(folder, part):
@@ -221,7 +229,7 @@ def test_teacher_without_some_encoder_weights_is_refused(tmp_path, part, setting
     folder = saved(tmp_path / "model", toy_model())
     drop_weights(folder, part)
     with pytest.raises(ModelError, match=rf"weights are missing, such as '.*{part}.*'; is this the model you meant"):
-        load_teacher(folder, settings, LABELS)
+        load_teacher(folder, settings, head_of(LABELS))
 
 
 def test_ready_teacher_without_classifier_is_refused(tmp_path):
@@ -229,8 +237,8 @@ def test_ready_teacher_without_classifier_is_refused(tmp_path):
     folder = saved(tmp_path / "model", toy_model())
     drop_weights(folder, "classifier")
     with pytest.raises(ModelError, match="such as 'classifier"):
-        load_teacher(folder, READY, LABELS)
-    load_teacher(folder, NEW, LABELS)
+        load_teacher(folder, READY, head_of(LABELS))
+    load_teacher(folder, NEW, head_of(LABELS))
 
 
 @pytest.mark.parametrize("settings", [READY, NEW])
@@ -241,7 +249,7 @@ def test_weights_of_another_size_than_the_configuration_are_refused(tmp_path, se
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(config | {key: value}))
     with pytest.raises(ModelError, match=r"config\.json|do not fit"):
-        load_teacher(folder, settings, LABELS)
+        load_teacher(folder, settings, head_of(LABELS))
 
 
 @EVERY_FAMILY
@@ -473,7 +481,7 @@ def test_saved_student_answers_the_same(tmp_path, family, changes):
     """From another folder than it was made in, in eval mode, and with no path of this machine in its files."""
     if family == "electra" and "embedding" in changes:
         pytest.skip("ELECTRA has a factorised embedding of its own")
-    teacher = load_teacher(saved(tmp_path / "teacher", toy_model(family)), NEW, LABELS)
+    teacher = load_teacher(saved(tmp_path / "teacher", toy_model(family)), NEW, head_of(LABELS))
     student = build_student(teacher, student_settings(**changes), seed=0, probe=[probe()])
     expected = logits(student)
     again = load_classifier(saved(tmp_path / "student", student.train()))
@@ -530,7 +538,7 @@ def test_random_student_may_be_larger_than_its_teacher():
     settings = student_settings(layers=5, hidden=40, heads=5, init={"from": "random", "layers": "uniform"})
     student = build_student(toy_model(), settings, seed=0)
     assert shape_of(student.config).layers == 5
-    assert logits(student, toy_batch() | {"labels": None}).shape == (3, 3)
+    assert logits(student, {k: v for k, v in toy_batch().items() if k != "targets"}).shape == (3, 3)
 
 
 @pytest.mark.parametrize(
@@ -570,4 +578,4 @@ def test_electra_as_wide_as_its_embedding_stays_so():
 def test_folder_of_the_tiny_project_is_a_model(tmp_path):
     """The one that the tests of the stages start from."""
     write_teacher(tmp_path / "model", labels=LABELS)
-    assert load_teacher(find_model(str(tmp_path / "model")), READY, LABELS).config.num_labels == 3
+    assert load_teacher(find_model(str(tmp_path / "model")), READY, head_of(LABELS)).config.num_labels == 3

@@ -14,7 +14,7 @@ STUDENT = Shape(layers=2, hidden=48, heads=4, ffn=0, choices=3)
     ("losses", "ours", "theirs"),
     [
         ({"logit_kl": {}}, {"logits": set()}, {"logits": set()}),
-        ({"cross_entropy": {}}, {"logits": set(), "labels": set()}, {}),
+        ({"cross_entropy": {}}, {"logits": set(), "targets": set()}, {}),
         (
             {"attention_score_mse": {"map": "uniform"}},
             {"attention": {1, 2}},

@@ -27,7 +27,7 @@ def read(model, needs=SIGNALS, **settings):
 def test_recomputed_maps_equal_the_models_own(family):
     """In eval mode eager attention has no dropout, so its maps are the truth."""
     model = toy_model(family)
-    inputs = {name: tensor for name, tensor in toy_batch().items() if name != "labels"}
+    inputs = {name: tensor for name, tensor in toy_batch().items() if name != "targets"}
     with torch.no_grad():
         expected = model(**inputs, output_attentions=True).attentions
         maps = attention_maps(read(model))
@@ -40,13 +40,13 @@ def test_recomputed_maps_equal_the_models_own(family):
 def test_hidden_states_values_and_logits_are_the_models_own(family):
     """Hidden state 0 is what enters layer 1, l what layer l gave; values are a projection of the state below."""
     model = toy_model(family)
-    inputs = {name: tensor for name, tensor in toy_batch().items() if name != "labels"}
+    inputs = {name: tensor for name, tensor in toy_batch().items() if name != "targets"}
     signals = read(model)
     expected = model(**inputs, output_hidden_states=True)
     torch.testing.assert_close(signals.logits, expected.logits)
     torch.testing.assert_close(signals.hidden, expected.hidden_states)
     assert torch.equal(signals.mask, inputs["attention_mask"] == 1)
-    assert torch.equal(signals.labels, toy_batch()["labels"])
+    assert torch.equal(signals.targets, toy_batch()["targets"])
     for number, layer in enumerate(layers_of(model)):
         value = layer.get_submodule(family_of(model.config).module_of("value"))(signals.hidden[number])  # (B, L, D)
         torch.testing.assert_close(signals.values[number].transpose(1, 2).flatten(2), value)
@@ -90,7 +90,7 @@ def test_signals_of_an_earlier_batch_are_never_taken_for_this_one():
     """A run between two reads leaves nothing behind."""
     model = toy_model()
     with SignalReader(model, ["attention"], frozen=True) as reader:
-        model(**toy_batch())
+        model(**{name: tensor for name, tensor in toy_batch().items() if name != "targets"})
         for layer in layers_of(model):
             layer.attention.self.query = nn.Linear(32, 32)
         with pytest.raises(SignalError, match="layer 1 of the teacher gave no query"):
@@ -121,7 +121,7 @@ def test_a_closed_reader_raises_and_leaves_the_model_as_it_was():
 def test_only_what_is_needed_is_read():
     """Hooks cost memory, so a signal nobody asked for is an empty tuple."""
     signals = read(toy_model(), ["logits"])
-    assert (signals.hidden, signals.queries, signals.keys, signals.values, signals.labels) == ((), (), (), (), None)
+    assert (signals.hidden, signals.queries, signals.keys, signals.values, signals.targets) == ((), (), (), (), None)
 
 
 def test_a_frozen_model_is_read_in_eval_mode_without_gradient():
@@ -155,25 +155,25 @@ def test_gradient_checkpointing_is_refused_where_it_hides_gradients():
         assert reader.read(toy_batch()).logits.requires_grad
 
 
-def test_labels_are_not_shown_to_the_model():
+def test_targets_are_not_shown_to_the_model():
     """The model would compute its own loss; ours are the only ones."""
     seen = []
     model = toy_model()
     handle = model.register_forward_pre_hook(lambda _, args, kwargs: seen.append(kwargs), with_kwargs=True)
     read(model)
     handle.remove()
-    assert "labels" not in seen[0]
+    assert "targets" not in seen[0]
 
 
 @pytest.mark.parametrize(
     ("needs", "missing", "message"),
     [
         (["logits"], "attention_mask", "the batch has no 'attention_mask'"),
-        (["labels"], "labels", "the batch has no 'labels'"),
+        (["targets"], "targets", "the batch has no 'targets'"),
     ],
 )
 def test_a_batch_that_lacks_something_is_an_error(needs, missing, message):
-    """Padding that is not marked, or labels that are not there, must not be guessed."""
+    """Padding that is not marked, or targets that are not there, must not be guessed."""
     batch = {name: tensor for name, tensor in toy_batch().items() if name != missing}
     with SignalReader(toy_model(), needs) as reader, pytest.raises(SignalError, match=message):
         reader.read(batch)
@@ -205,7 +205,7 @@ def test_known_logits_spare_the_layers_above(family, needs):
     with SignalReader(model, needs, frozen=True) as reader:
         whole = reader.read(toy_batch())
         assert ran.pop()
-        part = reader.read(toy_batch(), logits=whole.logits)
+        part = reader.read(toy_batch(), outputs={"logits": whole.logits})
     assert not ran
     for name in ("hidden", "queries", "keys", "values"):
         for one, other in zip(getattr(whole, name), getattr(part, name), strict=True):
@@ -217,7 +217,7 @@ def test_known_logits_and_no_other_need_spare_the_model():
     model = toy_model()
     model.forward = None
     with SignalReader(model, ["logits"], frozen=True) as reader:
-        assert reader.read(toy_batch(), logits=torch.ones(3, 3)).logits.sum() == 9
+        assert reader.read(toy_batch(), outputs={"logits": torch.ones(3, 3)}).logits.sum() == 9
 
 
 def test_output_weights_are_the_projections_own():

@@ -24,7 +24,7 @@ def make_split(rows=9):
     return EncodedSplit(
         names=tuple(f"row-{i}" for i in range(rows)),
         ids=ids,
-        labels=tuple(i % 3 for i in range(rows)),
+        targets=tuple(i % 3 for i in range(rows)),
         pad_id=0,
         teacher_ids=[[63 - token for token in row] for row in ids],
         teacher_pad_id=1,
@@ -111,7 +111,7 @@ def test_losses_on_known_signals_are_losses_on_the_teacher(tmp_path, losses):
     if "minilm_v2" in losses:
         settings["minilm_v2"] = {"relation_heads": 4}
     logits = torch.randn(len(SPLIT), 3, generator=torch.Generator().manual_seed(1))
-    split = EncodedSplit(**{**SPLIT.__dict__, "teacher_logits": logits})
+    split = EncodedSplit(**{**SPLIT.__dict__, "teacher_outputs": {"logits": logits}})
     batch = Collator(split)([4, 1, 7])
     results = []
     for use_known in (False, True):

@@ -11,6 +11,7 @@ import datasets
 import numpy as np
 import pytest
 
+from pipeline import tasks
 from pipeline.data.examples import read_prepared, write_prepared
 from pipeline.data.prepared import EncodedSplit
 from pipeline.data.reading import Row
@@ -63,7 +64,7 @@ def test_rows_of_memory_and_of_a_file_are_joined_and_are_one_content(tmp_path):
     [
         {"ids": [[1, 5], [2, 1, 6]]},  # the same tokens, cut at another place
         {"ids": [[1, 5, 2], [1, 7]]},
-        {"labels": (0, 0)},
+        {"targets": (0, 0)},
         {"teacher_ids": [[1, 5, 2], [1, 6]]},
     ],
 )
@@ -109,16 +110,17 @@ print(len(examples), *sorted({"numpy", "pyarrow", "sklearn", "scipy", "torch", "
 
 def test_prepared_examples_need_no_other_package(tmp_path):
     """The report reads the test rows, and starts in a tenth of a second."""
-    rows = [Row("a", "one\u2028two 日本", "yes", ""), Row("b", "x", "no", "", "hard")]
-    write_prepared(Dataset({"test": rows}, ("no", "yes"), {}), tmp_path)
+    rows = [Row("a", ("one\u2028two 日本",), "yes", ""), Row("b", ("x",), "no", "", "hard")]
+    task = tasks.load("single_label", {}, tasks.Space(names=("no", "yes")))
+    write_prepared(Dataset({"test": rows}, task, {}), tmp_path)
     environment = {"PYTHONPATH": str(ROOT)}
     found = subprocess.run(
         [sys.executable, "-c", LIGHT], cwd=tmp_path, env=environment, check=True, capture_output=True
     )
     assert found.stdout.split() == [b"2"]
     examples = read_prepared(tmp_path, "test")
-    assert (list(examples.texts), examples.labels, examples.slices) == (
-        ["one\u2028two 日本", "x"],
+    assert (list(examples.texts), examples.numbers, examples.slices) == (
+        [["one\u2028two 日本"], ["x"]],
         (1, 0),
         ("", "hard"),
     )

@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from tiny_project import flip_bit
-from toy_models import toy_model
+from toy_models import TASK, toy_model
 
 from pipeline.base.errors import IntegrityError, SettingsError, TrainingError
 from pipeline.base.records import open_folder
@@ -20,7 +20,7 @@ from pipeline.models.checkpoints import save_classifier
 from pipeline.settings.params import TrainingSettings
 from pipeline.training import checkpoints
 from pipeline.training import loop as training
-from pipeline.training.answers import cached_teacher_logits, check_not_collapsed, correct_share, predict_logits
+from pipeline.training.answers import cached_teacher_outputs, check_learned, predict, score_of
 from pipeline.training.distiller import Distiller, check_fit
 from pipeline.training.loop import fit
 from pipeline.training.steps import Steps
@@ -67,14 +67,14 @@ def settings(**changes):
 
 def with_teacher_logits(split, teacher):
     """The split as the distill stage makes it."""
-    return EncodedSplit(**{**split.__dict__, "teacher_logits": predict_logits(teacher, split.ids, split.pad_id, "t")})
+    return EncodedSplit(**{**split.__dict__, "teacher_outputs": predict(teacher, split.ids, split.pad_id, "t")})
 
 
 def train(work, *, student=None, teacher=None, losses=None, split=TRAIN, key=KEY, seed=0, keep="best", **changes):
     """(run, weights) of a short training."""
     student = student if student is not None else make_student()
     distiller = Distiller(student, teacher, losses or {"cross_entropy": {}})
-    run = fit(distiller, split, DEV, settings(**changes), work, key, seed, "the student", keep)
+    run = fit(distiller, split, DEV, TASK, settings(**changes), work, key, seed, "the student", keep)
     return run, {name: weight.clone() for name, weight in student.state_dict().items()}
 
 
@@ -104,12 +104,12 @@ def kill_at(monkeypatch):
     yield plant
 
 
-def plant_accuracies(monkeypatch, told):
+def plant_scores(monkeypatch, told):
     """Makes each evaluation find what is told for its step."""
-    monkeypatch.setattr(training, "dev_accuracy", lambda *_: math.nan)
+    monkeypatch.setattr(training, "dev_score", lambda *_: math.nan)
     original = checkpoints.Progress.judge
     monkeypatch.setattr(
-        checkpoints.Progress, "judge", lambda self, accuracy, epoch: original(self, told[self.step], epoch)
+        checkpoints.Progress, "judge", lambda self, score, epoch, metric: original(self, told[self.step], epoch, metric)
     )
 
 
@@ -169,10 +169,10 @@ def test_batches_have_similar_lengths_and_come_in_no_order_of_length():
 
 def test_training_learns_a_task_that_can_be_learned(tmp_path):
     """From chance to nearly all of dev right."""
-    before = correct_share(predict_logits(make_student(), DEV.ids, DEV.pad_id, "dev"), DEV.labels)
+    before = score_of(predict(make_student(), DEV.ids, DEV.pad_id, "dev"), DEV.targets, TASK)
     run, _ = train(tmp_path, epochs=12.0)
     assert before < 0.6
-    assert run.best_dev_accuracy > 0.85
+    assert run.best_dev_score > 0.85
     assert run.steps == 12 * 6
     losses = [entry["loss"] for entry in run.log if "loss" in entry]
     assert losses[-1] < 0.5 * losses[0]
@@ -180,12 +180,12 @@ def test_training_learns_a_task_that_can_be_learned(tmp_path):
 
 @pytest.mark.parametrize("keep", ["best", "last"])
 @pytest.mark.parametrize("changes", [{}, {"epochs": 2.5}, {"evaluations_per_epoch": 4}, {"epochs": 0.3}])
-def test_accuracy_told_is_that_of_the_final_weights_on_all_of_dev(tmp_path, keep, changes):
+def test_score_told_is_that_of_the_final_weights_on_all_of_dev(tmp_path, keep, changes):
     """A past fault: it was that of a part of dev. 37 rows and a last training batch of 10 would show it."""
     student = make_student()
     run, _ = train(tmp_path, student=student, keep=keep, **changes)
     logits = torch.cat([student.eval()(torch.tensor([ids])).logits for ids in DEV.ids]).detach()
-    assert run.best_dev_accuracy == correct_share(logits, DEV.labels)
+    assert run.best_dev_score == score_of({"logits": logits}, DEV.targets, TASK)
 
 
 @pytest.mark.parametrize("changes", [{"epochs": 2.5}, {"epochs": 0.3}, {"evaluations_per_epoch": 4}])
@@ -193,7 +193,7 @@ def test_last_step_is_evaluated_and_kept(tmp_path, changes):
     """Where steps are no multiple of those between evaluations, else the last part is trained for nothing."""
     run, _ = train(tmp_path, **changes)
     assert run.steps == max(1, round(changes.get("epochs", 2.0) * 6))
-    evaluated = [entry["step"] for entry in run.log if "dev_accuracy" in entry]
+    evaluated = [entry["step"] for entry in run.log if "dev_score" in entry]
     assert evaluated[-1] == run.steps
     assert checkpoints.Checkpoints(tmp_path, KEY).newest().step == run.steps
 
@@ -207,10 +207,10 @@ def test_teacher_helps_on_average(tmp_path):
     clean = make_split(300, seed=1)
     teacher = toy_model(initializer_range=0.1)
     run, _ = train(tmp_path / "teacher", student=teacher, split=clean, epochs=12.0)
-    assert run.best_dev_accuracy > 0.9
+    assert run.best_dev_score > 0.9
     generator = torch.Generator().manual_seed(0)
     noise = torch.randint(1, 3, (300,), generator=generator) * (torch.rand(300, generator=generator) < 1 / 3)
-    labels = tuple((label + int(extra)) % 3 for label, extra in zip(clean.labels, noise, strict=True))
+    labels = tuple((label + int(extra)) % 3 for label, extra in zip(clean.targets, noise, strict=True))
     noisy = with_teacher_logits(EncodedSplit(clean.names, clean.ids, labels, clean.pad_id), teacher)
 
     def mean_accuracy(name, losses):
@@ -227,7 +227,7 @@ def test_teacher_helps_on_average(tmp_path):
             )[0]
             for seed in range(5)
         ]
-        return sum(run.best_dev_accuracy for run in runs) / len(runs)
+        return sum(run.best_dev_score for run in runs) / len(runs)
 
     assert mean_accuracy("distilled", {"logit_kl": {"temperature": 2.0}}) > mean_accuracy(
         "plain", {"cross_entropy": {}}
@@ -244,9 +244,9 @@ def test_best_checkpoint_is_the_earliest_of_equals(tmp_path, monkeypatch):
         return next(told)
 
     student = make_student()
-    monkeypatch.setattr(training, "dev_accuracy", planted)
+    monkeypatch.setattr(training, "dev_score", planted)
     run, weights = train(tmp_path, student=student, epochs=4.0)
-    assert run.best_dev_accuracy == 0.75
+    assert run.best_dev_score == 0.75
     assert same(weights, kept[1])
     assert not same(weights, kept[2])
 
@@ -254,9 +254,9 @@ def test_best_checkpoint_is_the_earliest_of_equals(tmp_path, monkeypatch):
 def test_last_weights_are_kept_when_asked(tmp_path, monkeypatch):
     """For a phase whose dev accuracy says nothing."""
     told = iter([0.75, 0.25])
-    monkeypatch.setattr(training, "dev_accuracy", lambda *_: next(told))
+    monkeypatch.setattr(training, "dev_score", lambda *_: next(told))
     run, weights = train(tmp_path, keep="last")
-    assert run.best_dev_accuracy == 0.25
+    assert run.best_dev_score == 0.25
     saved = load_file(tmp_path / "checkpoint-12" / "model.safetensors")
     assert all(torch.equal(saved[f"student.{name}"], weight) for name, weight in weights.items())
 
@@ -264,7 +264,7 @@ def test_last_weights_are_kept_when_asked(tmp_path, monkeypatch):
 def test_patience_stops_a_run_that_gets_no_better(tmp_path, monkeypatch):
     """Planted accuracies: the best is the second; two more without a better one are waited for."""
     told = iter([0.5, 0.75, 0.7, 0.75, 0.9])
-    monkeypatch.setattr(training, "dev_accuracy", lambda *_: next(told))
+    monkeypatch.setattr(training, "dev_score", lambda *_: next(told))
     run, _ = train(tmp_path, epochs=8.0, patience=2)
     assert run.steps == 4 * 6
 
@@ -283,8 +283,8 @@ def test_log_holds_nothing_but_what_was_trained(tmp_path):
     """No time, no speed, no path: the same seed gives the same bytes."""
     run, _ = train(tmp_path)
     keys = {key for entry in run.log for key in entry}
-    assert keys == {"step", "epoch", "loss", "grad_norm", "learning_rate", "term_cross_entropy", "dev_accuracy"}
-    assert all("loss" in entry or "dev_accuracy" in entry for entry in run.log)
+    assert keys == {"step", "epoch", "loss", "grad_norm", "learning_rate", "term_cross_entropy", "dev_score"}
+    assert all("loss" in entry or "dev_score" in entry for entry in run.log)
 
 
 # --- killed and resumed ------------------------------------------------------------------------------------------
@@ -298,7 +298,7 @@ def test_killed_run_ends_with_the_weights_of_one_that_was_not(tmp_path, monkeypa
     assert run.resumed_from_step == step // 3 * 3
     assert same(resumed, weights)
     assert run.log == plain.log
-    assert run.best_dev_accuracy == plain.best_dev_accuracy
+    assert run.best_dev_score == plain.best_dev_score
 
 
 @pytest.mark.parametrize("keep", ["best", "last"])
@@ -310,13 +310,13 @@ def test_run_that_was_killed_after_its_last_step_trains_no_further(tmp_path, epo
     assert again.resumed_from_step == again.steps == run.steps
     assert same(resumed, weights)
     assert again.log == run.log
-    assert again.best_dev_accuracy == run.best_dev_accuracy
+    assert again.best_dev_score == run.best_dev_score
 
 
 @pytest.mark.parametrize("step", [18, 20])
 def test_patience_survives_a_kill(tmp_path, monkeypatch, kill_at, step):
     """What was waited for before the kill counts."""
-    plant_accuracies(monkeypatch, {6: 0.5, 12: 0.75, 18: 0.7, 24: 0.75, 30: 0.9, 36: 0.9})
+    plant_scores(monkeypatch, {6: 0.5, 12: 0.75, 18: 0.7, 24: 0.75, 30: 0.9, 36: 0.9})
 
     def run(work):
         return train(work, epochs=6.0, patience=2)
@@ -382,7 +382,7 @@ def test_damaged_checkpoint_is_named_and_the_one_before_is_used(tmp_path, monkey
 
 def test_damaged_best_checkpoint_is_no_dead_end(tmp_path, monkeypatch, kill_at):
     """The newest one is whole, but could not end with the best weights: go back to before both."""
-    plant_accuracies(monkeypatch, {3: 0.9, 6: 0.5, 9: 0.5, 12: 0.4})
+    plant_scores(monkeypatch, {3: 0.9, 6: 0.5, 9: 0.5, 12: 0.4})
 
     def run(work):
         return train(work, evaluations_per_epoch=2)
@@ -456,7 +456,7 @@ def test_row_told_is_the_one_with_the_fault(tmp_path):
     """Planted: one row whose teacher's answer is NaN, in batches of one."""
     student = make_student()
     split = with_teacher_logits(TRAIN, toy_model())
-    split.teacher_logits[41, 1] = torch.nan
+    split.teacher_outputs["logits"][41, 1] = torch.nan
     with pytest.raises(TrainingError, match=r"loss 'logit_kl' is not finite on a batch with rows row-41…"):
         train(tmp_path, student=student, teacher=toy_model(), losses={"logit_kl": {}}, split=split, batch_size=1)
 
@@ -476,8 +476,8 @@ def test_answers_that_are_not_finite_are_named():
     with torch.no_grad():
         model.bert.embeddings.word_embeddings.weight[57] = torch.nan
     ids = [[2, 10, 3], [2, 10, 11, 12, 3], [2, 57, 3]]
-    with pytest.raises(TrainingError, match=r"^dev: the answer to row 2 is not finite"):
-        predict_logits(model, ids, 0, "dev")
+    with pytest.raises(TrainingError, match=r"^dev: 'logits' of row 2 is not finite"):
+        predict(model, ids, 0, "dev")
 
 
 def logits_of(answers, classes=3):
@@ -501,15 +501,15 @@ COMMON, RARE = [0] * 190, [1] * 10
 def test_collapse_is_an_error(answers, message):
     """Faults row 16: answers that have nothing to do with the labels, however many are right."""
     with pytest.raises(TrainingError, match=f"^the student collapsed: {message}"):
-        check_not_collapsed(logits_of(answers), COMMON + RARE, "the student")
+        check_learned({"logits": logits_of(answers)}, COMMON + RARE, TASK, "the student")
 
 
 def test_a_model_that_finds_the_rare_class_has_not_collapsed():
     """Though always answering the commonest class would be right more often: 95 % against 94 %."""
     answers = [0] * 180 + [1] * 10 + [1] * 8 + [0] * 2
-    assert correct_share(logits_of(answers), COMMON + RARE) < 0.95
-    check_not_collapsed(logits_of(answers), COMMON + RARE, "the student")
-    check_not_collapsed(logits_of([0] * 6 + [1] * 4), [0] * 5 + [1] * 3 + [2] * 2, "the student")
+    assert score_of({"logits": logits_of(answers)}, COMMON + RARE, TASK) < 0.95
+    check_learned({"logits": logits_of(answers)}, COMMON + RARE, TASK, "the student")
+    check_learned({"logits": logits_of([0] * 6 + [1] * 4)}, [0] * 5 + [1] * 3 + [2] * 2, TASK, "the student")
 
 
 def test_chance_is_that_of_answers_in_another_order():
@@ -521,7 +521,7 @@ def test_chance_is_that_of_answers_in_another_order():
     mean, spread = torch.tensor(shuffled).double().mean(), torch.tensor(shuffled).double().std()
     worst = answers.sort().values[labels.argsort(descending=True).argsort()].tolist()
     with pytest.raises(TrainingError, match=rf"would have {mean:.0f} ± {spread:.0f};"):
-        check_not_collapsed(logits_of(worst), labels.tolist(), "the student")
+        check_learned({"logits": logits_of(worst)}, labels.tolist(), TASK, "the student")
 
 
 # --- the distiller -----------------------------------------------------------------------------------------------
@@ -566,7 +566,7 @@ def test_auxiliary_modules_learn_and_are_not_exported(tmp_path):
     distiller = Distiller(student, teacher, {"hidden_mse": {"map": "last_only"}})
     [before] = [weight.clone() for weight in distiller.auxiliary.parameters()]
     assert tuple(before.shape) == (32, 16)
-    fit(distiller, TRAIN, DEV, settings(), tmp_path / "work", KEY, 0, "the student", "last")
+    fit(distiller, TRAIN, DEV, TASK, settings(), tmp_path / "work", KEY, 0, "the student", "last")
     [after] = distiller.auxiliary.parameters()
     assert not torch.equal(before, after)
     save_classifier(student, tmp_path / "model")
@@ -611,7 +611,7 @@ def test_teacher_is_not_touched(tmp_path):
     student = make_student()
     distiller = Distiller(student, teacher, losses)
     assert not any("teacher" in name for name in distiller.state_dict())
-    fit(distiller, TRAIN, DEV, settings(), tmp_path, KEY, 0, "the student")
+    fit(distiller, TRAIN, DEV, TASK, settings(), tmp_path, KEY, 0, "the student")
     assert same(teacher.state_dict(), before)
     assert not teacher.training
     assert all(weight.grad is None for weight in teacher.parameters())
@@ -681,14 +681,14 @@ def test_teacher_answers_are_computed_once(tmp_path):
     teacher = toy_model()
     calls = []
     teacher.register_forward_hook(lambda *_: calls.append(1))
-    first = cached_teacher_logits(teacher, TRAIN, tmp_path, "a" * 64)
+    first = cached_teacher_outputs(teacher, TRAIN, tmp_path, "a" * 64)["logits"]
     once = len(calls)
     assert once > 0
-    again = cached_teacher_logits(teacher, TRAIN, tmp_path, "a" * 64)
+    again = cached_teacher_outputs(teacher, TRAIN, tmp_path, "a" * 64)["logits"]
     assert len(calls) == once
-    fresh = predict_logits(toy_model(), TRAIN.ids, TRAIN.pad_id, "fresh")
+    fresh = predict(toy_model(), TRAIN.ids, TRAIN.pad_id, "fresh")["logits"]
     assert torch.equal(first, fresh) and torch.equal(again, fresh)
-    cached_teacher_logits(teacher, TRAIN, tmp_path, "b" * 64)
+    cached_teacher_outputs(teacher, TRAIN, tmp_path, "b" * 64)["logits"]
     assert len(calls) == 2 * once
 
 
@@ -696,19 +696,19 @@ def test_teacher_answers_are_computed_once(tmp_path):
 def test_damaged_answers_are_made_again(tmp_path, caplog, how):
     """Faults rows 9 and 15: with a message; never learned from."""
     teacher = toy_model()
-    expected = cached_teacher_logits(teacher, TRAIN, tmp_path, "a" * 64).clone()  # not a view of the file
-    [folder] = tmp_path.glob("teacher_logits-*")
+    expected = cached_teacher_outputs(teacher, TRAIN, tmp_path, "a" * 64)["logits"].clone()  # not a view of the file
+    [folder] = tmp_path.glob("teacher_outputs-*")
     if how == "bit flip":
-        flip_bit(folder / "logits.safetensors")
+        flip_bit(folder / "outputs.safetensors")
     elif how == "no card":
         (folder / "card.json").unlink()
     else:
-        save_file({"logits": expected.clone().fill_(torch.nan)}, folder / "logits.safetensors")
+        save_file({"logits": expected.clone().fill_(torch.nan)}, folder / "outputs.safetensors")
     with caplog.at_level(logging.WARNING):
-        found = cached_teacher_logits(teacher, TRAIN, tmp_path, "a" * 64)
+        found = cached_teacher_outputs(teacher, TRAIN, tmp_path, "a" * 64)["logits"]
     assert torch.equal(found, expected)
-    assert any("computing the teacher's logits again" in record.message for record in caplog.records)
-    assert cached_teacher_logits(teacher, TRAIN, tmp_path, "a" * 64).isfinite().all()
+    assert any("computing the teacher's outputs again" in record.message for record in caplog.records)
+    assert cached_teacher_outputs(teacher, TRAIN, tmp_path, "a" * 64)["logits"].isfinite().all()
 
 
 def test_teacher_that_answers_nan_is_refused(tmp_path):
@@ -716,8 +716,8 @@ def test_teacher_that_answers_nan_is_refused(tmp_path):
     teacher = toy_model()
     with torch.no_grad():
         teacher.classifier.bias[1] = torch.nan
-    with pytest.raises(TrainingError, match="teacher's logits: the answer to row 0 is not finite"):
-        cached_teacher_logits(teacher, TRAIN, tmp_path, "a" * 64)
+    with pytest.raises(TrainingError, match="teacher's outputs: 'logits' of row 0 is not finite"):
+        cached_teacher_outputs(teacher, TRAIN, tmp_path, "a" * 64)["logits"]
     assert not list(tmp_path.iterdir())
 
 
@@ -725,13 +725,13 @@ def test_teacher_answers_in_its_own_vocabulary(tmp_path):
     """Where the student's is trimmed."""
     teacher = toy_model()
     split = EncodedSplit(("a",), [[1, 2]], (0,), 0, teacher_ids=[[2, 41, 3]], teacher_pad_id=0)
-    found = cached_teacher_logits(teacher, split, tmp_path, "a" * 64)
-    assert torch.equal(found, predict_logits(teacher, [[2, 41, 3]], 0, "teacher"))
+    found = cached_teacher_outputs(teacher, split, tmp_path, "a" * 64)["logits"]
+    assert torch.equal(found, predict(teacher, [[2, 41, 3]], 0, "teacher")["logits"])
 
 
 def test_answers_come_in_the_order_of_the_rows():
     """Though batches are sorted by length; each as if it had been asked alone."""
     model = toy_model()
-    together = predict_logits(model, DEV.ids, 0, "dev", batch_size=5)
-    alone = torch.cat([predict_logits(model, [ids], 0, "dev") for ids in DEV.ids])
+    together = predict(model, DEV.ids, 0, "dev", batch_size=5)["logits"]
+    alone = torch.cat([predict(model, [ids], 0, "dev")["logits"] for ids in DEV.ids])
     torch.testing.assert_close(together, alone, rtol=1e-4, atol=1e-5)

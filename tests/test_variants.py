@@ -20,7 +20,7 @@ PARAMS = Params.model_validate(make_settings("/nowhere"), strict=False)
 
 def variants(seed=0, **changes):
     """The variants of some settings."""
-    return variants_of(DistillSettings.model_validate({"losses": LOSSES} | changes), seed)
+    return variants_of(DistillSettings.model_validate({"losses": LOSSES} | changes), "cross_entropy", seed)
 
 
 def test_one_student_and_no_control_unless_asked():

@@ -16,6 +16,10 @@ from transformers import (
     XLMRobertaForSequenceClassification,
 )
 
+from pipeline import tasks
+
+TASK = tasks.load("single_label", {}, tasks.Space(names=("a", "b", "c")))
+
 _BERT_SIZES = {
     "hidden_size": 32,
     "num_hidden_layers": 3,
@@ -60,7 +64,7 @@ def toy_batch(seed: int = 0) -> dict[str, Tensor]:
     mask = (torch.arange(7)[None, :] < torch.tensor([[7], [4], [1]])).long()
     # 0 and 1 are padding tokens in one family or another, and RoBERTa counts positions by them
     ids = torch.randint(2, 60, (3, 7), generator=generator)
-    return {"input_ids": ids * mask + (1 - mask), "attention_mask": mask, "labels": torch.tensor([0, 2, 1])}
+    return {"input_ids": ids * mask + (1 - mask), "attention_mask": mask, "targets": torch.tensor([0, 2, 1])}
 
 
 def marked_batch(seed: int = 0) -> dict[str, Tensor]:
