@@ -11,6 +11,7 @@ from fakes import install_runtime
 from onnx import helper, numpy_helper
 from test_quantization import toy_examples
 from tiny_project import make_rows, make_teacher, make_tokenizer
+from toy_models import TASK
 
 from eval.checks import Subject, difference, graph, int8, lengths, padding, second_opinion, tokenizer
 from eval.latency import Exported
@@ -44,6 +45,7 @@ def made(tmp_path_factory):
         model,
         toy_examples(12, "dev"),
         toy_examples(30, "train", seed=1),
+        TASK,
         QuantizeSettings(allowed_drop=100),
         Scheme(activations="example", pair_safe=True),
         sensitivity_rows=2,

@@ -14,6 +14,7 @@ from onnx import helper, numpy_helper
 from test_checks import exported, found, ignore_the_mask, judged, swap_the_inputs
 from test_quantization import toy_examples
 from tiny_project import make_rows, make_teacher, make_tokenizer
+from toy_models import TASK
 
 from eval.checks import Subject, int8, kernels, lengths, padding
 from eval.checks import settings as settings_check
@@ -51,6 +52,7 @@ def source(tmp_path_factory):
         model,
         toy_examples(12, "dev"),
         toy_examples(30, "train", seed=1),
+        TASK,
         QuantizeSettings(allowed_drop=100),
         Scheme(activations="example", pair_safe=True),
         sensitivity_rows=2,

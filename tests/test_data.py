@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
+from pipeline import tasks
 from pipeline.base.errors import DataError
 from pipeline.data.batches import LengthGroupedSampler, batches_by_length, pad
 from pipeline.data.examples import read_prepared, write_prepared
@@ -29,6 +30,7 @@ from pipeline.data.texts import MAX_CELL_CHARACTERS, clean, encode, normalise
 from pipeline.settings.params import DataSettings
 
 ROOT = Path(__file__).resolve().parents[1]
+TASK = tasks.load("single_label", {})
 WORDS = re.findall(
     r"\w+",
     "amber birch cedar delta ember fjord grove heron inlet joker karma lemon mango nylon ocean piano quilt raven "
@@ -61,14 +63,15 @@ def write_default(root: Path, **replaced: list[tuple]) -> Path:
 
 def read(root: Path, *, seed: int = 0, max_share: float = 0.05, **files) -> Dataset:
     """load_dataset with a section of data.files."""
+    columns = {key: files.pop(key) for key in ("text", "pair", "label") if key in files}
     outer = {key: files.pop(key) for key in ("empty_text", "dev_fraction") if key in files}
     values = {
         "source": "files",
-        "files": {"root": str(root), **files},
+        "files": {"root": str(root), "columns": columns, **files},
         "near_duplicates": {"similarity": 0.95, "max_share": max_share},
         **outer,
     }
-    return load_dataset(DataSettings.model_validate(values), Path(), seed)
+    return load_dataset(DataSettings.model_validate(values), TASK, Path(), seed)
 
 
 def refusals(root: Path, **options) -> list[str]:
@@ -78,7 +81,7 @@ def refusals(root: Path, **options) -> list[str]:
 
 
 def rows_of(dataset: Dataset, split: str) -> list[tuple[str, str]]:
-    return [(row.text, row.label) for row in dataset.splits[split]]
+    return [(row.text, row.target) for row in dataset.splits[split]]
 
 
 # --- formats -------------------------------------------------------------------------------------------------------
@@ -110,7 +113,7 @@ def test_every_format_gives_the_same_rows(tmp_path, ending):
     assert rows_of(found, "train") == train
     assert rows_of(found, "dev") == table("dev", 6)
     assert rows_of(found, "test") == table("test")
-    assert found.labels == ("no", "yes")
+    assert found.task.space.names == ("no", "yes")
     assert found.findings["rows"] == {"train": 20, "dev": 6, "test": 20}
 
 
@@ -125,6 +128,28 @@ def test_files_without_a_header_take_column_numbers(tmp_path):
     assert rows_of(found, "test")[0] == (f'{sentence(2_000)} " odd', "no")
     (tmp_path / "train.tsv").write_text('"open quote\t1\nb\t2\n', "utf-8")
     assert "train.tsv:2: not valid TSV: unexpected end of data" in refusals(tmp_path, **options)[0]
+
+
+def test_a_column_called_pair_makes_rows_pairs(tmp_path):
+    """Read, kept and tokenized as two texts; a row is empty when either is, and twice when both are the same."""
+    for split in ("train", "test"):
+        rows = [(text, f"other {text}", label) for text, label in table(split)]
+        write_csv(tmp_path / f"{split}.csv", rows, ("first", "second", "label"))
+    found = read(tmp_path, text="first", pair="second")
+    assert found.splits["test"][0].texts == (sentence(2_000), f"other {sentence(2_000)}")
+    write_prepared(found, tmp_path)
+    assert read_prepared(tmp_path, "test").texts[0] == found.splits["test"][0].texts
+    half = [(text, "", label) for text, label in table("test")]
+    write_csv(tmp_path / "test.csv", half, ("first", "second", "label"))
+    assert "empty text" in refusals(tmp_path, text="first", pair="second")[0]
+
+
+def test_a_column_that_the_task_has_not_is_named(tmp_path):
+    """With the nearest one that it has."""
+    write_default(tmp_path)
+    values = {"source": "files", "files": {"root": str(tmp_path), "columns": {"labels": "label"}}}
+    with pytest.raises(DataError, match=r"'labels', which the task 'single_label' has not; did you mean 'label'\?"):
+        load_dataset(DataSettings.model_validate(values), TASK, Path(), 0)
 
 
 def test_a_byte_order_mark_crlf_and_blank_lines_change_nothing(tmp_path):
@@ -142,18 +167,18 @@ def test_labels_are_names_in_numeric_then_alphabetic_order(tmp_path):
     """1.0 is 1, as Parquet writes integers with gaps; blanks around a label are none of it."""
     labels = ("10", "9", " 2.5", "b ", "a")
     write_default(tmp_path, train=table("train", 50, labels), test=table("test", 50, labels))
-    assert read(tmp_path).labels == ("9", "10", "2.5", "a", "b")
+    assert read(tmp_path).task.space.names == ("9", "10", "2.5", "a", "b")
     numbers = {"text": [sentence(i) for i in range(20)], "label": [float(i % 2) for i in range(20)]}
     pyarrow.parquet.write_table(pyarrow.table(numbers), tmp_path / "train.parquet")
     write_csv(tmp_path / "test.csv", table("test", labels=("0", "1")))
-    assert read(tmp_path, train="train.parquet").labels == ("0", "1")
+    assert read(tmp_path, train="train.parquet").task.space.names == ("0", "1")
 
 
 def test_odd_digits_are_names_and_equal_numbers_keep_one_order(tmp_path):
     """'²' is a digit that is no number, and '1' and '01' would swap places from one hash seed to the next."""
     labels = ("²", "01", "1", "٣", "9" * 5000)
     write_default(tmp_path, train=table("train", 50, labels), test=table("test", 50, labels))
-    assert read(tmp_path).labels == ("01", "1", "9" * 5000, "²", "٣")
+    assert read(tmp_path).task.space.names == ("01", "1", "9" * 5000, "²", "٣")
 
 
 def test_paths_of_any_kind_work(tmp_path):
@@ -191,7 +216,7 @@ def test_several_problems_are_listed_at_once_with_their_lines(tmp_path):
             r"train.csv:5: no label in column 'label'",
             r"train.csv:7: 3 cells, expected 2 \(an unquoted delimiter",
             r"train.csv:9: a text of 100,001 characters, expected at most 100,000",
-            r"test.csv:4: the text or label holds a NUL character",
+            r"test.csv:4: the text holds a NUL character",
             r"test.csv:6: 1 cells, expected 2",
         ],
         strict=True,
@@ -212,7 +237,7 @@ def test_a_long_list_of_problems_is_cut_and_counted(tmp_path):
     [
         (
             {"text": "utterance"},
-            r"train.csv:1: no column 'utterance'; found columns 'text', 'label'; set data.files.text",
+            r"train.csv:1: no column 'utterance'; found columns 'text', 'label'; set data.files.columns.text",
         ),
         ({"text": 0}, r"no column 0; found columns 'text', 'label'.*header: false when the first row is data"),
         ({"header": False}, r"no column 'text', 'label'; found columns 0, 1"),
@@ -234,7 +259,7 @@ def test_a_long_list_of_problems_is_cut_and_counted(tmp_path):
         ({"train": "cut.jsonl"}, r"cut.jsonl:2: not JSON, expected one object a line"),
         ({"train": "deep.jsonl"}, r"deep.jsonl:1: not JSON"),
         ({"train": "keys.jsonl"}, r"keys.jsonl:2: no column 'label'; found columns 'text'"),
-        ({"train": "types.jsonl"}, r"types.jsonl:1: found a list as text or label, expected text"),
+        ({"train": "types.jsonl"}, r"types.jsonl:1: found a list as text, expected text"),
     ],
 )
 def test_a_file_that_cannot_be_used_is_named_with_what_is_wrong(tmp_path, options, message):
@@ -346,7 +371,7 @@ def test_a_cut_dev_is_stratified_seeded_and_disjoint(tmp_path):
     )
     assert first.splits == again.splits
     assert first.splits["dev"] != other.splits["dev"]
-    assert [sum(row.label == label for row in first.splits["dev"]) for label in ("a", "b")] == [30, 10]
+    assert [sum(row.target == label for row in first.splits["dev"]) for label in ("a", "b")] == [30, 10]
     texts = {split: {row.text for row in rows} for split, rows in first.splits.items()}
     assert not texts["train"] & texts["dev"]
     assert len(texts["train"] | texts["dev"]) == 200
@@ -449,7 +474,7 @@ def test_odd_text_is_read_compared_and_kept(tmp_path, text):
     found = read(tmp_path, train="train.jsonl", dev="dev.jsonl", test="test.jsonl")
     assert rows_of(found, "train") == train
     write_prepared(found, tmp_path)
-    assert read_prepared(tmp_path, "train").texts[-1] == text
+    assert read_prepared(tmp_path, "train").texts[-1] == (text,)
     assert normalise(text)
 
 
@@ -546,9 +571,10 @@ def test_prepared_data_comes_back_as_it_was(tmp_path):
     for split, rows in found.splits.items():
         examples = read_prepared(tmp_path / "one", split)
         assert list(examples.ids) == [row.id for row in rows]
-        assert list(examples.texts) == [row.text for row in rows]
-        assert (examples.texts[-1], examples.ids[:2]) == (rows[-1].text, [row.id for row in rows[:2]])
-        assert tuple(examples.names[number] for number in examples.labels) == tuple(row.label for row in rows)
+        assert list(examples.texts) == [row.texts for row in rows]
+        assert (examples.texts[-1], examples.ids[:2]) == (rows[-1].texts, [row.id for row in rows[:2]])
+        assert [found.task.space.names[number] for number in examples.numbers] == [row.target for row in rows]
+        assert list(examples.groups) == [row.target for row in rows]
         assert len(examples) == len(rows)
         assert examples.take([1, 0]).ids == (rows[1].id, rows[0].id)
         assert (tmp_path / "one" / f"{split}.jsonl").read_bytes() == (tmp_path / "two" / f"{split}.jsonl").read_bytes()
@@ -581,12 +607,13 @@ def test_data_without_slices_has_none(tmp_path):
 PREPARE = """
 import sys
 from pathlib import Path
+from pipeline import tasks
 from pipeline.data.examples import write_prepared
 from pipeline.data.splits import load_dataset
 from pipeline.settings.params import DataSettings
 
 source = DataSettings.model_validate({"source": "files", "files": {"root": sys.argv[1]}})
-write_prepared(load_dataset(source, Path(), 3), Path())
+write_prepared(load_dataset(source, tasks.load("single_label", {}), Path(), 3), Path())
 """
 
 
@@ -597,12 +624,12 @@ def test_the_prepared_bytes_do_not_depend_on_the_process(tmp_path):
     here, there = tmp_path / "here", tmp_path / "there"
     here.mkdir(), there.mkdir()
     values = {"source": "files", "files": {"root": str(raw)}}
-    write_prepared(load_dataset(DataSettings.model_validate(values), Path(), 3), here)
+    write_prepared(load_dataset(DataSettings.model_validate(values), TASK, Path(), 3), here)
     environment = {"PYTHONPATH": str(ROOT), "PYTHONHASHSEED": "7", "LC_ALL": "C", "TZ": "UTC+9", "OMP_NUM_THREADS": "1"}
     command = ["sh", "-c", 'umask 077; exec "$@"', "sh", sys.executable, "-c", PREPARE, str(raw)]
     subprocess.run(command, cwd=there, env=environment, check=True)
     names = sorted(file.name for file in here.iterdir())
-    assert names == ["dev.jsonl", "labels.json", "test.jsonl", "train.jsonl"]
+    assert names == ["dev.jsonl", "space.json", "test.jsonl", "train.jsonl"]
     for name in names:
         assert (here / name).read_bytes() == (there / name).read_bytes()
 
@@ -617,7 +644,7 @@ def hub(monkeypatch: pytest.MonkeyPatch, tables: dict[str, datasets.Dataset], **
 
     monkeypatch.setattr(datasets, "load_dataset", load_split)
     values = {"source": "hub", "hub": {"dataset": "some/set", "revision": "abc", **settings_of_hub}}
-    return load_dataset(DataSettings.model_validate(values), Path(), 0)
+    return load_dataset(DataSettings.model_validate(values), TASK, Path(), 0)
 
 
 def hub_table(split: str, labels: list | None = None) -> datasets.Dataset:
@@ -631,7 +658,7 @@ def test_a_hub_data_set_gives_class_names_of_its_class_labels(monkeypatch):
     """Names, not numbers, so that a file with the same rows gives the same data."""
     tables = {"train": hub_table("train"), "validation": hub_table("dev"), "test": hub_table("test")}
     found = hub(monkeypatch, tables, dev="validation")
-    assert found.labels == ("no", "yes")
+    assert found.task.space.names == ("no", "yes")
     assert rows_of(found, "train") == table("train")
     assert found.splits["test"][3].where == "some/set test[3]"
 
@@ -646,7 +673,7 @@ def test_hub_rows_are_checked_like_those_of_files(monkeypatch):
     with pytest.raises(DataError, match=r"some/set test\[0\]: no label in column 'label'"):
         hub(monkeypatch, {"train": hub_table("train"), "test": hub_table("test", [-1] * 20)})
     with pytest.raises(DataError, match=r"no column \['topic'\]; found \['text', 'label'\]"):
-        hub(monkeypatch, {"train": hub_table("train"), "test": hub_table("test")}, label="topic")
+        hub(monkeypatch, {"train": hub_table("train"), "test": hub_table("test")}, columns={"label": "topic"})
     with pytest.raises(DataError, match="split 'test' has no rows"):
         hub(monkeypatch, {"train": hub_table("train"), "test": hub_table("test").select([])})
 
@@ -666,7 +693,7 @@ def test_a_hub_that_cannot_be_reached_is_one_message(monkeypatch, error, words):
     with pytest.raises(
         DataError, match=f"cannot load split 'train' of data set 'some/set' from the hub: {words} check"
     ):
-        load_dataset(DataSettings.model_validate(values), Path(), 0)
+        load_dataset(DataSettings.model_validate(values), TASK, Path(), 0)
 
 
 # --- fuzzing -------------------------------------------------------------------------------------------------------
@@ -709,7 +736,7 @@ def test_arbitrary_texts_give_data_or_a_data_error(tmp_path, rows):
     except DataError as error:
         assert str(error)
     else:
-        assert {row.label for row in found.splits["train"]} == set(found.labels)
+        assert {row.target for row in found.splits["train"]} == set(found.task.space.names)
 
 
 def test_damaged_parquet_gives_data_or_a_data_error(tmp_path):

@@ -12,7 +12,7 @@ from fakes import install_runtime, make_artefact, make_job, make_result
 from test_quantization import toy_examples
 from tiny_project import make_rows, make_tokenizer, write_project, write_teacher
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
-from toy_models import FAMILIES, toy_model
+from toy_models import FAMILIES, TASK, toy_model
 from transformers import (
     BertTokenizerFast,
     DistilBertTokenizerFast,
@@ -409,7 +409,7 @@ def with_token(sequences):
 
 
 def single_texts():
-    for sequence in with_token(toy_examples(20, "test", seed=5).sequences):
+    for sequence in with_token(toy_examples(20, "test", seed=5).ids):
         batch = pad([sequence], 0)
         yield {name: values.numpy() for name, values in batch.items()}
 
@@ -425,8 +425,8 @@ def to_onnx_file(model, folder, precision):
         examples = [toy_examples(count, name, seed) for count, name, seed in ((12, "dev", 0), (50, "train", 1))]
         if shape_of(model.config).distillation_token:
             for rows in examples:
-                rows.sequences[:] = with_token(rows.sequences)
-        plan = make_plan(model, *examples, QuantizeSettings(allowed_drop=100), SCHEME, sensitivity_rows=2)
+                rows.ids[:] = with_token(rows.ids)
+        plan = make_plan(model, *examples, TASK, QuantizeSettings(allowed_drop=100), SCHEME, sensitivity_rows=2)
     artefact = to_onnx.convert(source, out, precision, to_onnx.Params(), 20, plan)
     return source, out, artefact, onnx.load(out / artefact.file)
 

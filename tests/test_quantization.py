@@ -1,19 +1,20 @@
 """The arithmetic of 8 bits, the sensitivity of modules, and what may stay in fp32."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
-from toy_models import toy_model
+from toy_models import TASK, toy_model
 
-from pipeline.base.errors import DataError, ModelError
+from pipeline.base.errors import DataError, ModelError, TrainingError
 from pipeline.base.records import read, write
+from pipeline.data.prepared import EncodedSplit
 from pipeline.quantization import plan as quantization
 from pipeline.quantization.calibration import BINS, Histogram
 from pipeline.quantization.plan import (
-    EncodedExamples,
     Scheme,
     activation_scale,
-    answer,
     calibrate,
     fake_quantize,
     fake_quantized,
@@ -22,23 +23,29 @@ from pipeline.quantization.plan import (
     quantize_weight,
 )
 from pipeline.settings.params import Calibration, QuantizeSettings
+from pipeline.training.answers import predict
 
 FAMILIES = ("bert", "distilbert", "roberta", "electra")
 LOOSE = QuantizeSettings(allowed_drop=100)
 EXAMPLE, TOKEN, FIXED, FLOAT = (Scheme(activations=name) for name in ("example", "token", "fixed", "float"))
 
 
-def toy_examples(count: int, prefix: str, seed: int = 0, labels=None) -> EncodedExamples:
+def toy_examples(count: int, prefix: str, seed: int = 0) -> EncodedSplit:
     """Random sentences of 2 to 12 tokens."""
     rng = np.random.default_rng(seed)
     sequences = [rng.integers(2, 60, rng.integers(2, 13)).tolist() for _ in range(count)]
-    return EncodedExamples([f"{prefix}-{i}" for i in range(count)], sequences, labels or [i % 3 for i in range(count)])
+    return EncodedSplit([f"{prefix}-{i}" for i in range(count)], sequences, [i % 3 for i in range(count)], pad_id=0)
 
 
-def self_labelled(model, count: int) -> EncodedExamples:
+def answer(model, rows: EncodedSplit, batch_size: int = 32) -> torch.Tensor:
+    """The logits of every row."""
+    return predict(model, rows.ids, rows.pad_id, "dev", batch_size, quiet=True)["logits"]
+
+
+def self_labelled(model, count: int) -> EncodedSplit:
     """Rows labelled by the model itself, so that fp32 is always right."""
     rows = toy_examples(count, "dev")
-    return EncodedExamples(rows.ids, rows.sequences, answer(model, rows).argmax(-1).tolist())
+    return replace(rows, targets=answer(model, rows).argmax(-1).tolist())
 
 
 def spoiled_model():
@@ -191,7 +198,7 @@ def test_calibration_leaves_padding_out():
     model = toy_model()
     rows = toy_examples(6, "train")
     together = calibrate(model, rows, "minmax", 99.0)
-    alone = [calibrate(model, EncodedExamples(["x"], [s], [0]), "minmax", 99.0) for s in rows.sequences]
+    alone = [calibrate(model, EncodedSplit(["x"], [s], [0], pad_id=0), "minmax", 99.0) for s in rows.ids]
     for name, (low, high) in together.items():
         assert low == pytest.approx(min(part[name][0] for part in alone), rel=1e-4, abs=1e-5)
         assert high == pytest.approx(max(part[name][1] for part in alone), rel=1e-4, abs=1e-5)
@@ -241,11 +248,11 @@ def test_eight_bits_lose_little():
 
 
 def test_answers_that_are_not_finite_are_refused():
-    """With the example's id."""
+    """No plan is made by them."""
     model = toy_model()
     torch.nn.init.constant_(model.classifier.bias, float("nan"))
-    with pytest.raises(ModelError, match="example 'dev-0' with NaN"):
-        answer(model, toy_examples(3, "dev"))
+    with pytest.raises(TrainingError, match="'logits' of row 0 is not finite"):
+        make_plan(model, toy_examples(3, "dev"), None, TASK, LOOSE, EXAMPLE)
 
 
 # --- the plan ----------------------------------------------------------------------------------------------------
@@ -254,9 +261,9 @@ def test_answers_that_are_not_finite_are_refused():
 def test_a_plan_survives_the_disk(tmp_path):
     """Written and read, it is the same; made twice, too."""
     model, dev, train = toy_model(), toy_examples(9, "dev"), toy_examples(120, "train")
-    plan = make_plan(model, dev, train, LOOSE, FIXED)
+    plan = make_plan(model, dev, train, TASK, LOOSE, FIXED)
     write(plan, tmp_path / "plan.json")
-    assert read(quantization.Plan, tmp_path / "plan.json") == plan == make_plan(model, dev, train, LOOSE, FIXED)
+    assert read(quantization.Plan, tmp_path / "plan.json") == plan == make_plan(model, dev, train, TASK, LOOSE, FIXED)
     assert set(plan.ranges) == set(quantizable_modules(model, embeddings=False))
     assert len(plan.sensitivity) == len(quantizable_modules(model, embeddings=True))
     assert plan.calibration.examples == 120 and plan.calibration.percentile == 99.99
@@ -266,11 +273,13 @@ def test_a_plan_survives_the_disk(tmp_path):
 def test_the_most_sensitive_module_stands_first():
     """A layer whose rows hold one huge weight each loses all others, and shows it."""
     model = spoiled_model()
-    plan = make_plan(model, self_labelled(model, 60), None, QuantizeSettings(allowed_drop=0, max_exclusions=1), EXAMPLE)
+    plan = make_plan(
+        model, self_labelled(model, 60), None, TASK, QuantizeSettings(allowed_drop=0, max_exclusions=1), EXAMPLE
+    )
     assert plan.sensitivity[0].module == "bert.encoder.layer.1.output.dense"
     assert plan.sensitivity[0].mean_kl > 10 * plan.sensitivity[1].mean_kl
     assert plan.exclude == ("bert.encoder.layer.1.output.dense",)
-    assert plan.int8_accuracy > 1 - plan.sensitivity[0].drop_points / 100
+    assert plan.int8_score > 1 - plan.sensitivity[0].drop / 100
     assert any("all zero" in text and "layer.1.intermediate.dense" in text for text in plan.warnings)
 
 
@@ -278,54 +287,58 @@ def test_modules_are_excluded_until_the_drop_is_allowed():
     """The shortest list that suffices; none when nothing need be."""
     calls = []
 
-    def accuracy(exclude):
+    def drop(exclude):
         calls.append(tuple(exclude))
-        return 0.5 + 0.1 * len(exclude)
+        return 50 - 10 * len(exclude)
 
-    assert quantization._exclude(["a", "b", "c", "d"], accuracy, 0.7) == (["a", "b"], 0.7)
+    assert quantization._exclude(["a", "b", "c", "d"], drop, 30) == (["a", "b"], 30)
     assert calls == [(), ("a",), ("a", "b")]
-    assert quantization._exclude(["a", "b"], accuracy, 0.4) == ([], 0.5)
+    assert quantization._exclude(["a", "b"], drop, 60) == ([], 50)
 
 
 def test_a_drop_that_stays_too_large_is_warned_of():
     """The best list is given, and a budget decides."""
-    found = [0.5, 0.8, 0.6]
-    assert quantization._exclude(["a", "b"], lambda names: found[len(names)], 0.9) == (["a"], 0.8)
+    found = [50, 20, 40]
+    assert quantization._exclude(["a", "b"], lambda names: found[len(names)], 10) == (["a"], 20)
     model = spoiled_model()
-    plan = make_plan(model, self_labelled(model, 60), None, QuantizeSettings(allowed_drop=0, max_exclusions=0), EXAMPLE)
-    assert plan.int8_accuracy < 1 and plan.exclude == ()
+    plan = make_plan(
+        model, self_labelled(model, 60), None, TASK, QuantizeSettings(allowed_drop=0, max_exclusions=0), EXAMPLE
+    )
+    assert plan.int8_score < 1 and plan.exclude == ()
     assert any("points on dev with 0 modules in fp32, allowed are 0.0" in text for text in plan.warnings)
 
 
-@pytest.mark.parametrize("calibration", [None, EncodedExamples([], [], [])])
+@pytest.mark.parametrize("calibration", [None, EncodedSplit([], [], [], pad_id=0)])
 def test_static_without_examples_is_refused(calibration):
     """And says what to give."""
     with pytest.raises(DataError, match="no calibration examples"):
-        make_plan(toy_model(), toy_examples(3, "dev"), calibration, LOOSE, FIXED)
+        make_plan(toy_model(), toy_examples(3, "dev"), calibration, TASK, LOOSE, FIXED)
 
 
 def test_calibrating_on_no_rows_is_refused():
     """Also when called directly."""
     with pytest.raises(DataError, match="no calibration examples"):
-        calibrate(toy_model(), EncodedExamples([], [], []), "minmax", 99.0)
+        calibrate(toy_model(), EncodedSplit([], [], [], pad_id=0), "minmax", 99.0)
 
 
 def test_calibration_rows_that_are_also_selection_rows_are_named():
     """Or the measured drop would be too good."""
     dev = toy_examples(6, "dev")
     with pytest.raises(DataError, match="2 calibration examples are also selection examples, such as 'dev-0', 'dev-1'"):
-        make_plan(toy_model(), dev, EncodedExamples(["x", "dev-1", "dev-0"], [[1]] * 3, [0] * 3), LOOSE, FIXED)
+        make_plan(
+            toy_model(), dev, EncodedSplit(["x", "dev-1", "dev-0"], [[1]] * 3, [0] * 3, pad_id=0), TASK, LOOSE, FIXED
+        )
 
 
 def test_no_dev_rows_are_refused():
     """A plan needs something to choose by."""
     with pytest.raises(DataError, match="no dev examples"):
-        make_plan(toy_model(), EncodedExamples([], [], []), None, QuantizeSettings(), EXAMPLE)
+        make_plan(toy_model(), EncodedSplit([], [], [], pad_id=0), None, TASK, QuantizeSettings(), EXAMPLE)
 
 
 def test_few_calibration_examples_are_warned_of():
     """One is possible, but said."""
-    plan = make_plan(toy_model(), toy_examples(6, "dev"), toy_examples(1, "train"), LOOSE, FIXED)
+    plan = make_plan(toy_model(), toy_examples(6, "dev"), toy_examples(1, "train"), TASK, LOOSE, FIXED)
     assert any("calibrated on 1 examples, fewer than 100" in text for text in plan.warnings)
 
 
@@ -335,7 +348,7 @@ def test_an_input_that_never_changes_is_warned_of():
     with torch.no_grad():
         model.bert.pooler.dense.weight.zero_()
         model.bert.pooler.dense.bias.zero_()
-    plan = make_plan(model, toy_examples(6, "dev"), toy_examples(100, "train"), LOOSE, FIXED)
+    plan = make_plan(model, toy_examples(6, "dev"), toy_examples(100, "train"), TASK, LOOSE, FIXED)
     assert any("'classifier': its input was always 0" in text for text in plan.warnings)
     assert any("'bert.pooler.dense': 32 of 32 output channels are all zero" in text for text in plan.warnings)
 
@@ -344,7 +357,7 @@ def test_an_input_that_never_changes_is_warned_of():
 def test_every_method_makes_a_plan(method):
     """With ranges in order and finite answers."""
     settings = QuantizeSettings(calibration=Calibration(method=method, examples=50))
-    plan = make_plan(toy_model(), toy_examples(20, "dev"), toy_examples(90, "train"), settings, FIXED)
+    plan = make_plan(toy_model(), toy_examples(20, "dev"), toy_examples(90, "train"), TASK, settings, FIXED)
     assert plan.calibration.method == method and plan.calibration.examples == 50
     assert all(low <= high for low, high in plan.ranges.values())
 
@@ -352,11 +365,11 @@ def test_every_method_makes_a_plan(method):
 def test_rows_are_spread_over_the_file():
     """A file sorted by label would otherwise calibrate on one class."""
     spread = toy_examples(100, "train").spread(4)
-    assert list(spread.ids) == ["train-0", "train-25", "train-50", "train-75"]
+    assert list(spread.names) == ["train-0", "train-25", "train-50", "train-75"]
     assert len(toy_examples(3, "train").spread(4)) == 3
 
 
 def test_sensitivity_uses_no_more_rows_than_told():
     """The whole dev split decides on the final drop only."""
-    plan = make_plan(toy_model(), toy_examples(20, "dev"), None, QuantizeSettings(), EXAMPLE, sensitivity_rows=5)
+    plan = make_plan(toy_model(), toy_examples(20, "dev"), None, TASK, QuantizeSettings(), EXAMPLE, sensitivity_rows=5)
     assert (plan.sensitivity_rows, plan.dev_rows) == (5, 20)

@@ -22,7 +22,7 @@ from pipeline.base.files import sha256_of
 from pipeline.base.records import Examination, Floors, Measurement, Parity, Score, Status, open_folder, seal
 from pipeline.base.workspace import Workspace
 from pipeline.data.examples import read_prepared
-from pipeline.data.prepared import TEST_LOGITS, read_encoded
+from pipeline.data.prepared import TEST_ANSWERS, TEST_OUTPUTS, read_encoded
 from pipeline.data.texts import encode
 from pipeline.distillation import distil as distillation
 from pipeline.models.checkpoints import load_classifier
@@ -89,7 +89,7 @@ def test_a_core_ml_target_is_judged_by_the_interpreter_and_says_so(copy):
     scored = records.read(Score, workspace.scored("ios"))
     examined = records.read(Examination, workspace.examined("ios"))
     assert {parity.stand_in, scored.stand_in, examined.stand_in} == {"reference interpreter, not a device"}
-    assert scored.agreement.value == 1 and len(scored.predictions) == 48
+    assert scored.agreement.value == 1 and len(scored.answers) == 48
     assert {check.title: check.status for check in examined.checks} == dict.fromkeys(
         ("fp16 range", "lengths and batches", "padding", "tokenizer", "weights"), Status.PASS
     )
@@ -108,10 +108,10 @@ def test_prepared_data_is_the_data(built):
     assert card.facts["vocabulary"]["teacher"] == card.facts["vocabulary"]["student"] == len(make_tokenizer())
     assert {f"encoded/{split}.arrow" for split in ("train", "dev", "test")} <= set(card.files)
     examples = read_prepared(workspace.data, "test")
-    assert examples.names == LABELS
+    assert json.loads((workspace.data / "space.json").read_text())["names"] == list(LABELS)
     assert all(
         any(word in text.split() for word in CLASSES[LABELS[label]])
-        for text, label in zip(examples.texts, examples.labels, strict=True)
+        for (text,), label in zip(examples.texts, examples.numbers, strict=True)
     )
 
 
@@ -190,15 +190,15 @@ def test_teacher_and_student_learned_the_task(built):
     _, workspace = built
     for folder, kind in ((workspace.teacher, "teacher"), (workspace.student, "student")):
         card = open_folder(folder, kind)
-        assert card.facts["dev_accuracy"] > 0.6 and card.facts["test_accuracy"] > 0.6
+        assert card.facts["dev_score"] > 0.6 and card.facts["test_score"] > 0.6
         examples = read_prepared(workspace.data, "test")
         model, tokenizer = load_classifier(folder), load_tokenizer(folder)
         answers = []
         with torch.no_grad():
-            for text in examples.texts:
+            for (text,) in examples.texts:
                 answers.append(int(model(**tokenizer(text, return_tensors="pt")).logits.argmax()))
-        assert answers == json.loads((folder / "predictions.json").read_text())
-        assert card.facts["test_accuracy"] == np.mean(np.array(answers) == examples.labels)
+        assert answers == json.loads((folder / TEST_ANSWERS).read_text())
+        assert card.facts["test_score"] == np.mean(np.array(answers) == examples.numbers)
         assert tuple(model.config.id2label.values()) == LABELS
 
 
@@ -248,9 +248,9 @@ def test_scores_are_those_of_the_exported_files(built):
     """fp32 answers every row as the student does; int8 nearly."""
     _, workspace = built
     found = {target: records.read(Score, workspace.scored(target)) for target in TARGETS}
-    student = np.load(workspace.student / "test_logits.npy", allow_pickle=False)
-    assert list(found["cpu_fp32"].predictions) == student.argmax(1).tolist()
-    assert 0 < found["cpu_fp32"].worst_logit_difference < 1e-4 < found["cpu"].worst_logit_difference
+    student = load_file(workspace.student / TEST_OUTPUTS)["logits"]
+    assert list(found["cpu_fp32"].answers) == student.argmax(1).tolist()
+    assert 0 < found["cpu_fp32"].worst_output_difference < 1e-4 < found["cpu"].worst_output_difference
     assert found["cpu_fp32"].agreement.value == 1
     assert found["cpu"].agreement.value > 0.85
     for score in found.values():
@@ -280,7 +280,7 @@ def test_predictions_are_those_of_the_score(built):
     for target in TARGETS:
         answers = predict(workspace, target, texts)
         best = [LABELS.index(ranked[0][0]) for ranked in answers]
-        assert tuple(best) == records.read(Score, workspace.scored(target)).predictions
+        assert tuple(best) == records.read(Score, workspace.scored(target)).answers
         for ranked in answers:
             probabilities = [p for _, p in ranked]
             assert probabilities == sorted(probabilities, reverse=True)
@@ -291,14 +291,14 @@ def test_predictions_are_those_of_the_score(built):
 @pytest.mark.parametrize("text", ["", "🎉🎉", "play " * 5000, "שלום", "\udce9 rain", "a\0b", "\n"])
 def test_any_text_gets_an_answer(built, text):
     """Faults row 21: nothing, only emoji, far too long, right to left, a lone surrogate, NUL."""
-    [ranked] = predict(built[1], "cpu", [text])
+    [ranked] = predict(built[1], "cpu", [(text,)])
     assert len(ranked) == 3
 
 
 def test_target_without_settings_is_named(built):
     """With the nearest that there is."""
     with pytest.raises(SettingsError, match=r"no target 'cpu_fp3' .* did you mean 'cpu_fp32'"):
-        predict(built[1], "cpu_fp3", ["play"])
+        predict(built[1], "cpu_fp3", [("play",)])
 
 
 # --- the same twice ----------------------------------------------------------------------------------------------
@@ -354,27 +354,29 @@ def test_finished_student_is_not_trained_again(copy, caplog, monkeypatch):
 def test_a_finished_student_answers_the_test_rows_of_now(copy, monkeypatch):
     """Planted: test in another order and a row shorter, on which no weight depends; nothing is trained."""
     params, workspace = copy
-    before = np.load(workspace.student / TEST_LOGITS, allow_pickle=False)
+    before = load_file(workspace.student / TEST_OUTPUTS)["logits"]
     header, _, *others = (workspace.root / "inputs" / "test.csv").read_text("utf-8").splitlines()
     (workspace.root / "inputs" / "test.csv").write_text("\n".join([header, *reversed(others)]) + "\n", "utf-8")
     monkeypatch.setattr(distillation, "fit", None)
     run(params, workspace, prepare, distill)
-    after = np.load(workspace.student / TEST_LOGITS, allow_pickle=False)
+    after = load_file(workspace.student / TEST_OUTPUTS)["logits"]
     np.testing.assert_allclose(after, before[:0:-1], atol=1e-5)
-    assert json.loads((workspace.student / "predictions.json").read_text()) == after.argmax(1).tolist()
+    assert json.loads((workspace.student / TEST_ANSWERS).read_text()) == after.argmax(1).tolist()
     card = open_folder(workspace.student, "student")
     assert card.sources["data"] == open_folder(workspace.data, "data").digest
-    labels = read_prepared(workspace.data, "test").labels
-    assert card.facts["test_accuracy"] == float(np.mean(after.argmax(1) == np.asarray(labels)))
+    labels = read_prepared(workspace.data, "test").numbers
+    assert card.facts["test_score"] == float(np.mean(after.argmax(1) == np.asarray(labels)))
 
 
 def test_a_student_of_an_earlier_version_is_asked_again(copy):
     """Planted: a folder without its answers."""
     params, workspace = copy
     card = open_folder(workspace.student, "student")
-    (workspace.student / TEST_LOGITS).unlink()
+    (workspace.student / TEST_OUTPUTS).unlink()
     seal(workspace.student, "student", card.sources, card.facts)
-    with pytest.raises(IntegrityError, match=r"no test_logits.npy: an earlier version made it; run `dvc repro --force"):
+    with pytest.raises(
+        IntegrityError, match=r"no test_outputs.safetensors: an earlier version made it; run `dvc repro"
+    ):
         evaluate.run(params, workspace, "cpu")
 
 
@@ -535,7 +537,7 @@ def test_small_student_with_controls_goes_all_the_way(copy):
     assert {one.facts["steps"] for one in cards.values()} == {8 + 96}
     assert len({one.facts["parameters"] for one in cards.values()}) == 1
     assert cards["logits_only-0"].facts["losses"] == {"logit_kl": {}}
-    best = max(("distilled-0", "distilled-1"), key=lambda name: cards[name].facts["dev_accuracy"])
+    best = max(("distilled-0", "distilled-1"), key=lambda name: cards[name].facts["dev_score"])
     assert card.facts["shipped"] == best
     weights = "model.safetensors"
     assert sha256_of(workspace.student / weights) == sha256_of(workspace.variants / best / weights)

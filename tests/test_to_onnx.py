@@ -11,8 +11,8 @@ import torch
 from fakes import named
 from onnx import numpy_helper
 from pydantic import ValidationError
-from test_quantization import toy_examples
-from toy_models import toy_model
+from test_quantization import answer, toy_examples
+from toy_models import TASK, toy_model
 
 from eval import parity
 from eval.runtimes import onnxruntime, pytorch
@@ -22,7 +22,7 @@ from pipeline.base.errors import ExportError
 from pipeline.data.batches import pad
 from pipeline.models.checkpoints import save_classifier
 from pipeline.models.students import build_student
-from pipeline.quantization.plan import Scheme, answer, fake_quantized, make_plan, quantizable_modules
+from pipeline.quantization.plan import Scheme, fake_quantized, make_plan, quantizable_modules
 from pipeline.settings.params import Calibration, QuantizeSettings, StudentSettings
 
 FAMILIES = ("bert", "distilbert", "roberta", "electra")
@@ -50,7 +50,7 @@ def models(tmp_path_factory):
 def plan_of(model, scheme, **changes):
     settings = LOOSE.model_copy(update=changes)
     examples = toy_examples(12, "dev"), toy_examples(100, "train", seed=1)
-    return make_plan(model, *examples, settings, scheme, sensitivity_rows=2)
+    return make_plan(model, *examples, TASK, settings, scheme, sensitivity_rows=2)
 
 
 def exported(folder, out, plan=None, params=None, max_length=20):
@@ -61,7 +61,7 @@ def exported(folder, out, plan=None, params=None, max_length=20):
 
 def single_texts(count=20):
     """Batches of one unpadded text, as on a phone."""
-    for sequence in toy_examples(count, "test", seed=5).sequences:
+    for sequence in toy_examples(count, "test", seed=5).ids:
         batch = pad([sequence], 0)
         yield {name: values.numpy() for name, values in batch.items()}
 
@@ -96,7 +96,7 @@ def test_fp32_answers_as_pytorch(models, tmp_path, name):
     with onnxruntime.open_session(tmp_path / "out", artefact, 1) as session:
         for count in (1, 2, 9):
             rows = toy_examples(count, "x", seed=count)
-            batch = pad(rows.sequences, pad_id)
+            batch = pad(rows.ids, pad_id)
             found = session.run(named(batch["input_ids"].numpy(), batch["attention_mask"].numpy()))["logits"]
             np.testing.assert_allclose(found, answer(model, rows).numpy(), atol=1e-4)
 

@@ -26,7 +26,7 @@ PLAN = Plan(
     scheme=Scheme(activations="fixed", pair_safe=True),
     per_channel=True,
     embeddings=True,
-    calibration_rows=tuple(map(tuple, toy_examples(40, "train", seed=1).sequences)),
+    calibration_rows=tuple(map(tuple, toy_examples(40, "train", seed=1).ids)),
     sensitivity_rows=1,
     dev_rows=1,
     fp32_accuracy=1.0,
@@ -109,7 +109,7 @@ def rounded(graph):
 
 def single_texts(count=20):
     """Batches of one unpadded text, as on a phone."""
-    for sequence in toy_examples(count, "test", seed=5).sequences:
+    for sequence in toy_examples(count, "test", seed=5).ids:
         yield named(np.array([sequence]), np.ones((1, len(sequence)), dtype=np.int64))
 
 

@@ -6,7 +6,7 @@ import sys
 import numpy as np
 import pytest
 from pydantic import ValidationError
-from test_quantization import toy_examples
+from test_quantization import answer, toy_examples
 from test_to_onnx import DYNAMIC, STATIC, plan_of, single_texts
 from toy_models import toy_model
 
@@ -17,7 +17,6 @@ from export.to_ort import FILE, OPERATORS, PRECISIONS, TOLERANCES, Params, conve
 from pipeline.base.errors import ExportError
 from pipeline.data.batches import pad
 from pipeline.models.checkpoints import save_classifier
-from pipeline.quantization.plan import answer
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +45,7 @@ def test_it_answers_as_pytorch(saved, tmp_path, settings):
         parity.check(candidate, reference, single_texts(), TOLERANCES[artefact.precision])
         if settings is None:
             rows = toy_examples(9, "x", seed=9)
-            batch = pad(rows.sequences, 0)
+            batch = pad(rows.ids, 0)
             found = candidate.run({name: values.numpy() for name, values in batch.items()})["logits"]
             np.testing.assert_allclose(found, answer(model, rows).numpy(), atol=1e-4)
 

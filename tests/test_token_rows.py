@@ -120,7 +120,7 @@ def test_prepared_examples_need_no_other_package(tmp_path):
     assert found.stdout.split() == [b"2"]
     examples = read_prepared(tmp_path, "test")
     assert (list(examples.texts), examples.numbers, examples.slices) == (
-        [["one\u2028two 日本"], ["x"]],
+        [("one\u2028two 日本",), ("x",)],
         (1, 0),
         ("", "hard"),
     )

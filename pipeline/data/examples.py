@@ -63,7 +63,8 @@ class Column(Sequence[Any]):
         if isinstance(index, slice):
             return [self[i] for i in range(*index.indices(len(self)))]
         row = range(len(self))[index]
-        return json.loads(self._content[self._starts[row] : self._starts[row + 1]])[self._key]
+        value = json.loads(self._content[self._starts[row] : self._starts[row + 1]])[self._key]
+        return tuple(value) if isinstance(value, list) else value
 
 
 def write_prepared(dataset: "Dataset", folder: Path) -> None:

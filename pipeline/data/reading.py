@@ -213,13 +213,15 @@ def _read_hub(source: HubSource, task: "Task") -> dict[str, list[Row]]:
         if missing:
             raise DataError(f"{source.dataset}: no column {missing}; found {table.column_names}; set data.hub.columns")
         classes = {
-            name: feature.names for name, feature in table.features.items() if isinstance(feature, datasets.ClassLabel)
+            column: feature.names
+            for column, feature in table.features.items()
+            if isinstance(feature, datasets.ClassLabel)
         }
         splits[split] = []
         for i, record in enumerate(table):
-            for name, names in classes.items():  # -1 is the hub's mark for a hidden label
-                number = record[name]
-                record[name] = names[number] if number is not None and number >= 0 else None
+            for column, labels in classes.items():  # -1 is the hub's mark for a hidden label
+                number = record[column]
+                record[column] = labels[number] if number is not None and number >= 0 else None
             row = make_row(f"{source.dataset} {name}[{i}]", f"{split}-{i}", record, task, named, source, problems)
             splits[split] += [row] if row is not None else []
         if not len(table):
