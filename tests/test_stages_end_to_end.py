@@ -144,6 +144,7 @@ def test_the_bytes_of_the_data_do_not_depend_on_the_size_of_batches(tmp_path, mo
     params, workspace = make(tmp_path, prepare)
     _, whole = read_encoded(workspace, "train", params.data.max_length)
     card = open_folder(workspace.data, "data")
+    monkeypatch.chdir(workspace.root)
     prepare.run(params, workspace)
     assert open_folder(workspace.data, "data") == card
     monkeypatch.setattr("pipeline.data.prepared.BATCH", 17)
