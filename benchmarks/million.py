@@ -167,7 +167,7 @@ def _settings() -> dict[str, Any]:
 
 
 def _run(stage: str, folder: Path) -> dict[str, float]:
-    """Minutes and peak memory of one stage in a process of its own."""
+    """Minutes, those of CPU time, and peak memory of one stage in a process of its own."""
     started = time.perf_counter()
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     child = subprocess.Popen([sys.executable, "-m", f"stages.{stage}"], cwd=folder, env=environment)
@@ -177,7 +177,11 @@ def _run(stage: str, folder: Path) -> dict[str, float]:
         raise PipelineError(f"stages.{stage} ended with {child.returncode}")
     unit = 1 if sys.platform == "darwin" else 1024  # ru_maxrss is in bytes on macOS, in KiB elsewhere
     minutes = (time.perf_counter() - started) / 60
-    return {"minutes": round(minutes, 2), "peak_rss_gb": round(used.ru_maxrss * unit / 1e9, 2)}
+    return {
+        "minutes": round(minutes, 2),
+        "cpu_minutes": round((used.ru_utime + used.ru_stime) / 60, 2),
+        "peak_rss_gb": round(used.ru_maxrss * unit / 1e9, 2),
+    }
 
 
 def _megabytes(path: Path) -> float:
