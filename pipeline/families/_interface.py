@@ -90,6 +90,9 @@ class Family(Protocol):
     def tables(self, model: Any) -> list[nn.Embedding]:
         """Those that are added to the token table."""
 
+    def tables_of_heads(self, model: Any) -> list[nn.Embedding]:
+        """Those with a column for each head, which all layers share."""
+
     def narrow(self, model: Any) -> nn.Linear | None:
         """What brings narrow embeddings to the hidden size."""
 

@@ -5,7 +5,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 from transformers import PretrainedConfig, PreTrainedModel
 
@@ -130,15 +130,22 @@ def _initialise(
         basis = leading_directions(torch.cat(states), small.hidden)
     _copy_embeddings(student, teacher, basis, keep_tokens)
     _copy_head(student, teacher, basis)
-    for s, t in pairs:
-        _copy_layer(LayerOf(student, s - 1), LayerOf(teacher, t - 1), basis)
+    layers = [(LayerOf(student, s - 1), LayerOf(teacher, t - 1)) for s, t in pairs]
+    writing = [_writing(theirs, basis) for _, theirs in layers]
+    head_tables = (family_of(teacher.config).tables_of_heads(model) for model in (student, teacher))
+    for mine_table, their_table in zip(*head_tables, strict=True):
+        writing = [torch.stack(writing).sum(0)] * len(writing)  # the same heads in every layer, as they share it
+        mine_table.weight.copy_(their_table.weight[:, _largest(writing[0], small.heads)])
+    for (mine, theirs), scores in zip(layers, writing, strict=True):
+        _copy_attention(mine, theirs, basis, _largest(scores, small.heads))
+        _copy_ffn(mine, theirs, basis)
     teacher_norms = _norms_of(teacher, [t for _, t in pairs])
     student_norms = _norms_of(student, [s for s, _ in pairs])
-    for mine, theirs in zip(student_norms, teacher_norms, strict=True):
-        if narrower and mine.normalized_shape != theirs.normalized_shape:
-            _fit_norm(mine, outputs[id(theirs)] @ basis)
+    for norm, whole in zip(student_norms, teacher_norms, strict=True):
+        if narrower and norm.normalized_shape != whole.normalized_shape:
+            _fit_norm(norm, outputs[id(whole)] @ basis)
         else:
-            mine.load_state_dict(theirs.state_dict())
+            norm.load_state_dict(whole.state_dict())
 
 
 def _layer_choice(settings: StudentSettings, small: Shape, large: Shape) -> str | tuple[tuple[int, int], ...]:
@@ -172,11 +179,12 @@ def _outputs_of(
     """What each norm gives for the valid tokens of the probe, by id of the module: (tokens, hidden)."""
     if not probe:
         raise ModelError("a student narrower than its teacher is projected on the teacher's states: give probe text")
-    collected: dict[int, list[Tensor]] = {id(norm): [] for norm in norms}
+    each = {id(norm): norm for norm in norms}  # one that layers share is there once, and called for each
+    collected: dict[int, list[Tensor]] = {key: [] for key in each}
     with _eval_mode(model):
         for batch in probe:
             valid = batch["attention_mask"].bool()
-            hooks = [norm.register_forward_hook(_collector(collected[id(norm)], valid)) for norm in norms]
+            hooks = [norm.register_forward_hook(_collector(collected[key], valid)) for key, norm in each.items()]
             model(**batch)
             for hook in hooks:
                 hook.remove()
@@ -275,16 +283,26 @@ class LayerOf:
         return shape_of(self.model.config)
 
 
-def _copy_layer(mine: LayerOf, theirs: LayerOf, basis: Tensor) -> None:
-    """One teacher layer in the student's sizes: heads that write most, FFN units that write most, changed basis."""
-    _copy_attention(mine, theirs, basis)
+def _copy_ffn(mine: LayerOf, theirs: LayerOf, basis: Tensor) -> None:
+    """The units that write most, in the student's basis."""
     (up, up_bias), (down, down_bias) = theirs.read("ffn_in"), theirs.read("ffn_out")
     units = _largest(up.norm(dim=1) * down.norm(dim=0), mine.shape.ffn)
     _set(mine.linear("ffn_in"), up[units] @ basis, up_bias[units])
     _set(mine.linear("ffn_out"), basis.T @ down[:, units], down_bias @ basis)
 
 
-def _copy_attention(mine: LayerOf, theirs: LayerOf, basis: Tensor) -> None:
+def _writing(layer: LayerOf, basis: Float[Tensor, "hidden width"]) -> Float[Tensor, " heads"]:
+    """How much each head writes into the student's states."""
+    value, _ = layer.read("value")
+    output, _ = layer.read("attention_output")
+    H = layer.shape.heads
+    v = (value @ basis).view(H, -1, basis.shape[1])
+    o = (basis.T @ output).view(basis.shape[1], H, -1).transpose(0, 1)  # (H, D', d)
+    return (o @ v).flatten(1).norm(dim=1)
+
+
+def _copy_attention(mine: LayerOf, theirs: LayerOf, basis: Tensor, heads: Int[Tensor, " kept"]) -> None:
+    """The numbered heads of one teacher layer, in the student's basis and head width."""
     small, large = mine.shape, theirs.shape
     H, d = large.heads, large.hidden // large.heads
     d_small = small.hidden // small.heads
@@ -297,7 +315,6 @@ def _copy_attention(mine: LayerOf, theirs: LayerOf, basis: Tensor) -> None:
     q, k, v = per_head("query"), per_head("key"), per_head("value")
     output, output_bias = theirs.read("attention_output")
     o = (basis.T @ output).view(-1, H, d).transpose(0, 1)  # (H, D', d)
-    heads = _largest((o @ v[..., :-1]).flatten(1).norm(dim=1), small.heads)
     q, k, v, o = q[heads], k[heads], v[heads], o[heads]
     if d_small != d:
         # Scores depend on Qᵀ K only, outputs on O V only: keep the best approximation of each product.
