@@ -399,6 +399,18 @@ def test_changed_basis_keeps_the_scores_of_each_head(heads):
         assert min((scores - other).abs().max() for other in whole) < 1e-4
 
 
+def test_heads_that_share_a_bias_are_the_same_in_every_layer():
+    """Planted: head 3 writes most in layer 1, head 0 in layer 2 and less; each head keeps its own bias."""
+    teacher = toy_model("mpnet", num_hidden_layers=2)
+    with torch.no_grad():
+        for layer, head, factor in ((0, 3, 100.0), (1, 0, 10.0)):
+            output = layers_of(teacher)[layer].attention.attn.o.weight
+            output[:, 8 * head : 8 * head + 8] *= factor
+    student = build_student(teacher, student_settings(hidden=32, heads=2), seed=0, probe=[probe()])
+    mine, theirs = (model.mpnet.encoder.relative_attention_bias.weight for model in (student, teacher))
+    assert torch.equal(mine, theirs[:, [0, 3]])
+
+
 def head_scores(attention, states):
     """(heads, tokens, tokens), as the layer computes them before mask and softmax."""
     size = attention.attention_head_size

@@ -160,9 +160,7 @@ def test_layers_that_xnnpack_did_not_take_are_refused():
     """Too few 8-bit layers, or one that is left to other kernels."""
     graph = torch.fx.symbolic_trace(nn.Identity())
     to_executorch._check_parts(graph, 0)
-    with pytest.raises(
-        ExportError, match=r"takes 0 calls of 8-bit layers and leaves nothing to other .* expected 2 and"
-    ):
+    with pytest.raises(ExportError, match=r"takes 0 calls of 8-bit layers and .* expected 2 and"):
         to_executorch._check_parts(graph, 2)
     with graph.graph.inserting_before(next(node for node in graph.graph.nodes if node.op == "output")):
         graph.graph.create_node("call_function", torch.add, name="x").target = "dequantize_per_channel"

@@ -11,6 +11,8 @@ from transformers import (
     DistilBertForSequenceClassification,
     ElectraConfig,
     ElectraForSequenceClassification,
+    MPNetConfig,
+    MPNetForSequenceClassification,
     PreTrainedModel,
     RobertaConfig,
     RobertaForSequenceClassification,
@@ -46,11 +48,12 @@ FAMILIES = {
     "electra": (ElectraConfig, ElectraForSequenceClassification, _BERT_SIZES | {"embedding_size": 16}),
     # embeddings as wide as the hidden size are projected as well
     "albert": (AlbertConfig, AlbertForSequenceClassification, _BERT_SIZES | {"embedding_size": 16}),
+    "mpnet": (MPNetConfig, MPNetForSequenceClassification, _BERT_SIZES),
     "distilbert": (DistilBertConfig, DistilBertForSequenceClassification, _DISTILBERT_SIZES),
 }
 # of their own, so that a student's `embedding` is refused
 NARROW_EMBEDDINGS = ("electra", "albert")
-# ELECTRA has no fused attention in this version of transformers
+# ELECTRA and MPNet have no fused attention in this version of transformers
 FUSED = ("bert", "roberta", "xlm-roberta", "albert", "distilbert")
 
 

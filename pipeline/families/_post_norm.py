@@ -82,12 +82,16 @@ class PostNorm:
     head_tables: Sequence[str] = ()  # relative to the encoder; a column a head
     adapt: Callable[[PretrainedConfig, PretrainedConfig], None] = _nothing
     refused: Callable[[PretrainedConfig], str | None] = _none
+    turns_pairs: bool = False
 
     def refusal(self, config: PretrainedConfig) -> str | None:
         kind = getattr(config, "position_embedding_type", "absolute")
         if kind != "absolute":
             return f"its positions are '{kind}', which enter the scores behind the keys"
         return self.refused(config)
+
+    def prepare(self, config: PretrainedConfig) -> None:
+        """Its layers are always called so."""
 
     def positions(self, config: PretrainedConfig) -> int:
         return config.max_position_embeddings - self._first_position(config)
@@ -125,12 +129,13 @@ class PostNorm:
         assert isinstance(module, nn.Linear)
         return module.weight, module.bias
 
-    def norms(self, model: Any, layers: Sequence[int]) -> list[nn.LayerNorm]:
-        stack = self.layers(model)
-        return [
-            encoder_of(model).embeddings.LayerNorm,
-            *(attrgetter(name)(stack[i]) for i in layers for name in (self.attention_norm, self.ffn_norm)),
-        ]
+    def norms(self, model: Any, layer: int | None) -> list[nn.LayerNorm | None]:
+        if layer is None:
+            return [encoder_of(model).embeddings.LayerNorm]
+        return [attrgetter(name)(self.layers(model)[layer]) for name in (self.attention_norm, self.ffn_norm)]
+
+    def absorb(self, model: Any, layer: int, scale: Tensor) -> None:
+        raise AssertionError("no layer lacks a norm")
 
     def tables(self, model: Any) -> list[nn.Embedding]:
         embeddings = encoder_of(model).embeddings
@@ -147,8 +152,8 @@ class PostNorm:
         assert found is None or isinstance(found, nn.Linear)
         return found
 
-    def head(self, model: Any) -> tuple[nn.Linear, nn.Linear]:
-        return model.get_submodule(self.classifier.dense), model.get_submodule(self.classifier.out)
+    def head(self, model: Any) -> tuple[nn.Linear, nn.LayerNorm | None, nn.Linear]:
+        return model.get_submodule(self.classifier.dense), None, model.get_submodule(self.classifier.out)
 
     # --- deployment
 
@@ -214,5 +219,5 @@ class PostNorm:
         return layer.get_submodule(self.ffn_norm)(hidden + run("ffn_out", inner))
 
     def answer(self, graph: Any, hidden: Float[Tensor, "batch read width"], mask: Tensor) -> Tensor:
-        dense, out = self.head(graph)
+        dense, _, out = self.head(graph)
         return out(self.classifier.activation(dense(hidden[:, 0])))
