@@ -7,7 +7,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from tiny_project import flip_bit, make_teacher, make_tokenizer, write_teacher
-from toy_models import FAMILIES, toy_batch, toy_model
+from toy_models import FAMILIES, NARROW_EMBEDDINGS, ROTARY, toy_batch, toy_model
 
 from pipeline.base.errors import ModelError
 from pipeline.families import encoder_of, family_of, layers_of, shape_of
@@ -260,11 +260,13 @@ def test_positions_are_what_the_model_can_take(family):
     batch = {"input_ids": torch.full((1, most), 5), "attention_mask": torch.ones(1, most, dtype=torch.long)}
     assert logits(model, batch).shape == (1, 3)
     check_positions(model.config, most)
+    with pytest.raises(ModelError, match=rf"max_length is {most + 1}, but the teacher has positions for {most} tokens"):
+        check_positions(model.config, most + 1)
+    if not family_of(model.config).tables(model):
+        return  # positions that are computed have no end
     longer = {name: torch.cat([tensor, tensor[:, :1]], dim=1) for name, tensor in batch.items()}
     with pytest.raises((IndexError, RuntimeError)):
         logits(model, longer)
-    with pytest.raises(ModelError, match=rf"max_length is {most + 1}, but the teacher has positions for {most} tokens"):
-        check_positions(model.config, most + 1)
 
 
 # --- students as wide as their teacher ---------------------------------------------------------------------------
@@ -279,12 +281,12 @@ def test_layers_are_copied_exactly(family, layers, chosen):
     teacher = toy_model(family)
     student = build_student(teacher, student_settings(init={"from": "teacher", "layers": layers}), seed=0)
     for mine, number in zip(layers_of(student), chosen, strict=True):
-        theirs = layers_of(teacher)[number - 1].state_dict()
-        assert mine.state_dict().keys() == theirs.keys()
-        for name, weight in mine.state_dict().items():
-            assert torch.equal(weight, theirs[name]), name
+        ours, theirs = mine.state_dict(), layers_of(teacher)[number - 1].state_dict()
+        assert {*ours} ^ {*theirs} <= {"attn_norm.weight"}  # the first of ModernBERT has none
+        for name in {*ours} & {*theirs}:
+            assert torch.equal(ours[name], theirs[name]), name
     mine, theirs = student.state_dict(), teacher.state_dict()
-    rest = [name for name in mine if ".layer." not in name]
+    rest = [name for name in mine if ".layer" not in name]
     assert any("embed" in name for name in rest) and any("classifier" in name for name in rest)
     for name in rest:
         assert torch.equal(mine[name], theirs[name]), name
@@ -331,10 +333,17 @@ NARROWER = {
 }
 
 
+def fits(family, sizes):
+    """Where positions turn pairs, only some widths of heads can be copied (tests/test_modernbert.py)."""
+    return family not in ROTARY or 8 % (sizes.get("hidden", 32) // sizes.get("heads", 4)) == 0
+
+
 @EVERY_FAMILY
 @pytest.mark.parametrize("name", NARROWER)
 def test_narrower_student_has_the_asked_sizes(family, name):
     """And answers with finite numbers."""
+    if not fits(family, NARROWER[name]):
+        pytest.skip("heads of this width cannot be copied")
     sizes = NARROWER[name]
     student = build_student(toy_model(family), student_settings(**sizes), seed=0, probe=[probe()])
     shape = shape_of(student.config)
@@ -376,6 +385,8 @@ def unexplained(student, teacher, batch):
 @pytest.mark.parametrize("name", ["same head size", "smaller head size", "larger head size"])
 def test_projected_student_is_nearer_its_teacher_than_a_random_one(family, name):
     """On text that the directions were not chosen on: nearer in its states and in its answers, over five teachers."""
+    if not fits(family, NARROWER[name]):
+        pytest.skip("heads of this width cannot be copied")
     batch = probe(seed=9, rows=80)
     away, lost = {}, {}
     for source in ("teacher", "random"):
@@ -400,11 +411,23 @@ def test_changed_basis_keeps_the_scores_of_each_head(heads):
     basis = torch.linalg.qr(torch.randn(32, 32, generator=generator)).Q[:, :24]
     mine, theirs = layers_of(student)[0], layers_of(teacher)[0]
     with torch.no_grad():
-        _copy_attention(LayerOf(student, 0), LayerOf(teacher, 0), basis)
+        _copy_attention(LayerOf(student, 0), LayerOf(teacher, 0), basis, torch.arange(heads))
     states = torch.randn(5, 24, generator=generator)
     whole = head_scores(theirs.attention.self, states @ basis.T)
     for scores in head_scores(mine.attention.self, states):
         assert min((scores - other).abs().max() for other in whole) < 1e-4
+
+
+def test_heads_that_share_a_bias_are_the_same_in_every_layer():
+    """Planted: head 3 writes most in layer 1, head 0 in layer 2 and less; each head keeps its own bias."""
+    teacher = toy_model("mpnet", num_hidden_layers=2)
+    with torch.no_grad():
+        for layer, head, factor in ((0, 3, 100.0), (1, 0, 10.0)):
+            output = layers_of(teacher)[layer].attention.attn.o.weight
+            output[:, 8 * head : 8 * head + 8] *= factor
+    student = build_student(teacher, student_settings(hidden=32, heads=2), seed=0, probe=[probe()])
+    mine, theirs = (model.mpnet.encoder.relative_attention_bias.weight for model in (student, teacher))
+    assert torch.equal(mine, theirs[:, [0, 3]])
 
 
 def head_scores(attention, states):
@@ -479,8 +502,10 @@ def test_factorised_embedding_of_a_narrower_trimmed_student_works():
 @pytest.mark.parametrize("changes", [{}, {"hidden": 24, "heads": 3}, {"embedding": 8}, {"heads": 2, "ffn": 20}])
 def test_saved_student_answers_the_same(tmp_path, family, changes):
     """From another folder than it was made in, in eval mode, and with no path of this machine in its files."""
-    if family == "electra" and "embedding" in changes:
-        pytest.skip("ELECTRA has a factorised embedding of its own")
+    if family in NARROW_EMBEDDINGS and "embedding" in changes:
+        pytest.skip("it has a factorised embedding of its own")
+    if not fits(family, changes):
+        pytest.skip("heads of this width cannot be copied")
     teacher = load_teacher(saved(tmp_path / "teacher", toy_model(family)), NEW, head_of(LABELS))
     student = build_student(teacher, student_settings(**changes), seed=0, probe=[probe()])
     expected = logits(student)

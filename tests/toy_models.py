@@ -3,12 +3,18 @@
 import torch
 from torch import Tensor
 from transformers import (
+    AlbertConfig,
+    AlbertForSequenceClassification,
     BertConfig,
     BertForSequenceClassification,
     DistilBertConfig,
     DistilBertForSequenceClassification,
     ElectraConfig,
     ElectraForSequenceClassification,
+    ModernBertConfig,
+    ModernBertForSequenceClassification,
+    MPNetConfig,
+    MPNetForSequenceClassification,
     PreTrainedModel,
     RobertaConfig,
     RobertaForSequenceClassification,
@@ -17,6 +23,7 @@ from transformers import (
 )
 
 from pipeline import tasks
+from pipeline.families import family_of
 
 TASK = tasks.load("single_label", {}, tasks.Space(names=("a", "b", "c")))
 
@@ -38,16 +45,33 @@ _DISTILBERT_SIZES = {
     "max_position_embeddings": 40,
     "num_labels": 3,
 }
+# the layer in the middle is local: a token sees two on either side
+_MODERNBERT_SIZES = _BERT_SIZES | {
+    "global_attn_every_n_layers": 2,
+    "local_attention": 4,
+    "pad_token_id": 0,
+    "bos_token_id": None,
+    "eos_token_id": None,
+    "mlp_dropout": 0.1,  # as others have
+}
 FAMILIES = {
     "bert": (BertConfig, BertForSequenceClassification, _BERT_SIZES),
     "roberta": (RobertaConfig, RobertaForSequenceClassification, _BERT_SIZES),
     "xlm-roberta": (XLMRobertaConfig, XLMRobertaForSequenceClassification, _BERT_SIZES),
     # narrower embeddings, which ELECTRA projects before the first layer
     "electra": (ElectraConfig, ElectraForSequenceClassification, _BERT_SIZES | {"embedding_size": 16}),
+    # embeddings as wide as the hidden size are projected as well
+    "albert": (AlbertConfig, AlbertForSequenceClassification, _BERT_SIZES | {"embedding_size": 16}),
+    "mpnet": (MPNetConfig, MPNetForSequenceClassification, _BERT_SIZES),
+    "modernbert": (ModernBertConfig, ModernBertForSequenceClassification, _MODERNBERT_SIZES),
     "distilbert": (DistilBertConfig, DistilBertForSequenceClassification, _DISTILBERT_SIZES),
 }
-# ELECTRA has no fused attention in this version of transformers
-FUSED = ("bert", "roberta", "xlm-roberta", "distilbert")
+# of their own, so that a student's `embedding` is refused
+NARROW_EMBEDDINGS = ("electra", "albert")
+# whose positions turn pairs of a head's units, so that a head copied from a teacher cannot have any width
+ROTARY = ("modernbert",)
+# ELECTRA and MPNet have no fused attention in this version of transformers
+FUSED = ("bert", "roberta", "xlm-roberta", "albert", "modernbert", "distilbert")
 
 
 def toy_model(family: str = "bert", attention: str = "eager", seed: int = 0, **changes: object) -> PreTrainedModel:
@@ -56,6 +80,16 @@ def toy_model(family: str = "bert", attention: str = "eager", seed: int = 0, **c
     torch.manual_seed(seed)
     config = config_class(**(sizes | {"initializer_range": 0.3} | changes), attn_implementation=attention)
     return model_class(config).eval()
+
+
+def shallow_model(family: str) -> PreTrainedModel:
+    """One layer, under fused attention where there is one.
+
+    ALBERT goes through its layer twice, and ModernBERT has one of each kind.
+    """
+    layers = 2 if family in ("albert", "modernbert") else 1
+    attention = "sdpa" if family in FUSED else "eager"
+    return toy_model(family, attention, **{family_of(FAMILIES[family][0]()).sizes["layers"]: layers})
 
 
 def toy_batch(seed: int = 0) -> dict[str, Tensor]:

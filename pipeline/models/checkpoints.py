@@ -112,6 +112,7 @@ def _told_types(model: PreTrainedModel) -> PreTrainedModel:
 
 def _from_folder(folder: Path, config: PretrainedConfig, *, new_head: bool = False) -> PreTrainedModel:
     """The model in a folder, whole: transformers would fill what is missing with random weights, and go on."""
+    family_of(config).prepare(config)
     try:
         model, info = _class_of(config).from_pretrained(
             str(folder),
@@ -225,6 +226,7 @@ def token_table(model: PreTrainedModel) -> nn.Embedding:
 
 def new_model(config: PretrainedConfig) -> PreTrainedModel:
     """A classifier of this configuration with random weights, factorised embedding included."""
+    family_of(config).prepare(config)
     model = _told_types(_class_of(config).from_config(config))
     width = getattr(config, FACTORISED, None)
     if width is not None:
