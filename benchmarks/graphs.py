@@ -1,6 +1,6 @@
 """Is one version of the exported graph as fast as another? Times the same students' files, in turn in one process.
 
-    python -m benchmarks.graphs write FOLDER        the files of random students, as the code that runs this exports them
+    python -m benchmarks.graphs write FOLDER        the files of random students, as this checkout exports them
     python -m benchmarks.graphs compare OLD NEW     both folders' files beside each other; ends with one line of JSON
 
 Run `write` in a checkout of each version. The students are 3 layers of 384 and 2 of 192 with random weights, since time

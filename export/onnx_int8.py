@@ -8,6 +8,7 @@ The modules are for `torch.onnx.export` alone: PyTorch has no such operators and
 """
 
 from collections.abc import Sequence
+from typing import Any, cast
 
 import torch
 from jaxtyping import Float, Int
@@ -17,7 +18,7 @@ from torch.onnx.ops import symbolic, symbolic_multi_out
 
 from pipeline.base.errors import ExportError
 from pipeline.base.plugins import nearest
-from pipeline.families import DeploymentGraph, Part, layers_of
+from pipeline.families import DeploymentGraph
 from pipeline.quantization.calibration import Range
 from pipeline.quantization.plan import Plan, activation_scale, quantize_weight
 
@@ -28,6 +29,11 @@ class DynamicLinear(nn.Module):
     Modules that read one input may share the product: each takes its columns of Concat(W8, W8 of the next, ...), and
     the exporter keeps one of equal nodes.
     """
+
+    weight_int8: Tensor
+    weight_scale: Tensor
+    bias: Tensor | None
+    together: list["DynamicLinear"]
 
     def __init__(self, linear: nn.Linear, plan: Plan) -> None:
         super().__init__()
@@ -49,7 +55,7 @@ class DynamicLinear(nn.Module):
         # This order of operators is the one that onnxruntime fuses into a single kernel.
         product = integers.to(torch.float32) * (scale * weight_scale)
         if self.bias is not None:
-            product = product + _join([one.bias for one in self.together])
+            product = product + _join([one.bias for one in self.together if one.bias is not None])
         place = self.together.index(self)
         return product.split(widths, -1)[place] if len(widths) > 1 else product
 
@@ -61,13 +67,19 @@ def _join(parts: list[Tensor]) -> Tensor:
 class StaticLinear(nn.Module):
     """x -> QuantizeLinear -> DequantizeLinear -> MatMul(DequantizeLinear(W8)) -> Add(bias)."""
 
+    weight_int8: Tensor
+    weight_scale: Tensor
+    bias: Tensor | None
+    input_scale: Tensor
+    input_zero: Tensor
+
     def __init__(self, linear: nn.Linear, plan: Plan, fixed: Range) -> None:
         super().__init__()
         _keep_weight(self, linear, plan)
         step, zero = activation_scale(*(torch.tensor(bound, dtype=torch.float32) for bound in fixed))
         self.register_buffer("input_scale", step)
         self.register_buffer("input_zero", zero.to(torch.uint8))
-        self.axis = {"axis": 1} if plan.per_channel else {}
+        self.axis: dict[str, Any] = {"axis": 1} if plan.per_channel else {}
 
     def forward(self, values: Float[Tensor, "*shape inputs"]) -> Float[Tensor, "*shape outputs"]:
         range_ = (self.input_scale, self.input_zero)
@@ -88,6 +100,9 @@ class StaticLinear(nn.Module):
 class Table(nn.Module):
     """Gather(W8, ids) -> Cast -> Mul(Gather(W_scale, ids))."""
 
+    weight_int8: Tensor
+    weight_scale: Tensor
+
     def __init__(self, table: nn.Embedding, plan: Plan, rows: int | None = None) -> None:
         super().__init__()
         quantized, scale = quantize_weight(table.weight.detach(), plan.per_channel)
@@ -106,6 +121,8 @@ class Table(nn.Module):
 
 class SumOfTables(nn.Module):
     """Add(Mul(Cast(W8), W_scale), row): constants, which a runtime computes when it loads the file."""
+
+    added: Tensor | None
 
     def __init__(self, table: Table, added: Float[Tensor, " width"] | None) -> None:
         super().__init__()
@@ -178,7 +195,7 @@ def _quantize_sum(graph: DeploymentGraph, plan: Plan, chosen: Sequence[str], buf
     """
     if not tables or tables[0] not in chosen:
         return
-    first, *others = (graph.get_submodule(name) for name in tables)
+    first, *others = (cast(nn.Embedding, graph.get_submodule(name)) for name in tables)
     rows = [
         (Table(other, plan).all_rows() if name in chosen else other.weight.detach())[0]
         for name, other in zip(tables[1:], others, strict=True)
@@ -196,10 +213,11 @@ def _share_products(graph: DeploymentGraph) -> None:
     In the last layer the query reads another input, the position of the answer. Fixed ranges are left alone, because
     NPU compilers look for QuantizeLinear and DequantizeLinear around each product.
     """
-    layers = layers_of(graph)
+    layers = graph.family.layers(graph)
+    names = [graph.family.module_of(part) for part in ("query", "key", "value")]
     for layer in dict.fromkeys(layers):
-        parts: tuple[Part, ...] = ("key", "value") if layer is layers[-1] else ("query", "key", "value")
-        modules = dict.fromkeys(layer.get_submodule(graph.family.module_of(part)) for part in parts)
+        joined = names[1:] if layer is layers[-1] else names
+        modules = dict.fromkeys(layer.get_submodule(name) for name in joined)
         together = [one for one in modules if isinstance(one, DynamicLinear) and one.bias is not None]
         for one in together:
             one.together = together

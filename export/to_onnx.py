@@ -7,6 +7,7 @@ BERT are no input: a classifier of one text has only zeros there, and a phone sh
 
 import logging
 import math
+import re
 import warnings
 from ast import literal_eval
 from collections import Counter
@@ -28,7 +29,7 @@ from export.onnx_int8 import quantize_modules
 from pipeline.base.errors import ExportError, ModelError
 from pipeline.base.machine import version_of
 from pipeline.base.records import Artefact, TensorFact
-from pipeline.families import DeploymentGraph, check_answers, deployment_graph, layers_of, positions_of, shape_of
+from pipeline.families import DeploymentGraph, check_answers, deployment_graph, positions_of, shape_of
 from pipeline.formats.onnx_files import check_onnx_file
 from pipeline.models.checkpoints import load_classifier
 from pipeline.quantization.plan import PairFacts, Plan, Scheme, quantizable_modules
@@ -167,7 +168,7 @@ def _scale_queries(graph: DeploymentGraph) -> None:
         return
     factor = math.sqrt(shape.heads / shape.hidden)
     with torch.no_grad():
-        for layer in dict.fromkeys(layers_of(graph)):  # one that is called several times is scaled once
+        for layer in dict.fromkeys(family.layers(graph)):  # one that is called several times is scaled once
             query: Any = layer.get_submodule(family.module_of("query"))
             for scaled in (getattr(query, "weight_scale", None), getattr(query, "weight", None), query.bias):
                 if scaled is not None:
@@ -223,11 +224,14 @@ def _name_nodes(model: ir.Model) -> None:
     """Each node is named by its module, '/bert/pooler/dense/MatMul', and what is made of weights by the weights."""
     seen: Counter[str] = Counter()
     for node in model.graph:
-        scope = literal_eval(node.metadata_props.get(SCOPES, "['', '']"))[-2]
+        # '@1' behind the name of a module is its second call
+        scope = re.sub(r"@\d+", "", literal_eval(node.metadata_props.get(SCOPES, "['', '']"))[-2])
         name = "/".join(["", *filter(None, scope.split(".")), node.op_type])
         node.name = f"{name}_{seen[name]}" if seen[name] else name
         seen[name] += 1
-        weights = [value.name.rpartition(".") for value in node.inputs if value is not None and value.is_initializer()]
+        weights = [
+            str(value.name).rpartition(".") for value in node.inputs if value is not None and value.is_initializer()
+        ]
         if node.op_type == "Transpose" and weights:
             node.outputs[0].name = "".join(weights[0]) + ".transposed"
         elif node.op_type == "Concat" and len(weights) == len(node.inputs):
@@ -246,7 +250,9 @@ def _fix_reshapes(model: ir.Model) -> None:
     for node in model.graph:
         if node.op_type != "Reshape":
             continue
-        before, after = node.inputs[0].shape, node.outputs[0].shape
+        (x, *_), (y,) = node.inputs, node.outputs
+        assert x is not None and x.shape is not None and y.shape is not None
+        before, after = list(x.shape), list(y.shape)
         sizes = [size if isinstance(size, int) else 0 for size in after]
         if any(size == 0 and before[i : i + 1] != after[i : i + 1] for i, size in enumerate(sizes)):
             continue
@@ -267,14 +273,13 @@ def _to_proto(model: ir.Model, classes: int) -> ModelProto:
     for item in (proto, graph, *graph.node, *graph.input, *graph.output, *graph.initializer):
         item.doc_string = ""
         del item.metadata_props[:]
-    for value, axes in (
-        (graph.output[0], ("batch", classes)),
-        *((value, ("batch", "length")) for value in graph.input),
-    ):
+    axes: dict[str, tuple[str | int, ...]] = dict.fromkeys(INPUTS, ("batch", "length")) | {"logits": ("batch", classes)}
+    for value in (*graph.input, *graph.output):
         shape = value.type.tensor_type.shape
         del shape.dim[:]
-        for axis in axes:
-            shape.dim.add(**{"dim_param" if isinstance(axis, str) else "dim_value": axis})
+        for axis in axes[value.name]:
+            dimension = shape.dim.add()
+            setattr(dimension, "dim_param" if isinstance(axis, str) else "dim_value", axis)
     return proto
 
 

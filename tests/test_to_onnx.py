@@ -67,7 +67,8 @@ def exported(folder, out, plan=None, params=None, max_length=20, anew=False):
             return artefact, onnx.load(out / artefact.file)
         WRITTEN[key] = artefact, out
     artefact, first = WRITTEN[key]
-    shutil.copytree(first, out, dirs_exist_ok=True)
+    if out != first:
+        shutil.copytree(first, out)
     return artefact, onnx.load(out / artefact.file)
 
 

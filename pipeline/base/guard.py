@@ -25,6 +25,7 @@ from pipeline.base.files import translate_os_error
 
 DIES_WITH_PARENT = "DECANT_DIES_WITH_PARENT"  # set by a command for the processes it starts
 _PR_SET_PDEATHSIG = 1
+NOISY = ("httpx", "datasets", "filelock", "onnx_ir", "onnxruntime", "onnxscript", "optimum", "coremltools", "torch")
 STATUS = Path("artifacts/work/failed_status")  # of the last stage that failed under DVC, in its project's folder
 
 
