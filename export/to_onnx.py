@@ -213,22 +213,17 @@ def _check_modules(model: ir.Model, eight_bit: list[str]) -> None:
 
 def _optimize(model: ir.Model) -> None:
     """onnxscript's passes, with names kept, and the reshapes that those leave, in place."""
-    _name_nodes(model)
+    _name_weights(model)
     CommonSubexpressionEliminationPass()(model)  # before weights are joined, of which it would keep large copies apart
     optimize_ir(model, should_fold=_should_fold)
     _fix_reshapes(model)
     RemoveUnusedNodesPass()(model)
+    _name_nodes(model)  # last: a Gemm is made of two nodes
 
 
-def _name_nodes(model: ir.Model) -> None:
-    """Each node is named by its module, '/bert/pooler/dense/MatMul', and what is made of weights by the weights."""
-    seen: Counter[str] = Counter()
+def _name_weights(model: ir.Model) -> None:
+    """What is made of weights alone is named by them."""
     for node in model.graph:
-        # '@1' behind the name of a module is its second call
-        scope = re.sub(r"@\d+", "", literal_eval(node.metadata_props.get(SCOPES, "['', '']"))[-2])
-        name = "/".join(["", *filter(None, scope.split(".")), node.op_type])
-        node.name = f"{name}_{seen[name]}" if seen[name] else name
-        seen[name] += 1
         weights = [
             str(value.name).rpartition(".") for value in node.inputs if value is not None and value.is_initializer()
         ]
@@ -236,6 +231,17 @@ def _name_nodes(model: ir.Model) -> None:
             node.outputs[0].name = "".join(weights[0]) + ".transposed"
         elif node.op_type == "Concat" and len(weights) == len(node.inputs):
             node.outputs[0].name = "+".join(module for module, _, _ in weights) + f".{weights[0][-1]}"
+
+
+def _name_nodes(model: ir.Model) -> None:
+    """Each node is named by its module: '/bert/pooler/dense/MatMul'."""
+    seen: Counter[str] = Counter()
+    for node in model.graph:
+        # '@1' behind the name of a module is its second call
+        scope = re.sub(r"@\d+", "", literal_eval(node.metadata_props.get(SCOPES, "['', '']"))[-2])
+        name = "/".join(["", *filter(None, scope.split(".")), node.op_type])
+        node.name = f"{name}_{seen[name]}" if seen[name] else name
+        seen[name] += 1
 
 
 def _should_fold(node: ir.Node) -> bool | None:
