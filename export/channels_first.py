@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from pipeline.base.errors import ExportError
-from pipeline.families import DeploymentGraph, additive_mask, family_of, layers_of, shape_of
+from pipeline.families import DeploymentGraph, family_of, layers_of, shape_of
 from pipeline.families._post_norm import PostNorm
 
 # in place of the dots in a module's name, which names of submodules cannot have
@@ -50,18 +50,20 @@ class ChannelsFirstGraph(DeploymentGraph):
         self, input_ids: Int[Tensor, "batch length"], attention_mask: Int[Tensor, "batch length"]
     ) -> Float[Tensor, "batch classes"]:
         hidden = self.family.embed(self, input_ids).transpose(1, 2).unsqueeze(2)  # (B, C, 1, S)
-        mask = additive_mask(attention_mask).permute(0, 3, 1, 2)  # (B, K, 1, 1)
+        added = self.family.added(self, attention_mask).permute(0, 3, 1, 2)  # (B, K, 1 or H, 1 or Q)
         layers = self.family.layers(self)
         for number, (names, layer) in enumerate(zip(self.names, layers, strict=True)):
-            asked = hidden[..., :1] if number == len(layers) - 1 else hidden
-            attended = asked + self._attend(asked, hidden, mask, names)
+            asked = hidden
+            if number == len(layers) - 1:
+                asked, added = hidden[..., :1], added[..., :1]
+            attended = asked + self._attend(asked, hidden, added, names)
             hidden = _normalize(attended, attrgetter(self.family.attention_norm)(layer))
             inner = attrgetter(self.family.activation)(layer)(self.convolutions[names["ffn_in"]](hidden))
             written = hidden + self.convolutions[names["ffn_out"]](inner)
             hidden = _normalize(written, attrgetter(self.family.ffn_norm)(layer))
         return self.family.answer(self, hidden.squeeze(2).transpose(1, 2), attention_mask)
 
-    def _attend(self, asked: Tensor, hidden: Tensor, mask: Tensor, names: dict[str, str]) -> Tensor:
+    def _attend(self, asked: Tensor, hidden: Tensor, added: Tensor, names: dict[str, str]) -> Tensor:
         query = self.convolutions[names["query"]](asked)
         key, value = (self.convolutions[names[part]](hidden) for part in ("key", "value"))
         queries = query.split(self.per_head, dim=1)  # each (B, d, 1, Q)
@@ -69,9 +71,10 @@ class ChannelsFirstGraph(DeploymentGraph):
         # convolution, coremltools would fold the factor into its weights.
         keys = (key.transpose(1, 3) / math.sqrt(self.per_head)).split(self.per_head, dim=3)  # each (B, K, 1, d)
         values = value.split(self.per_head, dim=1)  # each (B, d, 1, K)
+        each = added.split(1, dim=2) if added.shape[2] > 1 else [added] * len(queries)
         contexts = []
-        for q, k, v in zip(queries, keys, values, strict=True):
-            weights = (torch.einsum("bkhc,bchq->bkhq", k, q) + mask).softmax(dim=1)  # (B, K, 1, Q)
+        for q, k, v, bias in zip(queries, keys, values, each, strict=True):
+            weights = (torch.einsum("bkhc,bchq->bkhq", k, q) + bias).softmax(dim=1)  # (B, K, 1, Q)
             contexts.append(torch.einsum("bchk,bkhq->bchq", v, weights))
         return self.convolutions[names["attention_output"]](torch.cat(contexts, dim=1))
 

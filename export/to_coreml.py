@@ -471,8 +471,11 @@ def _kept_constants(plan: "Plan", names: Mapping[str, str], model: nn.Module) ->
 def weight_names(graph: DeploymentGraph, program: ExportedProgram) -> dict[str, str]:
     """Constant in the package -> weight of the classifier, such as 'bert.pooler.dense.weight'."""
     signature = program.graph_signature
+    read = {node.name for node in program.graph.nodes if node.op == "placeholder" and node.users}
     names = {}
     for constant, weight in (signature.inputs_to_parameters | signature.inputs_to_buffers).items():
+        if constant not in read:  # of a module that the graph has and does not call
+            continue
         original = weight.removeprefix(f"{INSIDE}.")
         head, _, rest = original.partition(".")
         # one table in the graph, the sum of several in the model
@@ -508,7 +511,6 @@ def write_weight_names(path: Path, out: Path, graph: DeploymentGraph, names: Map
             stored = next((name for name, kind in in_file.items() if kind.shape[-2:] == cut), None)
         if stored is not None:
             found[stored] = sums.get(constant, [weight])
-    # the graph has some modules under two names, and reads one of them
     there = {part for parts in found.values() for part in parts}
     missing = sorted({weight for weight in names.values() if weight in known and known[weight].dim() > 1} - there)
     facts = {"constants": found, "missing": missing}

@@ -93,6 +93,7 @@ def convert(source: Path, out: Path, precision: str, params: Params, max_length:
         table = plan is not None and _quantize_table(model, graph, plan)
         try:
             program = export_program(graph, max_length, any_length=True)
+            calls = _calls(program, layers)
             if plan is not None:
                 program = _quantize(program, layers, max_length)
             parts = _divide(program)
@@ -102,7 +103,7 @@ def convert(source: Path, out: Path, precision: str, params: Params, max_length:
                 f"ExecuTorch {version_of('executorch')} could not convert this '{model.config.model_type}' to "
                 f"{precision}: {type(error).__name__}: {first_line(error)}; use the versions in requirements.lock"
             ) from error
-        _check_parts(parts.exported_program().graph_module, len(layers))
+        _check_parts(parts.exported_program().graph_module, calls)
         (out / FILE).write_bytes(lowered.buffer)
         (out / BUNDLE).write_bytes(_bundle(lowered, cases))
     shape: tuple[int | str, ...] = (1, "length")
@@ -254,17 +255,23 @@ def _layer_of(node: Node) -> str:
     return re.sub(r"@\d+", "", path)  # how often the module was called before
 
 
-def _check_parts(graph: GraphModule, layers: int) -> None:
-    """Raises ExportError unless XNNPACK takes all of the 8-bit layers, and exactly as many as the plan has."""
+def _calls(program: ExportedProgram, layers: Sequence[str]) -> int:
+    """How often these layers are called: once each, but for what a model goes through several times."""
+    wanted, linear = set(layers), torch.ops.aten.linear.default
+    return sum(node.target is linear and _layer_of(node) in wanted for node in program.graph.nodes)
+
+
+def _check_parts(graph: GraphModule, calls: int) -> None:
+    """Raises ExportError unless XNNPACK takes each call of an 8-bit layer."""
     from executorch.exir.lowered_backend_module import LoweredBackendModule
 
     taken = [part.original_module.graph for part in graph.children() if isinstance(part, LoweredBackendModule)]
     inside = sum("dequantize_per_channel" in str(node.target) for part in taken for node in part.nodes)
     outside = [node.name for node in graph.graph.nodes if "quantize_per" in str(node.target)]
-    if outside or inside != layers:
+    if outside or inside != calls:
         raise ExportError(
-            f"XNNPACK takes {inside} 8-bit layers and leaves {outside or 'nothing'} to other kernels, expected "
-            f"{layers} layers and nothing left; use the versions in requirements.lock"
+            f"XNNPACK takes {inside} calls of 8-bit layers and leaves {outside or 'nothing'} to other kernels, "
+            f"expected {calls} and nothing left; use the versions in requirements.lock"
         )
 
 

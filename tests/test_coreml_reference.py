@@ -13,7 +13,7 @@ import pytest
 import torch
 from test_mil_interpreter import block_of, edit
 from test_to_coreml import LABELS, PARAMS, ROWS, example, export, plan, run, save, torch_logits
-from toy_models import FAMILIES, toy_model
+from toy_models import FAMILIES, shallow_model
 
 from eval import parity
 from eval.checks import Subject, fp16_range, lengths, padding, weights
@@ -25,7 +25,7 @@ from export.mixed_bits import choose_bits
 from export.to_coreml import TOLERANCES, LengthRange, Mixed, Params, convert
 from pipeline.base.errors import ExportError, ModelError, SettingsError, ValuesDifferError
 from pipeline.base.records import Artefact, Check, Status
-from pipeline.families import _deployment, check_answers, family_of, layers_of
+from pipeline.families import _deployment, check_answers, layers_of
 from pipeline.mil.interpreter import Interpreter
 from pipeline.mil.package import WEIGHTS, Constant, Operation, read_package
 from pipeline.mil.palettes import make_palette, through_palette
@@ -36,15 +36,10 @@ from pipeline.models.checkpoints import load_classifier
 CHOICES = {"precision": "fp16", "params": PARAMS}
 
 
-def one_layer(family: str, **changes: Any) -> Any:
-    """A toy of this family with one layer."""
-    return toy_model(family, **{family_of(FAMILIES[family][0]()).sizes["layers"]: 1, **changes})
-
-
 @pytest.fixture(scope="module")
 def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A toy BERT of one layer."""
-    return save(one_layer("bert"), tmp_path_factory.mktemp("student"))
+    return save(shallow_model("bert"), tmp_path_factory.mktemp("student"))
 
 
 @pytest.fixture(scope="module")
@@ -89,7 +84,7 @@ def checked(check: Any, found: tuple[Path, Artefact], student: Path) -> Check:
 )
 def test_every_family_is_executed_as_pytorch_answers(family: str, options: dict[str, Any], tmp_path: Path) -> None:
     """In fp32 to rounding, at a listed length and inside a range."""
-    student = save(one_layer(family), tmp_path / "model")
+    student = save(shallow_model(family), tmp_path / "model")
     artefact = export(student, tmp_path / "out", "fp32", Params(**options))
     for sizes in ({"length": 8, "real": 8}, {"length": 16, "real": 5}):
         ids, mask = example(**sizes)
@@ -99,7 +94,7 @@ def test_every_family_is_executed_as_pytorch_answers(family: str, options: dict[
 
 def test_in_double_precision_only_the_constants_of_the_file_differ(tmp_path: Path) -> None:
     """So what remains in float32 is the order of its sums."""
-    model = one_layer("bert")
+    model = shallow_model("bert")
     artefact = export(save(model, tmp_path / "model"), tmp_path / "out", "fp32")
     ids, mask = (torch.tensor(part) for part in example())
     interpreter = Interpreter(read_package(tmp_path / "out" / artefact.file), exact=True, compute=torch.float64)
@@ -115,7 +110,7 @@ def test_in_double_precision_only_the_constants_of_the_file_differ(tmp_path: Pat
 )
 def test_channels_first_answers_as_the_plain_layout(family: str, tmp_path: Path) -> None:
     """The same weights as convolutions, in fp32 to rounding and in 8 bits within its tolerance."""
-    student = save(one_layer(family), tmp_path / "model")
+    student = save(shallow_model(family), tmp_path / "model")
     ids, mask = example()
     expected = torch_logits(student, ids, mask)
     options = Params(lengths=(8, 16), layout="channels_first")
@@ -223,7 +218,7 @@ def test_a_mask_constant_that_is_infinite_in_the_file_is_caught(broken: Any, sou
 @pytest.fixture
 def loud(tmp_path: Path) -> Path:
     """A student whose feed-forward layer reaches 100,000 inside and answers normally: its next weights are as small."""
-    model = one_layer("bert")
+    model = shallow_model("bert")
     layer = layers_of(model)[0]
     with torch.no_grad():
         layer.intermediate.dense.weight *= 3e4
@@ -407,7 +402,7 @@ def test_8_bit_products_are_counted(source: Path, tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_a_head_that_overflows_is_kept_in_fp32_by_itself(tmp_path: Path) -> None:
     """Channels first: the second part of a split is large, the first is not."""
-    model = one_layer("bert")
+    model = shallow_model("bert")
     attention = layers_of(model)[0].attention.self
     per_head = attention.attention_head_size
     with torch.no_grad():
@@ -474,7 +469,7 @@ def test_a_palette_is_the_best_there_is() -> None:
 
 def test_bits_go_where_they_matter() -> None:
     """More bytes, less divergence; within the size; weights are put back; too small is refused with what it takes."""
-    model = one_layer("bert")
+    model = shallow_model("bert")
     before = {name: value.clone() for name, value in model.state_dict().items()}
     names = [name for name, value in model.named_parameters() if value.dim() == 2 and value.numel() > 500]
     whole = sum(value.numel() for value in model.parameters())
@@ -574,7 +569,7 @@ def test_the_word_embedding_has_bits_of_its_own(source: Path, tmp_path: Path) ->
 
 def test_a_channels_first_graph_that_answers_otherwise_is_refused() -> None:
     """Its weights are copies of the model's: a change of one shows."""
-    model = one_layer("bert")
+    model = shallow_model("bert")
     graph = channels_first_graph(model)
     check_answers(model, graph, 16)
     with torch.no_grad():

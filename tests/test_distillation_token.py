@@ -12,7 +12,7 @@ from fakes import install_runtime, make_artefact, make_job, make_result
 from test_quantization import toy_examples
 from tiny_project import make_rows, make_tokenizer, write_project, write_teacher
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
-from toy_models import FAMILIES, toy_model
+from toy_models import FAMILIES, NARROW_EMBEDDINGS, toy_model
 from transformers import (
     BertTokenizerFast,
     DistilBertTokenizerFast,
@@ -31,7 +31,7 @@ from pipeline.base.errors import ModelError
 from pipeline.data.batches import Collator, pad
 from pipeline.data.prepared import EncodedSplit, open_data, read_encoded
 from pipeline.data.reading import encode
-from pipeline.families import DISTILLATION_TOKEN, layers_of, shape_of
+from pipeline.families import DISTILLATION_TOKEN, family_of, layers_of, shape_of
 from pipeline.mil.package import read_package
 from pipeline.models.checkpoints import load_classifier, read_config, save_classifier, token_table
 from pipeline.models.students import build_student, student_config
@@ -225,12 +225,11 @@ def student(family="bert", *, token=True, seed=0, keep=None, **changes):
     return build_student(toy_model(family, attention), settings, seed, keep, [probe()]).eval()
 
 
-# ELECTRA has a factorised embedding of its own, so a student with `embedding` is refused (tests/test_models.py).
 STUDENTS = [
     (family, shape)
     for family in FAMILIES
     for shape in SHAPES
-    if "embedding" not in SHAPES[shape][0] or family != "electra"
+    if "embedding" not in SHAPES[shape][0] or family not in NARROW_EMBEDDINGS
 ]
 
 
@@ -541,9 +540,7 @@ BOTH = pytest.mark.parametrize("settings", [SAMPLED, BAYESIAN], ids=["sampled", 
 
 def quiet(family="bert"):
     """A toy model without dropout, in train mode."""
-    names = ("hidden_dropout_prob", "attention_probs_dropout_prob")
-    if family == "distilbert":
-        names = ("dropout", "attention_dropout", "seq_classif_dropout")
+    names = family_of(toy_model(family).config).dropouts
     return toy_model(family, **dict.fromkeys(names, 0.0)).train()
 
 

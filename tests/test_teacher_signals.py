@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 from tiny_project import flip_bit
-from toy_models import toy_model
+from toy_models import FAMILIES, toy_model
 
 from pipeline.data.batches import Collator, spread_rows
 from pipeline.data.prepared import EncodedSplit
@@ -45,7 +45,7 @@ def masked(tensor, mask):
     return tensor[mask] if tensor.dim() == 3 else tensor.transpose(1, 2)[mask]
 
 
-@pytest.mark.parametrize("family", ["bert", "distilbert", "electra"])
+@pytest.mark.parametrize("family", sorted(FAMILIES))
 def test_signals_from_disk_are_those_of_the_teacher(tmp_path, family):
     """Whatever the batch; padded positions are zero, and layers that nobody needs are not there."""
     teacher = toy_model(family, vocab_size=64)
@@ -62,6 +62,9 @@ def test_signals_from_disk_are_those_of_the_teacher(tmp_path, family):
                     if ours is not None:
                         torch.testing.assert_close(masked(ours, mask), masked(theirs, mask), atol=1e-5, rtol=1e-5)
                         assert not masked(ours, ~mask).any()
+            for ours, theirs in zip(found.biases, expected.biases, strict=True):
+                assert (ours is None) == (theirs is None)
+                assert ours is None or torch.equal(ours, theirs)
 
 
 def test_the_teacher_is_run_once_and_only_as_deep_as_needed(tmp_path):

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from toy_models import FAMILIES, toy_model
+from toy_models import FAMILIES, shallow_model, toy_model
 
 from export import mlpackage, to_coreml
 from export.program import export_program
@@ -29,7 +29,7 @@ from export.to_coreml import (
 )
 from pipeline.base.errors import ExportError, SettingsError
 from pipeline.base.records import Artefact
-from pipeline.families import check_answers, deployment_graph, family_of
+from pipeline.families import check_answers, deployment_graph
 from pipeline.mil.interpreter import Interpreter, logits_of
 from pipeline.mil.package import SPECIFICATION, WEIGHTS, read_package
 from pipeline.mil.quiet import import_coremltools
@@ -131,12 +131,13 @@ def test_the_package_answers_as_the_model(packages: dict[str, Path], source: Pat
     assert found < (1e-5 if precision == "fp32" else TOLERANCES[precision])
 
 
-@pytest.mark.parametrize(
-    "family", ["distilbert", *(pytest.param(name, marks=pytest.mark.slow) for name in ("roberta", "electra"))]
-)
+SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in sorted({*FAMILIES} - {"bert", "distilbert"})]
+
+
+@pytest.mark.parametrize("family", ["distilbert", *SLOW])
 def test_every_family_converts(family: str, tmp_path: Path) -> None:
     """fp16, finite, and the same answer: each has its own positions, mask and classifier."""
-    source = save(toy_model(family, **{family_of(FAMILIES[family][0]()).sizes["layers"]: 1}), tmp_path / "model")
+    source = save(shallow_model(family), tmp_path / "model")
     artefact = export(source, tmp_path / "out")
     assert difference(tmp_path / "out" / artefact.file, source) < TOLERANCES["fp16"]
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from test_coreml_reference import checked, one_layer
+from test_coreml_reference import checked, shallow_model
 from test_to_coreml import export, save
 
 from eval.checks import weights
@@ -75,7 +75,7 @@ def test_the_bound_is_reached() -> None:
 
 def test_weights_past_half_a_step_are_no_mistake(tmp_path: Path) -> None:
     """A package whose every weight is where rounding is worst. By chance a trained student has one: 1 in 300,000."""
-    model = one_layer("bert")
+    model = shallow_model("bert")
     with torch.no_grad():
         for seed, parameter in enumerate(model.parameters()):
             if parameter.dim() == 2:

@@ -3,18 +3,24 @@
 import torch
 from torch import Tensor
 from transformers import (
+    AlbertConfig,
+    AlbertForSequenceClassification,
     BertConfig,
     BertForSequenceClassification,
     DistilBertConfig,
     DistilBertForSequenceClassification,
     ElectraConfig,
     ElectraForSequenceClassification,
+    MPNetConfig,
+    MPNetForSequenceClassification,
     PreTrainedModel,
     RobertaConfig,
     RobertaForSequenceClassification,
     XLMRobertaConfig,
     XLMRobertaForSequenceClassification,
 )
+
+from pipeline.families import family_of
 
 _BERT_SIZES = {
     "hidden_size": 32,
@@ -40,10 +46,15 @@ FAMILIES = {
     "xlm-roberta": (XLMRobertaConfig, XLMRobertaForSequenceClassification, _BERT_SIZES),
     # narrower embeddings, which ELECTRA projects before the first layer
     "electra": (ElectraConfig, ElectraForSequenceClassification, _BERT_SIZES | {"embedding_size": 16}),
+    # embeddings as wide as the hidden size are projected as well
+    "albert": (AlbertConfig, AlbertForSequenceClassification, _BERT_SIZES | {"embedding_size": 16}),
+    "mpnet": (MPNetConfig, MPNetForSequenceClassification, _BERT_SIZES),
     "distilbert": (DistilBertConfig, DistilBertForSequenceClassification, _DISTILBERT_SIZES),
 }
-# ELECTRA has no fused attention in this version of transformers
-FUSED = ("bert", "roberta", "xlm-roberta", "distilbert")
+# of their own, so that a student's `embedding` is refused
+NARROW_EMBEDDINGS = ("electra", "albert")
+# ELECTRA and MPNet have no fused attention in this version of transformers
+FUSED = ("bert", "roberta", "xlm-roberta", "albert", "distilbert")
 
 
 def toy_model(family: str = "bert", attention: str = "eager", seed: int = 0, **changes: object) -> PreTrainedModel:
@@ -52,6 +63,12 @@ def toy_model(family: str = "bert", attention: str = "eager", seed: int = 0, **c
     torch.manual_seed(seed)
     config = config_class(**(sizes | {"initializer_range": 0.3} | changes), attn_implementation=attention)
     return model_class(config).eval()
+
+
+def shallow_model(family: str) -> PreTrainedModel:
+    """One layer, under fused attention where there is one; ALBERT goes through its layer twice."""
+    layers = family_of(FAMILIES[family][0]()).sizes["layers"]
+    return toy_model(family, "sdpa" if family in FUSED else "eager", **{layers: 2 if family == "albert" else 1})
 
 
 def toy_batch(seed: int = 0) -> dict[str, Tensor]:

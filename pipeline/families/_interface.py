@@ -51,8 +51,15 @@ class Family(Protocol):
     def words(self) -> str:
         """The token table, relative to the encoder."""
 
+    @property
+    def turns_pairs(self) -> bool:
+        """Whether positions turn pairs of a head's units, i and i + half, each at a speed of its own (rotary)."""
+
     def refusal(self, config: PretrainedConfig) -> str | None:
         """Why a model of this configuration cannot be read, or None."""
+
+    def prepare(self, config: PretrainedConfig) -> None:
+        """What must be set before a model is made, so that its layers are called one by one, on padded texts."""
 
     def positions(self, config: PretrainedConfig) -> int:
         """Most tokens that a model can take."""
@@ -84,17 +91,23 @@ class Family(Protocol):
     def linear(self, model: Any, layer: int, part: Part) -> Linear | None:
         """A part of a layer; None if the family has none."""
 
-    def norms(self, model: Any, layers: Sequence[int]) -> list[nn.LayerNorm]:
-        """Of the embeddings and of the numbered layers, in a fixed order."""
+    def norms(self, model: Any, layer: int | None) -> list[nn.LayerNorm | None]:
+        """Of a layer, or of what is outside them, in a fixed order; None where a layer lacks what others have."""
+
+    def absorb(self, model: Any, layer: int, scale: Float[Tensor, " width"]) -> None:
+        """Multiplies into what reads the states of a layer the scale of the norm that it lacks."""
 
     def tables(self, model: Any) -> list[nn.Embedding]:
         """Those that are added to the token table."""
 
+    def tables_of_heads(self, model: Any) -> list[nn.Embedding]:
+        """Those with a column for each head, which all layers share."""
+
     def narrow(self, model: Any) -> nn.Linear | None:
         """What brings narrow embeddings to the hidden size."""
 
-    def head(self, model: Any) -> tuple[nn.Linear, nn.Linear]:
-        """The classifier's two layers, an elementwise function between them."""
+    def head(self, model: Any) -> tuple[nn.Linear, nn.LayerNorm | None, nn.Linear]:
+        """The classifier's two layers, an elementwise function between them, and perhaps a norm behind that."""
 
     # --- deployment
 

@@ -37,6 +37,18 @@ def _nothing(config: PretrainedConfig, teacher: PretrainedConfig) -> None:
     """No size follows from another."""
 
 
+def _none(config: PretrainedConfig) -> str | None:
+    """No variant is refused."""
+
+
+def bias_of(distances: Float[Tensor, "distances heads"], length: int) -> Float[Tensor, "1 heads length length"]:
+    """The bias of each query and key from that of each distance, of which the farthest stand for all beyond."""
+    reach = distances.shape[0] // 2
+    places = torch.arange(length, dtype=torch.int32, device=distances.device)
+    between = (places[None, :] - places[:, None]).clamp(-reach, reach) + reach
+    return nn.functional.embedding(between, distances).permute(2, 0, 1)[None]
+
+
 @dataclass(frozen=True)
 class PostNorm:
     """A family by the names of its parts."""
@@ -63,11 +75,23 @@ class PostNorm:
     is_counted: bool = False
     # what brings narrow embeddings to the hidden size, relative to the encoder; a model may have none
     projection: str | None = None
+    # the stack is one layer, which is called as often as the configuration has layers
+    is_shared: bool = False
+    # (model, longest) -> the bias of the scores for each distance, (2 reach + 1, H); layers share it
+    distances: Callable[[Any, int], Tensor] | None = None
+    head_tables: Sequence[str] = ()  # relative to the encoder; a column a head
     adapt: Callable[[PretrainedConfig, PretrainedConfig], None] = _nothing
+    refused: Callable[[PretrainedConfig], str | None] = _none
+    turns_pairs: bool = False
 
     def refusal(self, config: PretrainedConfig) -> str | None:
         kind = getattr(config, "position_embedding_type", "absolute")
-        return None if kind == "absolute" else f"its positions are '{kind}', which enter the scores behind the keys"
+        if kind != "absolute":
+            return f"its positions are '{kind}', which enter the scores behind the keys"
+        return self.refused(config)
+
+    def prepare(self, config: PretrainedConfig) -> None:
+        """Its layers are always called so."""
 
     def positions(self, config: PretrainedConfig) -> int:
         return config.max_position_embeddings - self._first_position(config)
@@ -76,7 +100,8 @@ class PostNorm:
         return (config.pad_token_id or 0) + 1 if self.is_counted else 0
 
     def layers(self, model: Any) -> list[nn.Module]:
-        return list(encoder_of(model).get_submodule(self.stack).children())
+        found = list(encoder_of(model).get_submodule(self.stack).children())
+        return found * getattr(model.config, self.sizes["layers"]) if self.is_shared else found
 
     # --- signals
 
@@ -90,7 +115,7 @@ class PostNorm:
         return projected.unflatten(-1, (heads, -1)).transpose(1, 2)
 
     def score_bias(self, model: Any, layer: int, length: int) -> Tensor | None:
-        return None
+        return None if self.distances is None else bias_of(self.distances(model, length), length)
 
     # --- students
 
@@ -104,17 +129,21 @@ class PostNorm:
         assert isinstance(module, nn.Linear)
         return module.weight, module.bias
 
-    def norms(self, model: Any, layers: Sequence[int]) -> list[nn.LayerNorm]:
-        stack = self.layers(model)
-        return [
-            encoder_of(model).embeddings.LayerNorm,
-            *(attrgetter(name)(stack[i]) for i in layers for name in (self.attention_norm, self.ffn_norm)),
-        ]
+    def norms(self, model: Any, layer: int | None) -> list[nn.LayerNorm | None]:
+        if layer is None:
+            return [encoder_of(model).embeddings.LayerNorm]
+        return [attrgetter(name)(self.layers(model)[layer]) for name in (self.attention_norm, self.ffn_norm)]
+
+    def absorb(self, model: Any, layer: int, scale: Tensor) -> None:
+        raise AssertionError("no layer lacks a norm")
 
     def tables(self, model: Any) -> list[nn.Embedding]:
         embeddings = encoder_of(model).embeddings
         names = ("position_embeddings", "token_type_embeddings")
         return [getattr(embeddings, name) for name in names if hasattr(embeddings, name)]
+
+    def tables_of_heads(self, model: Any) -> list[nn.Embedding]:
+        return [encoder_of(model).get_submodule(name) for name in self.head_tables]
 
     def narrow(self, model: Any) -> nn.Linear | None:
         encoder = encoder_of(model)
@@ -123,8 +152,8 @@ class PostNorm:
         assert found is None or isinstance(found, nn.Linear)
         return found
 
-    def head(self, model: Any) -> tuple[nn.Linear, nn.Linear]:
-        return model.get_submodule(self.classifier.dense), model.get_submodule(self.classifier.out)
+    def head(self, model: Any) -> tuple[nn.Linear, nn.LayerNorm | None, nn.Linear]:
+        return model.get_submodule(self.classifier.dense), None, model.get_submodule(self.classifier.out)
 
     # --- deployment
 
@@ -134,7 +163,12 @@ class PostNorm:
         names = {module: name for name, module in model.named_modules()}
         rows = self._first_position(model.config) + longest
         positions = tables[0].weight.detach()[:rows] + sum(table.weight.detach()[0] for table in tables[1:])
-        return {"positions": (positions.clone(), [f"{names[table]}.weight" for table in tables])}
+        found: dict[str, tuple[Tensor, Sequence[str]]] = {
+            "positions": (positions.clone(), [f"{names[table]}.weight" for table in tables])
+        }
+        if self.distances is not None:
+            found["distances"] = self.distances(model, longest).detach(), ()
+        return found
 
     def reads_first(self, config: PretrainedConfig) -> bool:
         return True
@@ -155,11 +189,16 @@ class PostNorm:
         return nn.functional.embedding(torch.cumsum(present, dim=1).int() * present + padding, graph.positions)
 
     def encode(self, graph: Any, ids: Int[Tensor, "batch length"], mask: Tensor, first: bool) -> Tensor:
-        hidden, added = self.embed(graph, ids), additive_mask(mask)
+        hidden, added = self.embed(graph, ids), self.added(graph, mask)
         last = len(self.layers(graph)) - 1
         for number in range(last + 1):
             hidden = self._run_layer(graph, number, hidden, added, first and number == last)
         return hidden
+
+    def added(self, graph: Any, mask: Int[Tensor, "batch length"]) -> Tensor:
+        """What is added to the scores: (B, 1 or H, 1 or Q, K)."""
+        added = additive_mask(mask)
+        return added if self.distances is None else added + bias_of(graph.distances, mask.shape[1])
 
     def _run_layer(self, graph: Any, number: int, hidden: Tensor, added: Tensor, first: bool) -> Tensor:
         layer = self.layers(graph)[number]
@@ -171,6 +210,8 @@ class PostNorm:
             return self.split(graph, number, part, run(part, states))
 
         asked = hidden[:, :1] if first else hidden
+        if first and self.distances is not None:
+            added = added[:, :, :1]
         context = graph.attend(heads("query", asked), heads("key", hidden), heads("value", hidden), added)
         written = run("attention_output", context.transpose(1, 2).flatten(2))
         hidden = layer.get_submodule(self.attention_norm)(asked + written)
@@ -178,5 +219,5 @@ class PostNorm:
         return layer.get_submodule(self.ffn_norm)(hidden + run("ffn_out", inner))
 
     def answer(self, graph: Any, hidden: Float[Tensor, "batch read width"], mask: Tensor) -> Tensor:
-        dense, out = self.head(graph)
+        dense, _, out = self.head(graph)
         return out(self.classifier.activation(dense(hidden[:, 0])))

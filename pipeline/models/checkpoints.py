@@ -68,6 +68,7 @@ def load_teacher(folder: Path, settings: TeacherSettings, labels: Sequence[str])
 
 def _from_folder(folder: Path, config: PretrainedConfig, *, new_classifier: bool = False) -> PreTrainedModel:
     """The classifier in a folder, whole: transformers would fill what is missing with random weights, and go on."""
+    family_of(config).prepare(config)
     try:
         model, info = AutoModelForSequenceClassification.from_pretrained(
             str(folder),
@@ -180,6 +181,7 @@ def token_table(model: PreTrainedModel) -> nn.Embedding:
 
 def new_model(config: PretrainedConfig) -> PreTrainedModel:
     """A classifier of this configuration with random weights, factorised embedding included."""
+    family_of(config).prepare(config)
     model = AutoModelForSequenceClassification.from_config(config)
     width = getattr(config, FACTORISED, None)
     if width is not None:

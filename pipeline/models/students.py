@@ -5,7 +5,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 from transformers import PretrainedConfig, PreTrainedModel
 
@@ -15,6 +15,7 @@ from pipeline.models.checkpoints import FACTORISED, FactorisedEmbedding, new_mod
 from pipeline.models.layer_maps import layer_pairs
 from pipeline.settings.params import StudentSettings
 
+READING: tuple[Part, ...] = ("ffn_in", "ffn_gate")  # what an FFN's units are computed with
 TOKEN_NOISE = 0.02  # spread of a distillation token around its class token at the start, as weights have
 
 
@@ -119,26 +120,38 @@ def _initialise(
 ) -> None:
     small, large = shape_of(student.config), shape_of(teacher.config)
     pairs = layer_pairs(_layer_choice(settings, small, large), small.layers, large.layers)
-    narrower = small.hidden < large.hidden
-    basis = torch.eye(large.hidden)
-    outputs: dict[int, Tensor] = {}
-    if narrower:
-        norms = _norms_of(teacher, [t for _, t in pairs])
-        outputs = _outputs_of(teacher, norms, probe)
+    layers = [(LayerOf(student, s - 1), LayerOf(teacher, t - 1)) for s, t in pairs]
+    norms = _norms_of(layers)
+    basis, seen = torch.eye(large.hidden), {}
+    if small.hidden < large.hidden:
+        seen = _seen_by([norm for _, _, norm in norms if norm is not None], teacher, probe)
         # Embeddings may have a width of their own, with directions of their own.
-        states = [output for output in outputs.values() if output.shape[-1] == large.hidden]
+        states = [output for _, output in seen.values() if output.shape[-1] == large.hidden]
         basis = leading_directions(torch.cat(states), small.hidden)
     _copy_embeddings(student, teacher, basis, keep_tokens)
     _copy_head(student, teacher, basis)
-    for s, t in pairs:
-        _copy_layer(LayerOf(student, s - 1), LayerOf(teacher, t - 1), basis)
-    teacher_norms = _norms_of(teacher, [t for _, t in pairs])
-    student_norms = _norms_of(student, [s for s, _ in pairs])
-    for mine, theirs in zip(student_norms, teacher_norms, strict=True):
-        if narrower and mine.normalized_shape != theirs.normalized_shape:
-            _fit_norm(mine, outputs[id(theirs)] @ basis)
+    writing = [_writing(theirs, basis) for _, theirs in layers]
+    head_tables = (family_of(teacher.config).tables_of_heads(model) for model in (student, teacher))
+    for mine_table, their_table in zip(*head_tables, strict=True):
+        writing = [torch.stack(writing).sum(0)] * len(writing)  # the same heads in every layer, as they share it
+        mine_table.weight.copy_(their_table.weight[:, _largest(writing[0], small.heads)])
+    for (mine, theirs), scores in zip(layers, writing, strict=True):
+        _copy_attention(mine, theirs, basis, _largest(scores, small.heads))
+        _copy_ffn(mine, theirs, basis)
+    for layer, norm, whole in norms:
+        if whole is None:
+            continue  # the teacher's layer has none: the student's starts as new
+        if whole.normalized_shape[0] == large.hidden > small.hidden:
+            scale, shift = _fitted(*seen[id(whole)], basis, has_shift=whole.bias is not None)
         else:
-            mine.load_state_dict(theirs.state_dict())
+            scale, shift = whole.weight, whole.bias
+        if norm is None:
+            assert layer is not None
+            family_of(student.config).absorb(student, layer, scale)
+        else:
+            norm.weight.copy_(scale)
+            if shift is not None:
+                norm.bias.copy_(shift)
 
 
 def _layer_choice(settings: StudentSettings, small: Shape, large: Shape) -> str | tuple[tuple[int, int], ...]:
@@ -161,31 +174,45 @@ def leading_directions(states: Float[Tensor, "tokens hidden"], width: int) -> Fl
     return (chosen * signs).float()
 
 
-def _norms_of(model: PreTrainedModel, layers: Sequence[int]) -> list[nn.LayerNorm]:
-    """The LayerNorms of the embeddings and of the numbered layers (from 1), in a fixed order."""
-    return family_of(model.config).norms(model, [number - 1 for number in layers])
+Norm = nn.LayerNorm | None
 
 
-def _outputs_of(
-    model: PreTrainedModel, norms: Sequence[nn.LayerNorm], probe: Sequence[dict[str, Tensor]]
-) -> dict[int, Tensor]:
-    """What each norm gives for the valid tokens of the probe, by id of the module: (tokens, hidden)."""
+def _norms_of(layers: "Sequence[tuple[LayerOf, LayerOf]]") -> list[tuple[int | None, Norm, Norm]]:
+    """(student's layer or None, student's norm, teacher's norm) outside the layers and in each."""
+    mine, theirs = layers[0]
+    family = family_of(mine.model.config)
+    places = [(None, None), *((one.number, other.number) for one, other in layers)]
+    return [
+        (place, norm, whole)
+        for place, other in places
+        for norm, whole in zip(family.norms(mine.model, place), family.norms(theirs.model, other), strict=True)
+    ]
+
+
+def _seen_by(
+    norms: Sequence[nn.LayerNorm], model: PreTrainedModel, probe: Sequence[dict[str, Tensor]]
+) -> dict[int, tuple[Tensor, Tensor]]:
+    """What each norm takes and gives for the valid tokens of the probe, by id of the module: (tokens, hidden)."""
     if not probe:
         raise ModelError("a student narrower than its teacher is projected on the teacher's states: give probe text")
-    collected: dict[int, list[Tensor]] = {id(norm): [] for norm in norms}
+    each = {id(norm): norm for norm in norms}  # one that layers share is there once, and called for each
+    collected: dict[int, list[tuple[Tensor, Tensor]]] = {key: [] for key in each}
     with _eval_mode(model):
         for batch in probe:
             valid = batch["attention_mask"].bool()
-            hooks = [norm.register_forward_hook(_collector(collected[id(norm)], valid)) for norm in norms]
+            hooks = [norm.register_forward_hook(_collector(collected[key], valid)) for key, norm in each.items()]
             model(**batch)
             for hook in hooks:
                 hook.remove()
-    return {key: torch.cat(parts) for key, parts in collected.items()}
+    return {
+        key: (torch.cat([taken for taken, _ in pairs]), torch.cat([given for _, given in pairs]))
+        for key, pairs in collected.items()
+    }
 
 
-def _collector(into: list[Tensor], valid: Tensor) -> Callable[..., None]:
-    def hook(module: nn.Module, args: object, output: Tensor) -> None:
-        into.append(output[valid])
+def _collector(into: list[tuple[Tensor, Tensor]], valid: Tensor) -> Callable[..., None]:
+    def hook(module: nn.Module, args: tuple[Tensor], output: Tensor) -> None:
+        into.append((args[0][valid], output[valid]))
 
     return hook
 
@@ -198,10 +225,15 @@ def _eval_mode(model: nn.Module) -> Iterator[None]:
     model.train(was_training)
 
 
-def _fit_norm(norm: nn.LayerNorm, projected: Float[Tensor, "tokens width"]) -> None:
-    """Scale and shift that give each direction the spread and mean it has in the projected teacher."""
-    norm.weight.copy_(projected.std(dim=0))
-    norm.bias.copy_(projected.mean(dim=0))
+def _fitted(
+    taken: Float[Tensor, "tokens hidden"], given: Float[Tensor, "tokens hidden"], basis: Tensor, *, has_shift: bool
+) -> tuple[Tensor, Tensor | None]:
+    """Scale and shift of a norm in the student's directions, so that it gives what the teacher's gives, projected."""
+    projected = given @ basis
+    if has_shift:  # the spread and the mean of each direction
+        return projected.std(dim=0), projected.mean(dim=0)
+    normal = nn.functional.layer_norm(taken @ basis, (basis.shape[1],))
+    return (normal * projected).sum(0) / normal.square().sum(0), None  # least squares
 
 
 def _copy_embeddings(
@@ -234,15 +266,25 @@ def _copy_embeddings(
 def _copy_head(student: PreTrainedModel, teacher: PreTrainedModel, basis: Tensor) -> None:
     """Copies the classifier. Between its two layers is an elementwise function, so units are chosen, not mixed."""
     family = family_of(teacher.config)
-    (dense, out), (new_dense, new_out) = family.head(teacher), family.head(student)
-    units = _largest(out.weight.norm(dim=0), new_dense.weight.shape[0])
-    _set((new_dense.weight, new_dense.bias), dense.weight[units] @ basis, dense.bias[units])
+    (dense, norm, out), (new_dense, new_norm, new_out) = family.head(teacher), family.head(student)
+    writing = out.weight.norm(dim=0) if norm is None else out.weight.norm(dim=0) * norm.weight.abs()
+    units = _largest(writing, new_dense.weight.shape[0])
+    weight, bias = _filled((dense.weight, dense.bias))
+    _set((new_dense.weight, new_dense.bias), weight[units] @ basis, bias[units])
+    if norm is not None and new_norm is not None:
+        weight, bias = _filled((norm.weight, norm.bias))
+        _set((new_norm.weight, new_norm.bias), weight[units], bias[units])
     _set((new_out.weight, new_out.bias), out.weight[:, units], out.bias)
 
 
 def _largest(scores: Float[Tensor, " units"], count: int) -> Tensor:
     """Numbers of the `count` largest scores, ascending."""
     return scores.argsort(descending=True, stable=True)[:count].sort().values
+
+
+def _filled(linear: Linear) -> tuple[Tensor, Tensor]:
+    weight, bias = linear
+    return weight, weight.new_zeros(len(weight)) if bias is None else bias
 
 
 def _set(linear: Linear, weight: Tensor, bias: Tensor) -> None:
@@ -264,10 +306,13 @@ class LayerOf:
         assert found is not None, part
         return found
 
+    def has(self, part: Part) -> bool:
+        """Whether its family has such a part."""
+        return family_of(self.model.config).linear(self.model, self.number, part) is not None
+
     def read(self, part: Part) -> tuple[Tensor, Tensor]:
         """The same, with zeros for a bias that it does not have."""
-        weight, bias = self.linear(part)
-        return weight, weight.new_zeros(len(weight)) if bias is None else bias
+        return _filled(self.linear(part))
 
     @property
     def shape(self) -> Shape:
@@ -275,16 +320,31 @@ class LayerOf:
         return shape_of(self.model.config)
 
 
-def _copy_layer(mine: LayerOf, theirs: LayerOf, basis: Tensor) -> None:
-    """One teacher layer in the student's sizes: heads that write most, FFN units that write most, changed basis."""
-    _copy_attention(mine, theirs, basis)
-    (up, up_bias), (down, down_bias) = theirs.read("ffn_in"), theirs.read("ffn_out")
-    units = _largest(up.norm(dim=1) * down.norm(dim=0), mine.shape.ffn)
-    _set(mine.linear("ffn_in"), up[units] @ basis, up_bias[units])
+def _copy_ffn(mine: LayerOf, theirs: LayerOf, basis: Tensor) -> None:
+    """The units that write most, in the student's basis."""
+    down, down_bias = theirs.read("ffn_out")
+    writing, read_by = down.norm(dim=0), [part for part in READING if theirs.has(part)]
+    for part in read_by:
+        writing = writing * theirs.read(part)[0].norm(dim=1)
+    units = _largest(writing, mine.shape.ffn)
+    for part in read_by:
+        up, up_bias = theirs.read(part)
+        _set(mine.linear(part), up[units] @ basis, up_bias[units])
     _set(mine.linear("ffn_out"), basis.T @ down[:, units], down_bias @ basis)
 
 
-def _copy_attention(mine: LayerOf, theirs: LayerOf, basis: Tensor) -> None:
+def _writing(layer: LayerOf, basis: Float[Tensor, "hidden width"]) -> Float[Tensor, " heads"]:
+    """How much each head writes into the student's states."""
+    value, _ = layer.read("value")
+    output, _ = layer.read("attention_output")
+    H = layer.shape.heads
+    v = (value @ basis).view(H, -1, basis.shape[1])
+    o = (basis.T @ output).view(basis.shape[1], H, -1).transpose(0, 1)  # (H, D', d)
+    return (o @ v).flatten(1).norm(dim=1)
+
+
+def _copy_attention(mine: LayerOf, theirs: LayerOf, basis: Tensor, heads: Int[Tensor, " kept"]) -> None:
+    """The numbered heads of one teacher layer, in the student's basis and head width."""
     small, large = mine.shape, theirs.shape
     H, d = large.heads, large.hidden // large.heads
     d_small = small.hidden // small.heads
@@ -297,12 +357,15 @@ def _copy_attention(mine: LayerOf, theirs: LayerOf, basis: Tensor) -> None:
     q, k, v = per_head("query"), per_head("key"), per_head("value")
     output, output_bias = theirs.read("attention_output")
     o = (basis.T @ output).view(-1, H, d).transpose(0, 1)  # (H, D', d)
-    heads = _largest((o @ v[..., :-1]).flatten(1).norm(dim=1), small.heads)
     q, k, v, o = q[heads], k[heads], v[heads], o[heads]
     if d_small != d:
         # Scores depend on Qᵀ K only, outputs on O V only: keep the best approximation of each product.
         scale = (d_small / d) ** 0.5  # scores are divided by √d'
-        q, k = _split_product(q.transpose(1, 2) @ k * scale, d_small)
+        if family_of(theirs.model.config).turns_pairs:
+            pairs = _pairs_kept(d, d_small)
+            q, k = q[:, pairs] * scale, k[:, pairs]
+        else:
+            q, k = _split_product(q.transpose(1, 2) @ k * scale, d_small)
         o, v = _split_product(o @ v, d_small, left_columns=True)
     projections: tuple[tuple[Part, Tensor], ...] = (("query", q), ("key", k), ("value", v))
     for part, stacked in projections:
@@ -310,6 +373,22 @@ def _copy_attention(mine: LayerOf, theirs: LayerOf, basis: Tensor) -> None:
         _set(mine.linear(part), flat[:, :-1], flat[:, -1])
     flat = o.transpose(0, 1).reshape(small.hidden, small.hidden)
     _set(mine.linear("attention_output"), flat, output_bias @ basis)
+
+
+def _pairs_kept(width: int, kept: int) -> Int[Tensor, " kept"]:
+    """The units that turn, pair by pair, at the speeds that pairs of the narrower head have.
+
+    Raises:
+        ModelError: there are no such pairs.
+    """
+    if width % kept or kept % 2:
+        raise ModelError(
+            f"student: its heads are {kept} wide, the teacher's {width}, in which positions turn pairs of units at "
+            f"speeds that go by the width; choose hidden and heads so that the width is even and divides {width}, or "
+            "set student.init.from to random"
+        )
+    first = torch.arange(0, width // 2, width // kept)
+    return torch.cat([first, first + width // 2])
 
 
 def _split_product(
