@@ -21,7 +21,7 @@ from pydantic import Field
 from transformers import PreTrainedModel
 
 from export import to_onnx
-from export.onnx_int8 import module_of
+from export.to_onnx import module_of
 from pipeline.base.errors import ExportError
 from pipeline.base.extras import why_missing
 from pipeline.base.machine import version_of

@@ -25,6 +25,7 @@ from pipeline.base.files import translate_os_error
 
 DIES_WITH_PARENT = "DECANT_DIES_WITH_PARENT"  # set by a command for the processes it starts
 _PR_SET_PDEATHSIG = 1
+NOISY = ("httpx", "datasets", "filelock", "onnx_ir", "onnxruntime", "onnxscript", "optimum", "coremltools", "torch")
 STATUS = Path("artifacts/work/failed_status")  # of the last stage that failed under DVC, in its project's folder
 
 
@@ -44,7 +45,17 @@ def run(main: Callable[[], int | None]) -> None:
         os.environ.setdefault("TQDM_DISABLE", "1")  # coremltools draws its bars into log files otherwise
     logging.getLogger("transformers.modeling_utils").setLevel(logging.ERROR)  # a fresh classifier is what is wanted
     logging.getLogger("transformers.integrations.tensor_parallel").setLevel(logging.ERROR)
-    for noisy in ("httpx", "datasets", "filelock", "onnxruntime", "optimum", "coremltools", "torch"):
+    for noisy in (
+        "httpx",
+        "datasets",
+        "filelock",
+        "onnxruntime",
+        "onnx_ir",
+        "onnxscript",
+        "optimum",
+        "coremltools",
+        "torch",
+    ):
         logging.getLogger(noisy).setLevel(logging.WARNING)
     try:
         status = main() or 0
