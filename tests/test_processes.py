@@ -1,4 +1,4 @@
-"""Two processes in earnest, with gloo between them: the steps and the end of one, one result, and what a kill leaves."""
+"""Two processes in earnest, with gloo between them: the steps and the end of one, one result, and after a kill."""
 
 import json
 import os
