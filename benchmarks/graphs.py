@@ -25,8 +25,9 @@ from pipeline.base import guard, machine, plugins
 from pipeline.base.errors import UnusableRuntimeError
 from pipeline.base.files import sha256_of
 from pipeline.base.records import Artefact
+from pipeline.data.prepared import EncodedSplit
 from pipeline.models.checkpoints import save_classifier
-from pipeline.quantization.plan import EncodedExamples, Plan, Scheme, calibrate
+from pipeline.quantization.plan import Plan, Scheme, calibrate
 from pipeline.settings.params import MeasureSettings
 
 # layers, width, heads
@@ -87,16 +88,16 @@ def _student(layers: int, width: int, heads: int) -> Any:
     return model
 
 
-def _plan(model: Any, scheme: Scheme, texts: EncodedExamples) -> Plan:
+def _plan(model: Any, scheme: Scheme, texts: EncodedSplit) -> Plan:
     """Everything in 8 bits."""
     ranges = calibrate(model, texts, "minmax", 100.0) if scheme.activations == "fixed" else {}
     return Plan(scheme=scheme, per_channel=True, embeddings=True, ranges=ranges)
 
 
-def _texts(count: int) -> EncodedExamples:
+def _texts(count: int) -> EncodedSplit:
     rng = np.random.default_rng(0)
     rows = [rng.integers(1000, VOCABULARY, rng.integers(5, LENGTHS[-1])).tolist() for _ in range(count)]
-    return EncodedExamples([str(i) for i in range(count)], rows, [0] * count)
+    return EncodedSplit([str(i) for i in range(count)], rows, [0] * count, pad_id=0)
 
 
 @app.command()

@@ -4,6 +4,7 @@ The literals were worked by hand or in float64 from the published formulas; the 
 masking it. What every loss obeys is in test_losses.py.
 """
 
+import math
 from dataclasses import replace
 from itertools import combinations
 
@@ -55,10 +56,18 @@ def test_hidden_mse_without_normalisation():
 
 
 def test_cka():
-    """Four points on a cross and their first coordinate: |(2,0)|^2 over |2 I| times 2 is 4 / (2 sqrt(2) * 2)."""
-    assert linear_cka(CROSS, CROSS[:, :1]).item() == pytest.approx(0.707107, abs=1e-6)
-    result = cka(CROSS[None, :, :1], CROSS[None], torch.ones(1, 4, dtype=torch.bool)).item()
-    assert result == pytest.approx(1 - 0.707107, abs=1e-6)
+    """Four points on a cross and two at its centre, beside the first coordinate.
+
+    With n = 6, K K' sums 8, 4 and 4 for both, one and the product, squares sum 4, 2 and to 4, 2, 2 in products:
+    8 - 6/4 * 4 + 16/20 = 2.8, 4 - 6/4 * 2 + 4/20 = 1.2, 4 - 6/4 * 2 + 8/20 = 1.4; 1.4 / sqrt(2.8 * 1.2). The plain
+    estimator has 4 / sqrt(8 * 4), the 0.707107 that is published for the cross alone.
+    """
+    points = torch.cat([CROSS, torch.zeros(2, 2)])
+    expected = 1.4 / math.sqrt(2.8 * 1.2)
+    assert linear_cka(points, points[:, :1]).item() == pytest.approx(expected, abs=1e-6)
+    result = cka(points[None, :, :1], points[None], torch.ones(1, 6, dtype=torch.bool)).item()
+    assert result == pytest.approx(1 - expected, abs=1e-6)
+    assert plain_cka(CROSS, CROSS[:, :1]).item() == pytest.approx(0.707107, abs=1e-6)
 
 
 def test_distillation_token_as_in_deit():
@@ -121,10 +130,14 @@ def test_losses_on_single_states_agree_with_float64():
 
 
 def cka_loop(x, y):
-    """By way of centred kernels over the rows, not of products of columns as in the code."""
-    center = np.eye(len(x)) - 1 / len(x)
-    k, m = (center @ side @ side.T @ center for side in (x, y))
-    return (k * m).sum() / np.sqrt((k * k).sum() * (m * m).sum())
+    """By way of kernels over the rows without their diagonals (Song et al. 2012), not of columns as in the code."""
+    n = len(x)
+    k, m = ((side @ side.T) * (1 - np.eye(n)) for side in (x, y))
+
+    def dependence(a, b):
+        return (a * b).sum() + a.sum() * b.sum() / ((n - 1) * (n - 2)) - 2 / (n - 2) * (a @ b).sum()
+
+    return dependence(k, m) / np.sqrt(dependence(k, k) * dependence(m, m))
 
 
 def valid_rows(states):
@@ -212,16 +225,36 @@ def test_cka_ignores_rotation_scale_and_shift():
     assert linear_cka(stretched, y).item() != pytest.approx(linear_cka(x, y).item(), abs=1e-2)
 
 
-def test_cka_of_few_rows_is_near_one_whatever_they_are():
-    """What the docstrings warn of: unrelated features, 32 columns on either side."""
-    few, many = (linear_cka(features(rows, 32, 1), features(rows, 32, 2)).item() for rows in (8, 2000))
-    assert few > 0.8
-    assert many < 0.05
+def plain_cka(x, y):
+    """The estimator that is biased for few rows."""
+    x, y = x - x.mean(0), y - y.mean(0)
+    return (y.T @ x).square().sum() / ((x.T @ x).norm() * (y.T @ y).norm())
+
+
+@pytest.mark.parametrize("rows", [40, 320, 2000])
+def test_cka_of_unrelated_features_is_about_zero_however_few_the_rows(rows):
+    """192 and 384 columns; planted fault: with the plain estimator 320 rows come out at 0.45."""
+    found = [linear_cka(features(rows, 192, seed), features(rows, 384, seed + 100)).item() for seed in range(5)]
+    assert max(map(abs, found)) < 4 / rows
+    assert abs(sum(found) / 5) < 2 / rows
+    if rows == 320:
+        assert plain_cka(features(320, 192, 0), features(320, 384, 100)).item() == pytest.approx(0.45, abs=0.02)
+
+
+def test_cka_of_few_rows_still_has_a_gradient():
+    """12 tokens of 32 columns, where the plain estimator is near 1 for anything and has little to say."""
+
+    def slope(similarity):
+        student = features(12, 32, 1).requires_grad_()
+        similarity(student, features(12, 32, 2)).backward()
+        return student.grad.norm().item()
+
+    assert slope(linear_cka) > 1.5 * slope(plain_cka)
 
 
 def test_cka_of_what_does_not_vary():
     """Fewer than two rows, and the same row again and again, are alike among themselves and unlike all else."""
-    for rows in (0, 1):
+    for rows in (0, 1, 3):
         assert linear_cka(features(rows, 4, 1), features(rows, 6, 2)).item() == 1
     # large, so that centring leaves rounding errors which must not count as features
     constant, varying = features(1, 4, 1).expand(9, 4) * 1e3 + 0.1, features(9, 6, 2)

@@ -137,7 +137,7 @@ POINTS = {
     "while the teacher's answers are written": """
 real = pipeline.training.answers.seal
 answers = pipeline.training.answers
-answers.seal = lambda folder, kind, *a, **k: hold() if kind == "teacher_logits" else real(folder, kind)
+answers.seal = lambda folder, kind, *a, **k: hold() if kind == "teacher_outputs" else real(folder, kind)
 """,
     "checkpoint written, card not yet": """
 real = pipeline.training.checkpoints.seal

@@ -15,7 +15,7 @@ from pipeline.signals.reader import SignalReader, attention_scores
 
 def student_of(teacher, **changes):
     settings = StudentSettings.model_validate({"layers": 3} | changes, strict=False)
-    batch = {name: tensor for name, tensor in toy_batch().items() if name != "labels"}
+    batch = {name: tensor for name, tensor in toy_batch().items() if name != "targets"}
     return build_student(teacher, settings, seed=0, probe=[batch]).eval()
 
 

@@ -18,7 +18,7 @@ from pipeline.families import shape_of
 from pipeline.losses import attention_kl, cross_entropy, hidden_mse, minilm_v2
 from pipeline.models.checkpoints import save_classifier
 from pipeline.settings.params import TrainingSettings
-from pipeline.training import checkpoints
+from pipeline.training import checkpoints, optimizer
 from pipeline.training import loop as training
 from pipeline.training.answers import cached_teacher_outputs, check_learned, predict, score_of
 from pipeline.training.distiller import Distiller, check_fit
@@ -735,3 +735,126 @@ def test_answers_come_in_the_order_of_the_rows():
     together = predict(model, DEV.ids, 0, "dev", batch_size=5)["logits"]
     alone = torch.cat([predict(model, [ids], 0, "dev")["logits"] for ids in DEV.ids])
     torch.testing.assert_close(together, alone, rtol=1e-4, atol=1e-5)
+
+
+# --- how a step is computed --------------------------------------------------------------------------------------
+
+
+def test_rate_rises_then_falls():
+    """Evenly over 2 of 6 steps, then to 0; without warm-up it starts at its peak."""
+    assert [optimizer.rate_factor(step, 2, 6) for step in range(7)] == [0, 0.5, 1, 0.75, 0.5, 0.25, 0]
+    assert [optimizer.rate_factor(step, 0, 2) for step in range(2)] == [1, 0.5]
+
+
+def test_biases_and_norms_are_not_pulled_towards_zero():
+    """Nor what learns at a rate of its own; everything that is trained is in one group."""
+    distiller = Distiller(make_student(), toy_model(), {"a2d": {}, "hidden_mse": {"map": "last_only"}})
+    decayed, plain, *fast = optimizer.make_optimizer(distiller, settings(weight_decay=0.25)).param_groups
+    names = {id(weight): name for name, weight in distiller.named_parameters()}
+    assert (decayed["weight_decay"], plain["weight_decay"], [group["weight_decay"] for group in fast]) == (0.25, 0, [0])
+    assert all("bias" in names[id(p)] or "LayerNorm" in names[id(p)] for p in plain["params"])
+    assert not any("bias" in names[id(p)] or "LayerNorm" in names[id(p)] for p in decayed["params"])
+    assert fast[0]["lr"] > decayed["lr"] == 3.0e-3
+    groups = [decayed, plain, *fast]
+    assert sorted(id(p) for group in groups for p in group["params"]) == sorted(names)
+
+
+@pytest.mark.parametrize("micro_batches", [2, 3, 50])
+def test_micro_batches_take_the_step_of_the_whole_batch(tmp_path, micro_batches):
+    """Weights and log but for rounding, of losses on labels (some absent), logits and layers; down to a row each."""
+    labels = tuple(-100 if i % 4 == 0 else label for i, label in enumerate(TRAIN.targets))
+    split = EncodedSplit(TRAIN.names, TRAIN.ids, labels, TRAIN.pad_id)
+
+    def run(name, **changes):
+        student = make_student(hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
+        losses = {"cross_entropy": {}, "logit_kl": {}, "attention_kl": {"map": "last_only"}}
+        arguments = {"student": student, "teacher": toy_model(), "losses": losses, "split": split, "keep": "last"}
+        return train(tmp_path / name, **arguments, **changes)
+
+    whole, weights = run("whole")
+    parts, others = run("parts", micro_batches=micro_batches)
+    for ours, theirs in zip(whole.log, parts.log, strict=True):
+        assert ours == pytest.approx(theirs, rel=1e-3, abs=1e-5)
+    for name, weight in weights.items():
+        if not name.endswith("key.bias"):  # its gradient is rounding error alone, which AdamW enlarges
+            torch.testing.assert_close(weight, others[name], rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("loss", ["dist", "cka"])
+def test_micro_batches_are_refused_where_rows_are_compared(tmp_path, loss):
+    """With the loss and what to do: a statistic of each part is not that of the batch."""
+    arguments = {"teacher": toy_model(), "losses": {loss: {}}, "micro_batches": 2}
+    if loss == "cka":
+        arguments["losses"] = {loss: {"map": "last_only"}}
+    with pytest.raises(SettingsError, match=rf"micro_batches: found 2, but distill.losses.{loss} compares the rows"):
+        train(tmp_path, **arguments)
+
+
+def test_a_label_weighs_the_same_whatever_it_meets():
+    """Its gradient in a batch of labelled rows and among rows without label; in all, as much as without those."""
+    student = make_student(hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
+    labels = tuple(label if i < 45 else -100 for i, label in enumerate(TRAIN.targets))
+    half = EncodedSplit(TRAIN.names, TRAIN.ids, labels, TRAIN.pad_id)
+
+    def term(split, rows, **arguments):
+        distiller = Distiller(student, None, {"cross_entropy": {}}, **arguments)
+        found = distiller(**batch_of(split, rows))["terms"]["cross_entropy"].item()
+        distiller.close()
+        return found
+
+    alone = term(half, [7], targeted_share=0.5)
+    assert term(half, [7, 50, 60, 70], targeted_share=0.5) == pytest.approx(alone / 4)
+    beside = [term(half, [i], targeted_share=0.5) for i in (3, 9, 12)]
+    assert term(half, [7, 3, 9, 12], targeted_share=0.5) == pytest.approx((alone + sum(beside)) / 4, rel=1e-5)
+    everything = term(half, range(90), targeted_share=0.5)
+    assert everything == pytest.approx(term(TRAIN, range(45)), rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("setting", "device", "expected"),
+    [
+        ("auto", "cpu", None),
+        ("fp32", "cpu", None),
+        ("bf16", "cpu", torch.bfloat16),
+        ("auto", "mps", None),
+        ("bf16", "mps", torch.bfloat16),
+        ("auto", "cuda", torch.bfloat16),
+        ("fp32", "cuda", None),
+        ("bf16", "cuda", torch.bfloat16),
+        ("fp16", "cuda", torch.float16),
+    ],
+)
+def test_precision_of_each_device(monkeypatch, setting, device, expected):
+    """A GPU that has bf16 takes it of itself; the others compute in float32 unless told."""
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda **_: True)
+    assert optimizer.half_precision(setting, torch.device(device)) == expected
+
+
+def test_precision_that_a_device_has_not_is_refused(monkeypatch):
+    """With what it has."""
+    for device in ("cpu", "mps"):
+        with pytest.raises(SettingsError, match=rf"found 'fp16', .* and this runs on {device}; use 'bf16', 'fp32'"):
+            optimizer.half_precision("fp16", torch.device(device))
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda **_: False)
+    with pytest.raises(SettingsError, match="'bf16', which this GPU can only emulate; use 'fp16' or 'fp32'"):
+        optimizer.half_precision("bf16", torch.device("cuda"))
+    assert optimizer.half_precision("auto", torch.device("cuda")) is None
+
+
+def test_bf16_trains_on_a_cpu(tmp_path):
+    """Other weights than fp32, near them, themselves float32; losses stay float32."""
+    quiet = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+    whole, weights = train(tmp_path / "fp32", student=make_student(**quiet), keep="last")
+    half, others = train(tmp_path / "bf16", student=make_student(**quiet), keep="last", precision="bf16")
+    assert all(weight.dtype == torch.float32 for weight in others.values())
+    assert not same(weights, others)
+    assert half.log[0]["loss"] == pytest.approx(whole.log[0]["loss"], rel=0.02)
+
+
+def test_a_training_without_teacher_losses_runs_no_teacher():
+    """Even where there is one: a control must not pay for it, nor need its answers."""
+    teacher = toy_model()
+    calls = []
+    teacher.register_forward_pre_hook(lambda *_: calls.append(1))
+    Distiller(make_student(), teacher, {"cross_entropy": {}})(**batch_of(TRAIN))
+    assert calls == []

@@ -44,11 +44,12 @@ def cka(
         mask: True for a real token.
 
     Returns:
-        0 when one is the other up to rotation, reflection, one factor and a shift of each column, 1 when unrelated; 0
-        for fewer than two valid tokens, which cannot be told apart.
+        0 when one is the other up to rotation, reflection, one factor and a shift of each column, 1 when unrelated, 2
+        at most; 0 for fewer than four valid tokens, which cannot be told apart.
 
-    Source: Kornblith et al. 2019 for the similarity; as a loss it is not theirs. It is biased towards 0 for few rows:
-    with no more valid tokens in the batch than the states are wide it says little, so use batches with at least 256.
-    A long example counts by its tokens, and the batch's loss is not the mean of its examples' losses.
+    Source: Kornblith et al. 2019 for the similarity; as a loss it is not theirs. With the plain estimator a batch of no
+    more tokens than the states are wide has a loss near 0 whatever the student does, and next to no gradient; so it is
+    the unbiased one here as well, whose value means the same in batches of any size. A long example counts by its
+    tokens, and the batch's loss is not the mean of its examples' losses.
     """
     return 1 - linear_cka(student[mask], teacher.detach()[mask])
