@@ -137,7 +137,7 @@ def _compare(name: str, old: Exported, new: Exported, settings: MeasureSettings)
         device="local",
         candidate=new,
         reference=old,
-        sequences=_texts(200).sequences,
+        sequences=_texts(200).ids,
         pad_id=0,
         settings=settings,
         seed=0,

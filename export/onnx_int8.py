@@ -162,7 +162,9 @@ def quantize_modules(graph: DeploymentGraph, plan: Plan, modules: Sequence[str])
             raise ExportError(
                 f"the quantization plan names the module '{name}', which is not in the graph{nearest(name, known)}"
             )
-    chosen = [name for name in modules if name not in plan.exclude]
+    # The biases of MPNet's heads are a buffer of the graph, and so few that nothing is lost.
+    biases = graph.family.tables_of_heads(graph)
+    chosen = [name for name in modules if name not in plan.exclude and known[name] not in biases]
     summed = {name for sources in graph.sources.values() for name in map(_module_of_weight, sources)}
     for buffer, sources in graph.sources.items():
         _quantize_sum(graph, plan, chosen, buffer, [_module_of_weight(name) for name in sources])

@@ -28,9 +28,15 @@ from pipeline.models.students import build_student
 from pipeline.quantization.plan import Scheme, fake_quantized, make_plan, quantizable_modules
 from pipeline.settings.params import Calibration, QuantizeSettings, StudentSettings
 
+<<<<<<< HEAD
 FAMILIES = ("bert", "distilbert", "roberta", "electra")
 ATTENTION = {"electra": "eager"}
 LOOSE = QuantizeSettings(allowed_drop=100)
+=======
+FAMILIES = ("bert", "distilbert", "roberta", "electra", "albert", "mpnet")
+ATTENTION = {"electra": "eager", "mpnet": "eager"}
+LOOSE = QuantizeSettings(allowed_drop_points=100)
+>>>>>>> baf62376aec4a399cf6f96a0dcce4b2cdf770827
 DYNAMIC = Scheme(activations="example", pair_safe=True)
 STATIC = Scheme(activations="fixed", pair_safe=True)
 
@@ -136,7 +142,8 @@ def test_int8_answers_as_the_plan_imitated(models, tmp_path, name, settings, mon
         found = np.concatenate([session.run(batch)["logits"] for batch in single_texts()])
     # not equal: a value on the edge between two steps may fall on either side
     assert np.abs(found - imitated).mean() < against_fp32.mean_difference * np.ptp(imitated) / 2
-    assert quantized_modules(graph) == sorted(quantizable_modules(model, True))
+    biases = {"mpnet.encoder.relative_attention_bias"}
+    assert quantized_modules(graph) == sorted(set(quantizable_modules(model, True)) - biases)
     assert ("MatMulInteger" in operators(graph)) == (settings is DYNAMIC)
     assert ("QuantizeLinear" in operators(graph)) == (settings is STATIC)
     assert {opset.domain for opset in graph.opset_import} == {""}

@@ -26,7 +26,6 @@ SETTINGS = "pipeline.settings"
 # Packages that are imported under another name, or that bring others whose versions decide results.
 DISTRIBUTIONS = {
     "google": ("protobuf",),
-    "optimum": ("optimum", "optimum-onnx"),
     "sklearn": ("scikit-learn",),
     "transformers": ("transformers", "tokenizers"),
     "yaml": ("pyyaml",),

@@ -11,7 +11,7 @@ from typing import Any
 import psutil
 
 # What a timing or an answer depends on.
-PACKAGES = ("torch", "transformers", "optimum", "optimum-onnx", "onnx", "onnxruntime", "coremltools", "numpy")
+PACKAGES = ("torch", "transformers", "onnxscript", "onnx", "onnxruntime", "coremltools", "numpy")
 # Instruction sets that decide which kernels run.
 ISA_FLAGS = ("avx2", "avx512f", "avx512_vnni", "avx_vnni", "amx_int8", "avx512_bf16", "asimddp", "i8mm", "bf16", "sve")
 
