@@ -52,7 +52,7 @@ def answer(
                 if name not in found:
                     rest = (longest, *values.shape[2:]) if _has_tokens(name, artefact) else values.shape[1:]
                     found[name] = np.zeros((len(sequences), *rest), np.float32)
-                _check(name, values, batch, found[name], artefact)
+                _check(name, values, batch, found[name], artefact, tokens=len(sequences[batch[0]]))
                 for i, row in zip(batch, values, strict=True):
                     if _has_tokens(name, artefact):
                         found[name][i, : len(sequences[i])] = row[: len(sequences[i])]
@@ -182,9 +182,11 @@ def _check(
     batch: list[int],
     whole: Float[np.ndarray, "examples ..."],
     artefact: Artefact,
+    tokens: int,
 ) -> None:
     rest = 2 if _has_tokens(name, artefact) else 1  # axes behind the batch, and the tokens
-    if values.ndim != whole.ndim or len(values) != len(batch) or values.shape[rest:] != whole.shape[rest:]:
+    is_cut = rest == 2 and values.ndim > 1 and values.shape[1] < tokens
+    if is_cut or values.ndim != whole.ndim or len(values) != len(batch) or values.shape[rest:] != whole.shape[rest:]:
         raise AnswersUnusableError(
             f"{artefact.file}: found {name} of shape {values.shape}, expected {(len(batch), *whole.shape[1:])}"
         )

@@ -7,12 +7,10 @@ import numpy as np
 import yaml
 from fakes import make_measurement
 
-from eval.scores import MACRO_F1, macro_f1
 from eval.scores import score as make_score
-from eval.statistics import mean_interval, right
+from eval.statistics import mean_interval
 from pipeline.base import records
 from pipeline.base.records import (
-    ACCURACY,
     Artefact,
     Check,
     Examination,
@@ -25,7 +23,10 @@ from pipeline.base.records import (
     seal,
 )
 from pipeline.base.workspace import Workspace
+from pipeline.data.examples import SPACE
+from pipeline.data.prepared import TEST_ANSWERS
 from pipeline.settings.params import load
+from pipeline.tasks import Space, single_label
 
 NAMES = ("call_someone", "get_weather", "play_music", "set_alarm")
 TARGET = {
@@ -58,7 +59,7 @@ def make_workspace(root, targets=None, texts=None, labels=None, names=NAMES, see
     teacher = answer(labels, len(names), 0.06, seed)
     student = perturb(teacher, len(names), 0.03, seed + 1, labels)
     write_data(workspace, texts, labels, names, slices)
-    write_floors(workspace, labels, len(names), seed)
+    write_floors(workspace, labels, names, seed)
     write_trained(workspace.teacher, "teacher", teacher, labels)
     digest = write_trained(workspace.student, "student", student, labels).digest
     write_plan(workspace)
@@ -104,8 +105,11 @@ def perturb(answers, classes, share, seed, labels=None):
 
 def write_data(workspace, texts, labels, names, slices=None):
     workspace.data.mkdir(parents=True)
-    (workspace.data / "labels.json").write_text(json.dumps(list(names)))
-    rows = [{"id": f"te-{i}", "text": text, "label": names[labels[i]]} for i, text in enumerate(texts)]
+    (workspace.data / SPACE).write_text(Space(names=names).model_dump_json())
+    rows = [
+        {"id": f"te-{i}", "texts": [text], "target": names[labels[i]], "number": labels[i], "group": names[labels[i]]}
+        for i, text in enumerate(texts)
+    ]
     for row, name in zip(rows, slices or (), strict=slices is not None):
         row["slice"] = name
     (workspace.data / "test.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -123,29 +127,35 @@ def write_data(workspace, texts, labels, names, slices=None):
     seal(workspace.data, "data", facts=facts)
 
 
-def write_floors(workspace, labels, classes, seed):
+def write_floors(workspace, labels, names, seed):
     found = []
-    for name, predictions, size, latency in (
+    for name, answers, size, latency in (
         ("majority", [0] * len(labels), 1, None),
-        ("linear", answer(labels, classes, 0.22, seed + 9), 1_900_000, 0.42),
+        ("linear", answer(labels, len(names), 0.22, seed + 9), 1_900_000, 0.42),
     ):
-        values = right(labels, predictions)
+        values = single_label.values(answers, labels)
         found.append(
             Floor(
                 name=name,
                 primary=mean_interval(values),
-                further={MACRO_F1: macro_f1(labels, predictions)},
+                further=single_label.further(answers, labels),
                 size_bytes=size,
                 latency_ms=latency,
-                predictions=tuple(predictions),
+                answers=tuple(answers),
                 values=tuple(values),
             )
         )
-    floors = Floors(examples=len(labels), metric=ACCURACY, labels=tuple(labels), classes=classes, floors=tuple(found))
+    floors = Floors(
+        examples=len(labels),
+        metric=single_label.METRIC,
+        groups=tuple(names[label] for label in labels),
+        known_groups=tuple(sorted(names)),
+        floors=tuple(found),
+    )
     records.write(floors, workspace.floors)
 
 
-def write_trained(folder, kind, predictions, labels):
+def write_trained(folder, kind, answers, labels):
     folder.mkdir(parents=True)
     write_hole(folder / "model.safetensors", WEIGHTS[kind])
     log = []
@@ -154,14 +164,14 @@ def write_trained(folder, kind, predictions, labels):
         terms = {"attention_kl": 0.4 * decay + 0.02, "cross_entropy": 2.9 * decay + 0.1, "logit_kl": 6 * decay + 0.2}
         log.append({"step": step, "loss": sum(terms.values()), **{f"term_{k}": v for k, v in terms.items()}})
         if step % 40 == 0:
-            log.append({"step": step, "dev_accuracy": 0.93 - 0.5 * decay})
+            log.append({"step": step, "dev_score": 0.93 - 0.5 * decay})
     (folder / "log.jsonl").write_text("".join(json.dumps(entry) + "\n" for entry in log))
-    (folder / "predictions.json").write_text(json.dumps(predictions))
-    accuracy = sum(a == b for a, b in zip(labels, predictions, strict=True)) / len(labels)
+    (folder / TEST_ANSWERS).write_text(json.dumps(answers))
+    accuracy = sum(a == b for a, b in zip(labels, answers, strict=True)) / len(labels)
     facts = {
         "parameters": {"teacher": 22_720_916, "student": 12_060_308}[kind],
         "steps": 480,
-        "dev_accuracy": 0.94,
+        "dev_score": 0.94,
         "test_accuracy": accuracy,
         "seed": 0,
     }
@@ -185,13 +195,13 @@ def write_plan(workspace):
         "exclude": modules[:1],
         "calibration": None,
         "sensitivity": [
-            {"module": m, "accuracy": 0.93, "drop_points": 0.4 / (i + 1), "mean_kl": 0.01 / (i + 1), "logit_rmse": 0.05}
+            {"module": m, "score": 0.93, "drop": 0.4 / (i + 1), "mean_kl": 0.01 / (i + 1), "logit_rmse": 0.05}
             for i, m in enumerate(modules)
         ],
         "sensitivity_rows": 200,
         "dev_rows": 200,
-        "fp32_accuracy": 0.93,
-        "int8_accuracy": 0.926,
+        "fp32_score": 0.93,
+        "int8_score": 0.926,
         "warnings": [],
     }
     (workspace.quantized / "plan.json").write_text(json.dumps({"entries": {"example, pair-safe": plan}}))
@@ -245,11 +255,13 @@ def score(name, target, digest, labels, teacher, student, found):
         device="local",
         artefact_digest=digest,
         runtime_version="1.31.1",
-        metric=ACCURACY,
-        logits=logits[list(found)],
-        student_logits=logits[list(student)],
-        values=right(labels, found),
-        student_values=right(labels, student),
-        teacher_values=right(labels, teacher),
-        further={MACRO_F1: macro_f1(labels, found)},
+        metric=single_label.METRIC,
+        outputs={"logits": logits[list(found)]},
+        student_outputs={"logits": logits[list(student)]},
+        answers=found,
+        student_answers=student,
+        values=single_label.values(found, labels),
+        student_values=single_label.values(student, labels),
+        teacher_values=single_label.values(teacher, labels),
+        further=single_label.further(found, labels),
     )

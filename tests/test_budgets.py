@@ -3,6 +3,7 @@
 import re
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,10 +12,9 @@ from fakes import ROOT, make_measurement
 from eval import budgets as module
 from eval.budgets import Facts, compare_with_floor, exit_status, judge, judge_timing, overall
 from eval.scores import score as make_score
-from eval.statistics import mean_interval, right, share_interval
+from eval.statistics import mean_interval, share_interval
 from eval.wording import first_line, say_verdict
 from pipeline.base.records import (
-    ACCURACY,
     Check,
     Examination,
     Floor,
@@ -26,6 +26,7 @@ from pipeline.base.records import (
 )
 from pipeline.settings.budgets import CHECKS, TABLE
 from pipeline.settings.params import Budgets, Target
+from pipeline.tasks import single_label
 
 N = 400
 LABELS = [i % 4 for i in range(N)]
@@ -46,31 +47,37 @@ def score(wrong=range(20), student=range(20), teacher=range(12), labels=LABELS):
         runtime="fake",
         device="local",
         artefact_digest=DIGEST,
-        metric=ACCURACY,
-        logits=logits[answers(wrong, labels)],
-        student_logits=logits[answers(student, labels)],
-        values=right(labels, answers(wrong, labels)),
-        student_values=right(labels, answers(student, labels)),
-        teacher_values=right(labels, answers(teacher, labels)),
+        metric=single_label.METRIC,
+        outputs={"logits": logits[answers(wrong, labels)]},
+        student_outputs={"logits": logits[answers(student, labels)]},
+        answers=answers(wrong, labels),
+        student_answers=answers(student, labels),
+        values=single_label.values(answers(wrong, labels), labels),
+        student_values=single_label.values(answers(student, labels), labels),
+        teacher_values=single_label.values(answers(teacher, labels), labels),
         further={},
     )
 
 
-def floors(wrong=range(60, 130), labels=LABELS, classes=4):
+def floors(wrong=range(60, 130), labels=LABELS, known="0123"):
     """Floors of which the linear one is wrong on the rows named."""
-    predictions = answers(wrong, labels)
-    values = right(labels, predictions)
+    found = answers(wrong, labels)
+    values = single_label.values(found, labels)
     linear = Floor(
         name="linear",
         primary=mean_interval(values),
         size_bytes=10,
         latency_ms=None,
-        predictions=tuple(predictions),
+        answers=tuple(found),
         values=tuple(values),
     )
     majority = linear.model_copy(update={"name": "majority"})
     return Floors(
-        examples=len(labels), metric=ACCURACY, labels=tuple(labels), classes=classes, floors=(majority, linear)
+        examples=len(labels),
+        metric=single_label.METRIC,
+        groups=tuple(map(str, labels)),
+        known_groups=tuple(known),
+        floors=(majority, linear),
     )
 
 
@@ -279,7 +286,7 @@ def test_too_few_examples_are_inconclusive(budget):
     found = verdict(budget, 0.0, score=score(range(1), range(1), (), few), floors=floors((), few))
     assert found.status is Status.INCONCLUSIVE
     assert "too few examples: found 20 test rows, at least 30 are needed" in say_verdict(found)
-    found = verdict(budget, 0.0, floors=floors(classes=5))
+    found = verdict(budget, 0.0, floors=floors(known="01234"))
     assert found.status is Status.INCONCLUSIVE
     assert "too few examples: no test row of class 4" in say_verdict(found)
 
@@ -384,7 +391,7 @@ def test_first_line_says_whether_the_linear_floor_is_beaten():
     """By 70 rows won and 20 lost; not by 8 and 5; and not when it is worse."""
 
     def line(wrong, floor, name="the student"):
-        return first_line(compare_with_floor(right(LABELS, answers(wrong)), floors(wrong=floor)), name)
+        return first_line(compare_with_floor(single_label.values(answers(wrong), LABELS), floors(wrong=floor)), name)
 
     better = line(range(20), range(60, 130))
     assert better.startswith(
@@ -477,6 +484,19 @@ def loss_facts(artefact=0.3, student=0.3, teacher=0.25, floor=0.5):
         score=score().model_copy(update={"metric": LOSS, **changes}),
         floors=floors().model_copy(update={"metric": LOSS, "floors": (linear,)}),
     )
+
+
+def test_rows_that_are_of_no_group_lack_none():
+    """A task without classes is judged on its rows alone; too few of them are still too few."""
+    known = loss_facts()
+    ungrouped = {"groups": (), "known_groups": ()}
+    found = judge(target(score=0.4), replace(known, floors=known.floors.model_copy(update=ungrouped)))[0]
+    assert (found.status, found.reasons) == (Status.PASS, ())
+    few = known.floors.model_copy(update={**ungrouped, "examples": 29})
+    score_of_few = known.score.model_copy(update={"values": known.score.values[:29]})
+    assert kinds(judge(target(score=0.4), replace(known, floors=few, score=score_of_few))[0]) == [
+        ReasonKind.TOO_FEW_EXAMPLES
+    ]
 
 
 @pytest.mark.parametrize(

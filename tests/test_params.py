@@ -164,7 +164,7 @@ def test_a_file_with_a_duplicate_key_still_has_its_other_problems_listed(tmp_pat
 def test_tabs_are_named_as_such(tmp_path):
     """libyaml's own words say nothing of tabs."""
     (found,) = problems(tmp_path, changed(("  source: bundled", "\tsource: bundled")))
-    assert re.search("line 9, column 1: not valid YAML: .*; indent with spaces, not tabs", found)
+    assert re.search("line 13, column 1: not valid YAML: .*; indent with spaces, not tabs", found)
 
 
 def test_what_dvc_writes_back_for_small_numbers_is_a_number(tmp_path):
@@ -406,10 +406,12 @@ def test_dvc_can_set_every_key_and_the_settings_stay_the_same(tmp_path):
     assert len(overrides) > 90
     apply_overrides(path, overrides)
     assert load(path, with_plugins=False) == load(ROOT / "params.yaml", with_plugins=False)
-    apply_overrides(path, ["distill.training.learning_rate=3e-6", "student.init.from=random", "data.files.text=0"])
+    apply_overrides(
+        path, ["distill.training.learning_rate=3e-6", "student.init.from=random", "data.files.columns.text=0"]
+    )
     params = load(path, with_plugins=False)
     assert (params.distill.training.learning_rate, params.student.init.source) == (3e-6, "random")
-    assert params.data.files.text == 0
+    assert params.data.files.columns["text"] == 0
 
 
 def test_the_committed_schema_is_the_generated_one():

@@ -12,6 +12,7 @@ from pipeline.base.errors import SettingsError
 
 ROOT = Path(__file__).resolve().parents[1]
 FOLDERS = {
+    "task": "pipeline/tasks",
     "family": "pipeline/families",
     "reader": "pipeline/data/readers",
     "loss": "pipeline/losses",
@@ -40,7 +41,9 @@ def test_listing_names_imports_none_of_them():
     new = {
         name
         for name in set(sys.modules) - before
-        if name.startswith(("export.to_", "pipeline.losses.", "pipeline.families."))
+        if name.startswith(
+            ("export.to_", "pipeline.losses.", "pipeline.families.", "pipeline.tasks.", "pipeline.data.readers.")
+        )
     }
     assert not new
 

@@ -12,7 +12,6 @@ from pydantic import ValidationError
 
 from pipeline.base.errors import IntegrityError, PipelineError
 from pipeline.base.records import (
-    ACCURACY,
     SCHEMA_VERSION,
     Card,
     FileFact,
@@ -27,6 +26,7 @@ from pipeline.base.records import (
     seal,
     write,
 )
+from pipeline.tasks.single_label import METRIC
 
 PARITY = Parity(examples=32, tolerance=1e-4, worst_difference=3e-6, mean_difference=1e-6, same_label=1.0)
 
@@ -158,10 +158,10 @@ def test_a_record_comes_back_as_it_was(tmp_path):
         further={"macro F1": 0.01},
         size_bytes=1,
         latency_ms=None,
-        predictions=(0, 0),
+        answers=(0, 0),
         values=(1.0, 0.0),
     )
-    record = Floors(examples=2, metric=ACCURACY, labels=(0, 1), classes=2, floors=(floor,))
+    record = Floors(examples=2, metric=METRIC, groups=("a", "b"), known_groups=("a", "b"), floors=(floor,))
     write(record, tmp_path / "a.json")
     write(record, tmp_path / "b.json")
     assert read(Floors, tmp_path / "a.json") == record

@@ -20,6 +20,7 @@ from eval.wording import say_verdict, show, show_percent
 from pipeline.base import records
 from pipeline.base.records import Check, Measurement, Metric, ReasonKind, Status, Verdict
 from pipeline.base.workspace import Workspace
+from pipeline.data.examples import read_prepared
 from pipeline.settings.budgets import CHECKS
 from stages import report
 from stages.reporting.evidence import gather
@@ -162,11 +163,11 @@ def test_first_line_comes_first(finished):
 def test_a_student_no_better_than_the_floor_is_said_to_be_so(fresh):
     """The floor now answers as well as the teacher does."""
     params, workspace = fresh
-    labels = records.read(records.Floors, workspace.floors).labels
+    labels = read_prepared(workspace.data, "test").numbers
     workspace.floors.unlink()
-    write_floors(workspace, labels, len(NAMES), 0)
+    write_floors(workspace, labels, NAMES, 0)
     floors = records.read(records.Floors, workspace.floors)
-    linear = floors.floors[1].model_copy(update={"predictions": labels, "values": (1.0,) * len(labels)})
+    linear = floors.floors[1].model_copy(update={"answers": labels, "values": (1.0,) * len(labels)})
     records.write(floors.model_copy(update={"floors": (floors.floors[0], linear)}), workspace.floors)
     assert "does NOT beat the linear floor" in report.run(params, workspace).first_line
 
@@ -184,8 +185,8 @@ def test_slices_have_a_table_of_their_own(tmp_path):
     ]
     names = re.findall(r'<th scope="row" class="hold">(.*?)</th>', table)
     assert names == ["linear floor", "teacher", "student", "cpu"]  # ios was not measured
-    labels = records.read(records.Floors, workspace.floors).labels
-    answers = records.read(records.Score, workspace.scored("cpu")).predictions
+    labels = read_prepared(workspace.data, "test").numbers
+    answers = records.read(records.Score, workspace.scored("cpu")).answers
     right = sum(labels[i] == answers[i] for i in range(0, 200, 4))
     assert f"{2 * right:.1f}" in re.findall(r">cpu</th><td class=\"n\">(.*?)<small>", table)[0]
     summary = (workspace.report / "summary.md").read_text("utf-8")
@@ -224,8 +225,8 @@ EVERYTHING = {"score", "p90_ms", "speedup_vs_teacher", "size_mb", "failed_checks
             "missing",
         ),
         ("floors.json", set(), "floors.json: missing"),
-        ("data/labels.json", set(), "labels.json: missing"),
-        ("teacher/predictions.json", set(), "predictions.json: missing"),
+        ("data/space.json", set(), "space.json: missing"),
+        ("teacher/test_answers.json", set(), "test_answers.json: missing"),
         ("student/card.json", set(), "never finished"),
         ("quantized/plan.json", set(), "plan.json: missing"),
         ("reference/onnx/card.json", set(), "never finished"),
@@ -280,7 +281,7 @@ def test_facts_of_another_shape_leave_gaps(fresh):
     params, workspace = fresh
     for folder, kind in ((workspace.data, "data"), (workspace.teacher, "teacher")):
         (folder / "card.json").unlink()
-        records.seal(folder, kind, facts={"rows": "many", "tokens": [1], "parameters": "x", "dev_accuracy": None})
+        records.seal(folder, kind, facts={"rows": "many", "tokens": [1], "parameters": "x", "dev_score": None})
     report.run(params, workspace)
     assert "–" in page_of(workspace)
 
@@ -391,7 +392,7 @@ def test_shipped_target_is_the_least_accurate_required_one(tmp_path):
     """The first line must not be about the target that happens to do best."""
     params, workspace = make_workspace(tmp_path, {"good": TARGET, "bad": TARGET})
     card = records.open_folder(workspace.exported("bad"), "artefact")
-    labels = records.read(records.Floors, workspace.floors).labels
+    labels = read_prepared(workspace.data, "test").numbers
     worse = perturb(labels, len(NAMES), 0.4, 5)
     records.write(score("bad", TARGET, card.digest, labels, labels, labels, worse), workspace.scored("bad"))
     assert "'bad'" in report.run(params, workspace).first_line
@@ -433,7 +434,7 @@ def test_a_task_with_another_metric_is_spoken_of_in_its_words(fresh):
     summary = (workspace.report / "summary.md").read_text("utf-8")
     assert "| model | made of | log loss |" in summary
     for text in (page_of(workspace), summary):
-        assert "accuracy" not in text.lower().replace("dev_accuracy", "")
+        assert "accuracy" not in text.lower().replace("dev_score", "")
     assert "Log loss against size" in page_of(workspace)
     assert "log_loss" in json.loads((workspace.report / "metrics.json").read_text())["targets"]["cpu"]
 

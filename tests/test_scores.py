@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 from fakes import make_artefact
 
-from eval.scores import AnswersUnusableError, answer, choose_batch_size, macro_f1, score
-from eval.statistics import right
+from eval.scores import AnswersUnusableError, answer, choose_batch_size, score
 from pipeline.base.errors import IntegrityError, ModelError
-from pipeline.base.records import ACCURACY, Flips, Metric
+from pipeline.base.records import Flips, Metric, TensorFact
+from pipeline.tasks import single_label
 
 SEQUENCES = [[5, 6], [1], [9, 9, 9], [2, 2, 2, 2, 2], [3, 1]]
 
@@ -30,8 +30,9 @@ EXPECTED = np.array([[sum(sequence), len(sequence)] for sequence in SEQUENCES], 
 @pytest.mark.parametrize("batch_size", [1, 2, 3, 5, 100])
 def test_answers_come_back_in_the_order_of_the_examples(batch_size):
     """Though batches are sorted by length."""
-    logits = answer(SumSession(), SEQUENCES, make_artefact(), pad_id=7, batch_size=batch_size)
-    np.testing.assert_array_equal(logits, EXPECTED)
+    found = answer(SumSession(), SEQUENCES, make_artefact(), pad_id=7, batch_size=batch_size)
+    assert list(found) == ["logits"]
+    np.testing.assert_array_equal(found["logits"], EXPECTED)
 
 
 def test_batches_are_padded_no_further_than_their_longest():
@@ -44,9 +45,9 @@ def test_batches_are_padded_no_further_than_their_longest():
 def test_only_lengths_that_the_artefact_takes_are_used():
     """An artefact with enumerated lengths gets the next longer one."""
     session = SumSession()
-    logits = answer(session, SEQUENCES, make_artefact(lengths=(2, 4, 8)), pad_id=0, batch_size=1)
+    found = answer(session, SEQUENCES, make_artefact(lengths=(2, 4, 8)), pad_id=0, batch_size=1)
     assert [shape[1] for shape in session.shapes] == [8, 4, 2, 2, 2]
-    np.testing.assert_array_equal(logits, EXPECTED)
+    np.testing.assert_array_equal(found["logits"], EXPECTED)
 
 
 def test_input_longer_than_the_artefact_takes_is_refused():
@@ -60,9 +61,9 @@ def test_input_longer_than_the_artefact_takes_is_refused():
 def test_fixed_batch_is_filled_up_and_the_filling_taken_out():
     """Five examples in batches that are always of four."""
     session = SumSession()
-    logits = answer(session, SEQUENCES, make_artefact(batch=4), pad_id=0)
+    found = answer(session, SEQUENCES, make_artefact(batch=4), pad_id=0)
     assert [shape[0] for shape in session.shapes] == [4, 4]
-    np.testing.assert_array_equal(logits, EXPECTED)
+    np.testing.assert_array_equal(found["logits"], EXPECTED)
 
 
 def test_int8_is_asked_one_example_at_a_time():
@@ -86,27 +87,92 @@ def test_logits_that_are_not_finite_are_never_scored(bad):
 
 def test_answers_of_another_shape_are_refused():
     """Rows lost, or other classes from one batch to the next."""
-    with pytest.raises(AnswersUnusableError, match=r"found logits of shape \(1, 2\), expected \(2, classes\)"):
+    with pytest.raises(AnswersUnusableError, match=r"found logits of shape \(1, 2\), expected \(2, 2\)"):
         answer(SumSession(lambda logits: logits[:1]), SEQUENCES, make_artefact(), pad_id=0, batch_size=2)
     changing = SumSession(lambda logits: logits if len(logits) == 2 else logits[:, :1])
     with pytest.raises(AnswersUnusableError, match=r"found logits of shape \(1, 1\), expected \(1, 2\)"):
         answer(changing, SEQUENCES, make_artefact(), pad_id=0, batch_size=2)
 
 
+class TokenSession:
+    """Answers each token with its id and its place, and spoils what stands in the padding."""
+
+    def __init__(self, spoil=lambda values: values):
+        self.shapes, self.spoil = [], spoil
+
+    def run(self, inputs):
+        ids, mask = inputs["input_ids"], inputs["attention_mask"]
+        self.shapes.append(ids.shape)
+        values = np.stack([ids, np.broadcast_to(np.arange(ids.shape[1]), ids.shape)], axis=2).astype(np.float32)
+        values[mask == 0] = 99.0
+        return {"logits": self.spoil(values), "sums": (ids * mask).sum(1, keepdims=True).astype(np.float32)}
+
+
+def token_artefact(width="length", **changes):
+    """An artefact with one output that has two values a token, and one that has a value a row."""
+    outputs = {"logits": ("batch", width, 2), "sums": ("batch", 1)}
+    facts = tuple(TensorFact(name=name, dtype="float32", shape=shape) for name, shape in outputs.items())
+    return make_artefact(**changes).model_copy(update={"outputs": facts})
+
+
+TOKENS = np.zeros((len(SEQUENCES), 5, 2), dtype=np.float32)
+for row, sequence in enumerate(SEQUENCES):
+    TOKENS[row, : len(sequence)] = [[token, place] for place, token in enumerate(sequence)]
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 3, 100])
+@pytest.mark.parametrize("lengths", [None, (3, 8)], ids=["any length", "two lengths"])
+def test_values_of_tokens_are_cut_to_their_row_and_padded_with_zeros(lengths, batch_size):
+    """Planted: 99 in every place of the padding, of batches that are shorter and longer than the longest row."""
+    session = TokenSession()
+    found = answer(session, SEQUENCES, token_artefact(lengths=lengths), pad_id=7, batch_size=batch_size)
+    assert len({width for _, width in session.shapes}) > 1 or batch_size == 100
+    np.testing.assert_array_equal(found["logits"], TOKENS)
+    np.testing.assert_array_equal(found["sums"], EXPECTED[:, :1])
+
+
+def test_values_of_tokens_come_from_a_batch_that_is_filled_up():
+    """Five rows in batches that are always of four: the filling is in none of them."""
+    session = TokenSession()
+    found = answer(session, SEQUENCES, token_artefact(batch=4), pad_id=0)
+    assert [shape[0] for shape in session.shapes] == [4, 4]
+    np.testing.assert_array_equal(found["logits"], TOKENS)
+
+
+def test_values_of_tokens_are_checked_as_others_are():
+    """Rows lost, another number of values a token, too few tokens, and a value that is not finite."""
+
+    def spoil(values):
+        values[(values[:, 0, 0] == 9), 1] = np.nan
+        return values
+
+    with pytest.raises(AnswersUnusableError, match="logits of test row 2 are not finite"):
+        answer(TokenSession(spoil), SEQUENCES, token_artefact(), pad_id=0, batch_size=2)
+    for cut in (lambda values: values[:1], lambda values: values if values.shape[1] == 5 else values[:, :, :1]):
+        with pytest.raises(AnswersUnusableError, match="found logits of shape"):
+            answer(TokenSession(cut), SEQUENCES, token_artefact(), pad_id=0, batch_size=2)
+    with pytest.raises(AnswersUnusableError, match="found logits of shape"):
+        answer(TokenSession(lambda values: values[:, :-1]), SEQUENCES, token_artefact(), pad_id=0, batch_size=2)
+
+
 LABELS = [0, 0, 1, 1, 2, 2, 2, 2]
 STUDENT = np.eye(3, dtype=np.float32)[[0, 0, 1, 1, 2, 2, 2, 0]]
 TEACHER = [0, 0, 1, 1, 2, 2, 2, 2]
-IDENTITY = {"target": "cpu", "runtime": "fake", "device": "local", "artefact_digest": "a" * 64, "metric": ACCURACY}
+IDENTITY = {"target": "cpu", "runtime": "fake", "device": "local", "artefact_digest": "a" * 64}
 
 
 def make_score(logits, **changes):
     """A score of eight rows."""
+    answers, of_student = logits.argmax(1).tolist(), STUDENT.argmax(1).tolist()
     values = {
-        "student_logits": STUDENT,
-        "logits": logits,
-        "values": right(LABELS[: len(logits)], logits.argmax(1)),
-        "student_values": right(LABELS, STUDENT.argmax(1)),
-        "teacher_values": right(LABELS, TEACHER),
+        "metric": single_label.METRIC,
+        "outputs": {"logits": logits},
+        "student_outputs": {"logits": STUDENT},
+        "answers": answers,
+        "student_answers": of_student,
+        "values": single_label.values(answers, LABELS[: len(logits)]),
+        "student_values": single_label.values(of_student, LABELS),
+        "teacher_values": single_label.values(TEACHER, LABELS),
         "further": {},
     }
     return score(**{**IDENTITY, **values, **changes})
@@ -123,8 +189,8 @@ def test_score_worked_by_hand():
     assert found.flips_from_teacher == Flips(worse=1, better=0)
     assert found.drop_from_student.value == 0
     assert found.drop_from_teacher.value == pytest.approx(100 / 8)
-    assert found.worst_logit_difference == 1.0
-    assert found.predictions == (1, 0, 1, 1, 2, 2, 2, 2)
+    assert found.worst_output_difference == 1.0
+    assert found.answers == (1, 0, 1, 1, 2, 2, 2, 2)
     assert found.values == (0, 1, 1, 1, 1, 1, 1, 1)
     assert found.primary.low < 7 / 8 < found.primary.high
 
@@ -143,27 +209,50 @@ def test_score_of_a_loss_counts_the_other_way_round():
     assert found.primary.value == pytest.approx(after.mean())
 
 
+def test_score_of_a_task_whose_answers_are_numbers():
+    """Planted toy: a row's answer is a degree, worth how far it is off; nothing is a class, and less is better."""
+    degrees = np.linspace(0, 40, 50)
+    off = Metric(name="mean_error", title="mean error", unit="degrees", scale=1.0, is_greater_better=False)
+    given = {"student": degrees + 1.5, "artefact": degrees + np.where(np.arange(50) < 10, 3.5, 1.5)}
+    found = make_score(
+        STUDENT,
+        metric=off,
+        outputs={"logits": given["artefact"][:, None]},
+        student_outputs={"logits": given["student"][:, None]},
+        answers=given["artefact"].tolist(),
+        student_answers=given["student"].tolist(),
+        values=np.abs(given["artefact"] - degrees),
+        student_values=np.abs(given["student"] - degrees),
+        teacher_values=np.full(50, 0.5),
+        further={"worst_error": 3.5},
+    )
+    assert found.answers == tuple(given["artefact"].tolist())
+    assert found.primary.value == pytest.approx(1.9)
+    assert found.agreement.value == 40 / 50
+    assert found.drop_from_student.value == pytest.approx(0.4) and found.flips_from_student == Flips(worse=10, better=0)
+    assert found.drop_from_teacher.value == pytest.approx(1.4) and found.flips_from_teacher == Flips(worse=50, better=0)
+    assert found.worst_output_difference == pytest.approx(2.0)
+    assert found.further == {"worst_error": 3.5}
+
+
 def test_score_refuses_answers_to_other_examples():
     """Records that do not belong together."""
-    with pytest.raises(AnswersUnusableError, match="expected the same examples and classes"):
+    with pytest.raises(AnswersUnusableError, match="expected the same examples and outputs"):
         make_score(STUDENT[:7])
-    with pytest.raises(AnswersUnusableError, match="expected the same examples and classes"):
-        make_score(STUDENT, teacher_values=right(LABELS, TEACHER)[:7])
+    with pytest.raises(AnswersUnusableError, match="expected the same examples and outputs"):
+        make_score(STUDENT, student_answers=TEACHER[:7])
+    with pytest.raises(AnswersUnusableError, match="expected the same examples and outputs"):
+        make_score(STUDENT, outputs={"spans": STUDENT})
+    with pytest.raises(AnswersUnusableError, match="expected the same examples and outputs"):
+        make_score(STUDENT, teacher_values=single_label.values(TEACHER, LABELS)[:7])
     with pytest.raises(IntegrityError, match="found answers to 7 rows, expected 8"):
-        right(LABELS, TEACHER[:7])
+        single_label.values(TEACHER[:7], LABELS)
 
 
-@pytest.mark.parametrize("which", ["logits", "student_logits"])
+@pytest.mark.parametrize("which", ["outputs", "student_outputs"])
 def test_score_refuses_logits_that_are_not_finite(which):
     """On either side."""
-    logits = {"logits": STUDENT.copy(), "student_logits": STUDENT.copy()}
-    logits[which][4, 1] = np.nan
+    spoiled = STUDENT.copy()
+    spoiled[4, 1] = np.nan
     with pytest.raises(AnswersUnusableError, match="is not finite; nothing was scored"):
-        make_score(**logits)
-
-
-def test_macro_f1_is_defined_when_a_class_is_missing():
-    """A class that no row has and no answer names does not count; one that is only answered counts as zero."""
-    assert macro_f1([0, 0, 2], [0, 0, 2]) == 1.0
-    assert macro_f1([0, 0, 2], [0, 1, 2]) == pytest.approx((2 / 3 + 0 + 1) / 3)
-    assert macro_f1([1, 1], [1, 1]) == 1.0
+        make_score(STUDENT, **{which: {"logits": spoiled}})

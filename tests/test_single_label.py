@@ -84,3 +84,30 @@ def test_a_task_is_its_file_with_settings_and_space():
     assert task.METRIC.name == "accuracy" and task.head.outputs == 3 and task.head.names == SPACE.names
     with pytest.raises(AttributeError):
         _ = task.nothing
+
+
+def test_macro_f1_is_defined_when_a_class_is_missing():
+    """A class that no row has and no answer names does not count; one that is only answered counts as zero."""
+
+    def macro_f1(numbers, answers):
+        return single_label.further(answers, numbers)["macro_f1"]
+
+    assert macro_f1([0, 0, 2], [0, 0, 2]) == 1.0
+    assert macro_f1([0, 0, 2], [0, 1, 2]) == pytest.approx((2 / 3 + 0 + 1) / 3)
+    assert macro_f1([1, 1], [1, 1]) == 1.0
+
+
+TEXTS = ["wake me at six", "alarm for seven", "wake me up", "will it rain", "is it sunny", "rain today", "snow soon 🙂"]
+
+
+@pytest.mark.parametrize("classes", [2, 3])
+def test_shipped_bytes_counts_terms_and_float32_numbers(classes):
+    """Counted here apart; two classes need one row of coefficients."""
+    labels = [i % classes for i in range(len(TEXTS))]
+    model = single_label.fit_linear([(text,) for text in TEXTS], labels, seed=0)
+    vectorizers = [vectorizer for _, vectorizer in model[0].transformer_list]
+    terms = np.concatenate([vectorizer.get_feature_names_out() for vectorizer in vectorizers])
+    rows = 1 if classes == 2 else classes
+    written = b"".join(str(term).encode() + b"\0" for term in terms)
+    numbers = np.zeros(len(terms) + rows * len(terms) + rows, dtype=np.float32)
+    assert single_label.shipped_bytes(model) == len(written) + numbers.nbytes

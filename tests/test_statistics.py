@@ -15,12 +15,13 @@ from eval.statistics import (
     median_ratio_interval,
     paired_share_interval,
     quantile_interval,
-    right,
     samples_needed,
     share_interval,
     two_sided,
 )
-from pipeline.base.records import ACCURACY, Flips, Metric
+from pipeline.base.records import Flips, Metric
+from pipeline.tasks.single_label import METRIC as ACCURACY
+from pipeline.tasks.single_label import values as right
 
 LOSS = Metric(name="loss", title="loss", unit="nats", scale=1.0, is_greater_better=False)
 
