@@ -28,15 +28,9 @@ from pipeline.models.students import build_student
 from pipeline.quantization.plan import Scheme, fake_quantized, make_plan, quantizable_modules
 from pipeline.settings.params import Calibration, QuantizeSettings, StudentSettings
 
-<<<<<<< HEAD
-FAMILIES = ("bert", "distilbert", "roberta", "electra")
-ATTENTION = {"electra": "eager"}
-LOOSE = QuantizeSettings(allowed_drop=100)
-=======
 FAMILIES = ("bert", "distilbert", "roberta", "electra", "albert", "mpnet")
 ATTENTION = {"electra": "eager", "mpnet": "eager"}
-LOOSE = QuantizeSettings(allowed_drop_points=100)
->>>>>>> baf62376aec4a399cf6f96a0dcce4b2cdf770827
+LOOSE = QuantizeSettings(allowed_drop=100)
 DYNAMIC = Scheme(activations="example", pair_safe=True)
 STATIC = Scheme(activations="fixed", pair_safe=True)
 
