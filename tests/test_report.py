@@ -9,14 +9,19 @@ import subprocess
 import sys
 from collections import Counter
 from html.parser import HTMLParser
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 from fakes import ROOT, make_measurement
 from report_workspace import NAMES, TARGET, examination, make_workspace, perturb, score, write_floors
 
 from eval import wording
 from eval.ledger import Ledger
+from eval.scores import score as make_score
+from eval.statistics import mean_interval
 from eval.wording import say_verdict, show, show_percent
+from pipeline import tasks
 from pipeline.base import records
 from pipeline.base.records import Check, Measurement, Metric, ReasonKind, Status, Verdict
 from pipeline.base.workspace import Workspace
@@ -437,6 +442,58 @@ def test_a_task_with_another_metric_is_spoken_of_in_its_words(fresh):
         assert "accuracy" not in text.lower().replace("dev_score", "")
     assert "Log loss against size" in page_of(workspace)
     assert "log_loss" in json.loads((workspace.report / "metrics.json").read_text())["targets"]["cpu"]
+
+
+def test_a_task_of_numbers_goes_through_the_report_without_a_class(fresh, monkeypatch):
+    """Planted toy: a row's answer is a degree, worth how far it is off, and no row is of a group."""
+    params, workspace = fresh
+    off = Metric(name="mean_error", title="mean error", unit="degrees", scale=1.0, is_greater_better=False)
+    toy = SimpleNamespace(
+        METRIC=off,
+        values=lambda answers, numbers: np.abs(np.subtract(answers, numbers)),
+        show=lambda answer, space: f"{answer:g} degrees",
+        describe=lambda space: "how warm it is",
+    )
+    monkeypatch.setattr(tasks, "of", lambda params, folder: tasks.Task("warmth", toy, None))
+    truth = np.arange(200) / 10
+    given = {"teacher": truth + 0.25, "student": truth + 0.5, "cpu": truth + np.where(np.arange(200) < 40, 2.5, 0.5)}
+    rows = [{"id": f"te-{i}", "texts": [f"say number {i}"], "number": number} for i, number in enumerate(truth)]
+    (workspace.data / "test.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (workspace.data / "card.json").unlink()
+    records.seal(workspace.data, "data", facts={"rows": {"train": 900, "dev": 200, "test": 200}})
+    for name, folder in (("teacher", workspace.teacher), ("student", workspace.student)):
+        (folder / "test_answers.json").write_text(json.dumps(given[name].tolist()))
+        facts = json.loads((folder / "card.json").read_text())["record"]["facts"]
+        (folder / "card.json").unlink()
+        records.seal(folder, name, facts=facts)
+    card = records.open_folder(workspace.exported("cpu"), "artefact")
+    (workspace.exported("cpu") / "card.json").unlink()
+    card = records.seal(workspace.exported("cpu"), "artefact", facts=card.facts)
+    answered = make_score(
+        target="cpu", runtime=TARGET["runtime"], device="local", artefact_digest=card.digest, metric=off,
+        outputs={"logits": given["cpu"][:, None]}, student_outputs={"logits": given["student"][:, None]},
+        answers=given["cpu"].tolist(), student_answers=given["student"].tolist(),
+        **{f"{key}values": toy.values(given[name], truth)
+           for key, name in (("", "cpu"), ("student_", "student"), ("teacher_", "teacher"))},
+        further={},
+    )  # fmt: skip
+    records.write(answered, workspace.scored("cpu"))
+    found = records.read(records.Floors, workspace.floors)
+    mean = toy.values([10.0] * 200, truth)
+    changes = {"answers": (10.0,) * 200, "values": tuple(mean), "primary": mean_interval(mean), "further": {}}
+    ungrouped = {"metric": off, "groups": (), "known_groups": ()}
+    ungrouped["floors"] = tuple(floor.model_copy(update=changes) for floor in found.floors)
+    records.write(found.model_copy(update=ungrouped), workspace.floors)
+    verdict = report.run(params, workspace)
+    page, hops = page_of(workspace), records.read(Ledger, workspace.report / "ledger.json").hops
+    assert gather(params, workspace).problems == ()
+    score = status_of(verdict, "score")
+    assert (score.status, score.side, score.figure.value) == (Status.FAIL, "at most", pytest.approx(0.9))
+    assert score.reasons == ()
+    assert verdict.first_line.startswith("The student as shipped to 'cpu' beats the linear floor")
+    assert [(hop.worse, hop.better, hop.worse_by_group) for hop in hops] == [(200, 0, {}), (40, 0, {})]
+    assert "Confusions" not in page and "class answered" not in page and "mean error" in page
+    assert "0.1 degrees" in page  # a target, as the task shows it
 
 
 @pytest.mark.parametrize(
