@@ -18,7 +18,7 @@ from pipeline.base.errors import ExportError
 from pipeline.data.batches import batches_by_length, pad
 from pipeline.mil.palettes import BITS, through_palette
 
-SENSITIVITY_ROWS = 128  # divergence is far less noisy than accuracy
+SENSITIVITY_ROWS = 128  # divergence is far less noisy than a score
 OVERHEAD = 1.02  # palettes and alignment, as measured on saved packages of students; the file is looked at besides
 
 
@@ -88,7 +88,7 @@ def choose_bits(
         raise ExportError(
             f"options.mixed: within {size_bytes / 1e6:g} MB, {100 * changed:.1f} % of {len(rows)} calibration rows are "
             f"answered otherwise than by the student, allowed are {100 * changed_at_most:g} %: raise size_mb or "
-            "accuracy_drop_points"
+            "changed_percent"
         )
     return Choice(chosen, changed, _divergence(all_expected, found))
 

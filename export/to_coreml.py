@@ -110,10 +110,8 @@ class Mixed(Settings):
     """What a choice of bits for each tensor may cost."""
 
     size_mb: float = Field(gt=0, description="Of the weights in the package, at most.")
-    accuracy_drop_points: float = Field(
-        ge=0,
-        description="Share of calibration rows, in percent, that may be answered otherwise than by the student; "
-        "accuracy drops by no more on them.",
+    changed_percent: float = Field(
+        ge=0, description="Share of calibration rows, in percent, that may be answered otherwise than by the student."
     )
 
 
@@ -252,7 +250,7 @@ def _check(precision: str, params: Params, plan: "Plan | None") -> None:
         raise SettingsError(f"precision w8a8 needs iOS17, options.deployment_target is {params.deployment_target}")
     if (precision == "mixed") != (params.mixed is not None):
         raise SettingsError(
-            "precision mixed goes with options.mixed: {size_mb, accuracy_drop_points}; found "
+            "precision mixed goes with options.mixed: {size_mb, changed_percent}; found "
             f"precision {precision} and mixed {params.mixed}"
         )
     is_palette = precision.startswith("palette") or precision == "mixed"
@@ -341,7 +339,7 @@ class _Job:
                 self._tensors(),
                 plan.calibration_rows,
                 1e6 * params.mixed.size_mb,
-                params.mixed.accuracy_drop_points / 100,
+                params.mixed.changed_percent / 100,
             )
             self.notes += (
                 f"{100 * choice.changed:.2f} % of calibration rows answered otherwise; bits: "

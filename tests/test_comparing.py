@@ -20,6 +20,7 @@ from eval.statistics import seeds_difference
 from pipeline.base.errors import EnvironmentFault, SettingsError
 from pipeline.base.records import Interval, seal
 from pipeline.base.workspace import Workspace
+from pipeline.tasks.single_label import METRIC
 from stages import floors, machine, prepare, teach
 from stages.commands import methods as command
 from stages.comparing import results, runner, train
@@ -206,7 +207,7 @@ def test_changed_data_is_prepared_anew(compared):
 
 def test_the_best_are_chosen_on_dev():
     """Ties by name; test is not looked at, since it is not handed over."""
-    assert results.best({"b": 0.9, "a": 0.9, "c": 0.95, "d": 0.1}, 3) == ["c", "a", "b"]
+    assert results.best({"b": 0.9, "a": 0.9, "c": 0.95, "d": 0.1}, 3, METRIC) == ["c", "a", "b"]
 
 
 # --- the interval of a difference ---

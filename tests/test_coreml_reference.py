@@ -494,7 +494,7 @@ def test_bits_go_where_they_matter() -> None:
         ({"sparsity": 0.5, "deployment_target": "iOS16", "lengths": [16]}, "sparsity needs iOS18"),
         ({"sparsity": 1.0}, "less than 1"),
         ({"embedding_bits": 5}, "4, 6 or 8"),
-        ({"mixed": {"size_mb": 0, "accuracy_drop_points": 1}}, "greater than 0"),
+        ({"mixed": {"size_mb": 0, "changed_percent": 1}}, "greater than 0"),
     ],
 )
 def test_options_that_cannot_be_are_refused(options: dict[str, Any], message: str) -> None:
@@ -510,13 +510,13 @@ def test_options_that_cannot_be_are_refused(options: dict[str, Any], message: st
         ("mixed", PARAMS, r"goes with options\.mixed"),
         (
             "fp16",
-            PARAMS.model_copy(update={"mixed": Mixed(size_mb=1, accuracy_drop_points=1)}),
+            PARAMS.model_copy(update={"mixed": Mixed(size_mb=1, changed_percent=1)}),
             r"goes with options\.mixed",
         ),
         ("int8", PARAMS.model_copy(update={"sparsity": 0.5}), r"options\.sparsity is for palettes"),
         (
             "mixed",
-            PARAMS.model_copy(update={"sparsity": 0.5, "mixed": Mixed(size_mb=1, accuracy_drop_points=1)}),
+            PARAMS.model_copy(update={"sparsity": 0.5, "mixed": Mixed(size_mb=1, changed_percent=1)}),
             r"options\.sparsity would change what options\.mixed has measured",
         ),
     ],

@@ -68,7 +68,7 @@ def save(model: Any, folder: Path) -> Path:
 def export(source: Path, out: Path, precision: str = "fp16", params: Params = PARAMS, **changes: Any) -> Artefact:
     out.mkdir()
     if precision == "mixed":
-        params = params.model_copy(update={"mixed": Mixed(size_mb=1.0, accuracy_drop_points=100.0)})
+        params = params.model_copy(update={"mixed": Mixed(size_mb=1.0, changed_percent=100.0)})
     return convert(source, out, precision, params, 16, plan(**changes) if precision in PLANNED else None)
 
 

@@ -16,7 +16,7 @@ class Phase:
     folder: str
     losses: Mapping[str, Mapping[str, Any]]
     training: TrainingSettings
-    keep: str  # the best weights on dev, or the last: before the logit losses dev accuracy says nothing
+    keep: str  # the best weights on dev, or the last: before the logit losses a score on dev says nothing
 
 
 def phases_of(losses: Mapping[str, Mapping[str, Any]], distill: DistillSettings) -> list[Phase]:

@@ -1,4 +1,4 @@
-"""Hard targets: the ordinary classification loss, which needs no teacher."""
+"""Hard targets: the ordinary loss of what is right, which needs no teacher."""
 
 from jaxtyping import Float, Int
 from pydantic import Field

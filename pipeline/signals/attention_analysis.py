@@ -1,4 +1,4 @@
-"""How far a student's attention is from its teacher's: a figure to read beside accuracy, before and after training."""
+"""How far a student's attention is from its teacher's: a figure to read beside scores, before and after training."""
 
 import math
 

@@ -10,7 +10,7 @@ from stages.commands.run import dvc
 
 
 def command(folder: Path = Path()) -> int:
-    """Accuracy, times and checks of every target whose runtime is coreml, then report and gate.
+    """Scores, times and checks of every target whose runtime is coreml, then report and gate.
 
     Forced, since DVC would take the "not measured" of the machine that built the project for an answer.
     """

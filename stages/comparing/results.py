@@ -11,11 +11,12 @@ import matplotlib as mpl
 import numpy as np
 
 from eval.statistics import seeds_difference
+from eval.wording import show_value
 from pipeline import tasks
 from pipeline.base import records
 from pipeline.base.errors import SettingsError
 from pipeline.base.files import write_atomically
-from pipeline.base.records import Card, Floors, Interval, Record, open_folder
+from pipeline.base.records import Card, Floors, Interval, Metric, Record, open_folder
 from pipeline.base.workspace import Workspace
 from pipeline.data.prepared import TEST_ANSWERS, read_encoded
 from stages.comparing.methods_file import BASELINE, Job, MethodsFile
@@ -30,9 +31,9 @@ class MethodResult(Record):
     seeds: tuple[int, ...]
     steps: int
     parameters: int
-    dev_score: tuple[float, ...]  # shares of 1, one for each seed
+    dev_score: tuple[float, ...]  # one for each seed
     test_score: tuple[float, ...]
-    # points gained on logits only, on test
+    # gained on logits only, on test, in the unit of the metric's differences
     difference: Interval | None
     seconds: tuple[float | None, ...]  # None: the run was interrupted and went on
     peak_mb: tuple[float, ...]
@@ -45,13 +46,15 @@ class Comparison(Record):
     """Everything the table shows."""
 
     recipe: str
+    # of dev_score, test_score and the like
+    metric: Metric
     test_rows: int
     student: dict[str, Any]
     training: dict[str, Any]
     teacher_score: float
     teacher_parameters: int
     linear_score: float
-    # between seeds, a share of 1, pooled over methods with two seeds or more; None when there is none
+    # between seeds, pooled over methods with two seeds or more; None when there is none
     seed_sd: float | None
     device: str
     methods: dict[str, MethodResult]
@@ -101,6 +104,7 @@ def collect(recipe: str, methods: MethodsFile, finished: Sequence[Job], places: 
     floors = records.read(Floors, whole.floors)
     return Comparison(
         recipe=recipe,
+        metric=task.METRIC,
         test_rows=len(test),
         student=settings.student.model_dump(mode="json", by_alias=True),
         training=settings.distill.training.model_dump(mode="json"),
@@ -113,13 +117,14 @@ def collect(recipe: str, methods: MethodsFile, finished: Sequence[Job], places: 
     )
 
 
-def best(dev_score: Mapping[str, float], count: int) -> list[str]:
-    """The names with the highest dev accuracy; test is not looked at."""
-    return sorted(dev_score, key=lambda name: (-dev_score[name], name))[:count]
+def best(dev_score: Mapping[str, float], count: int, metric: Metric) -> list[str]:
+    """The names with the best score on dev; test is not looked at."""
+    sign = -1 if metric.is_greater_better else 1
+    return sorted(dev_score, key=lambda name: (sign * dev_score[name], name))[:count]
 
 
-def _pooled_sd(accuracies: Sequence[Sequence[float]]) -> tuple[float | None, int]:
-    several = [found for found in accuracies if len(found) > 1]
+def _pooled_sd(scores: Sequence[Sequence[float]]) -> tuple[float | None, int]:
+    several = [found for found in scores if len(found) > 1]
     df = sum(len(found) - 1 for found in several)
     if not df:
         return None, 0
@@ -142,32 +147,40 @@ def read(path: Path) -> Comparison:
 
 def table(comparison: Comparison) -> str:
     """The record as Markdown, best mean first, controls among the methods."""
-    rows = sorted(comparison.methods.items(), key=lambda item: -statistics.mean(item[1].test_score))
-    lines = "".join(_row(name, result) for name, result in rows)
+    metric = comparison.metric
+    rows = sorted(
+        comparison.methods.items(),
+        key=lambda item: statistics.mean(item[1].test_score),
+        reverse=metric.is_greater_better,
+    )
+    lines = "".join(_row(name, result, metric) for name, result in rows)
     student, training = comparison.student, comparison.training
     sizes = f"{student['layers']} layers" + (f", {student['hidden']} wide" if student["hidden"] else "")
     steps = sorted({result.steps for _, result in rows})
     seeds = (
-        f"{100 * comparison.seed_sd:.2f} points between seeds"
+        f"{metric.scale * comparison.seed_sd:.2f} {metric.unit_of_differences} between seeds"
         if comparison.seed_sd is not None
         else "one seed each, so what seeds add is not in the intervals"
     )
     return (
-        f"**{comparison.recipe}**: {comparison.test_rows:,} test rows; teacher {comparison.teacher_score:.2%} "
-        f"({comparison.teacher_parameters / 1e6:.1f} M parameters), bag of words {comparison.linear_score:.2%}. "
+        f"**{comparison.recipe}**: {comparison.test_rows:,} test rows; teacher "
+        f"{show_value(comparison.teacher_score, metric)} "
+        f"({comparison.teacher_parameters / 1e6:.1f} M parameters), bag of words "
+        f"{show_value(comparison.linear_score, metric)}. "
         f"Every student: {sizes}, {rows[0][1].parameters / 1e6:.2f} M parameters, "
         f"{' or '.join(f'{n:,}' for n in steps)} steps of {training['batch_size']} rows at a learning rate of "
         f"{training['learning_rate']:g}, unless a method changes it. Standard deviation: {seeds}. Intervals are not "
         "corrected for the number of methods, and those with several seeds were the best on dev with their first.\n\n"
-        "| method | test accuracy | seeds | against logits only, points (95 %) | training, s | peak memory, MB | "
+        f"| method | test {metric.title} | seeds | against logits only, {metric.unit_of_differences} (95 %) | "
+        "training, s | peak memory, MB | "
         "attention, nats from the teacher's: before → after |\n|---|---|---|---|---|---|---|\n" + lines
     )
 
 
-def _row(name: str, result: MethodResult) -> str:
-    accuracy = f"{statistics.mean(result.test_score):.2%}"
+def _row(name: str, result: MethodResult, metric: Metric) -> str:
+    score = show_value(statistics.mean(result.test_score), metric)
     if len(result.test_score) > 1:
-        accuracy += f" ± {100 * statistics.stdev(result.test_score):.2f}"
+        score += f" ± {metric.scale * statistics.stdev(result.test_score):.2f}"
     gain = "–"
     if result.difference is not None:
         low, high = result.difference.low, result.difference.high
@@ -178,33 +191,40 @@ def _row(name: str, result: MethodResult) -> str:
         gain = f"{result.difference.value:+.2f} [{low:+.2f}, {high:+.2f}], {verdict}"
     known = [seconds for seconds in result.seconds if seconds is not None]
     return (
-        f"| {name} | {accuracy} | {len(result.seeds)} | {gain} | "
+        f"| {name} | {score} | {len(result.seeds)} | {gain} | "
         f"{f'{statistics.mean(known):.0f}' if known else 'not measured'} | {max(result.peak_mb):,.0f} | "
         f"{result.attention_before:.3f} → {result.attention_after:.3f} |\n"
     )
 
 
 def plot(comparison: Comparison) -> str:
-    """Test accuracy of every method and seed beside teacher and bag of words, as SVG."""
+    """The score on test of every method and seed beside teacher and bag of words, as SVG."""
     import io
 
     from matplotlib.figure import Figure
 
-    rows = sorted(comparison.methods.items(), key=lambda item: statistics.mean(item[1].test_score))
+    metric = comparison.metric
+    rows = sorted(
+        comparison.methods.items(),
+        key=lambda item: statistics.mean(item[1].test_score),
+        reverse=not metric.is_greater_better,
+    )
     with mpl.rc_context({**STYLE, "svg.hashsalt": comparison.recipe, "svg.fonttype": "path"}):
         figure = Figure(figsize=(8, 1.2 + 0.3 * len(rows)), dpi=72, layout="constrained", facecolor="white")
         axes = figure.subplots()
         for place, (name, result) in enumerate(rows):
             color = ORANGE if name in ("logits_only", "no_teacher") else BLUE
-            points = [100 * accuracy for accuracy in result.test_score]
+            points = [metric.scale * score for score in result.test_score]
             axes.plot(points, [place] * len(points), "o", color=color, alpha=0.5, markersize=5)
             axes.plot([statistics.mean(points)], [place], "|", color=color, markersize=16, markeredgewidth=3)
         for value, label in ((comparison.teacher_score, "teacher"), (comparison.linear_score, "bag of words")):
-            axes.axvline(100 * value, color=MUTED, linestyle="--", linewidth=1)
-            axes.text(100 * value, len(rows) - 0.4, label, color=MUTED, ha="center", va="bottom", fontsize=10)
+            axes.axvline(metric.scale * value, color=MUTED, linestyle="--", linewidth=1)
+            axes.text(metric.scale * value, len(rows) - 0.4, label, color=MUTED, ha="center", va="bottom", fontsize=10)
         axes.set_yticks(range(len(rows)), [name for name, _ in rows], color=INK)
         axes.set_ylim(-0.7, len(rows) + 0.3)
-        axes.set_xlabel(f"test accuracy, % ({comparison.recipe}; dots: seeds, bars: means; orange: controls)")
+        axes.set_xlabel(
+            f"test {metric.title}, {metric.unit} ({comparison.recipe}; dots: seeds, bars: means; orange: controls)"
+        )
         buffer = io.StringIO()
         figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
     return buffer.getvalue()

@@ -79,7 +79,9 @@ def compare(
     done = _train(recipe, methods, ones, [], settings, places, at_a_time)
     found = results.collect(recipe, methods, done, places, settings[CONTROLS[0]])
     dev = {name: result.dev_score[0] for name, result in found.methods.items() if name not in CONTROLS}
-    more = [Job(name, start + i) for i in range(1, seeds) for name in [*CONTROLS, *results.best(dev, best)]]
+    more = [
+        Job(name, start + i) for i in range(1, seeds) for name in [*CONTROLS, *results.best(dev, best, found.metric)]
+    ]
     done = _train(recipe, methods, more, done, settings, places, at_a_time)
     return results.collect(recipe, methods, done, places, settings[CONTROLS[0]])
 
