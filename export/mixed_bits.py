@@ -15,8 +15,9 @@ from torch.nn.functional import kl_div
 from transformers import PreTrainedModel
 
 from pipeline.base.errors import ExportError
-from pipeline.data.batches import batches_by_length, pad
+from pipeline.data.prepared import spread_rows
 from pipeline.mil.palettes import BITS, through_palette
+from pipeline.training.answers import predict
 
 SENSITIVITY_ROWS = 128  # divergence is far less noisy than a score
 OVERHEAD = 1.02  # palettes and alignment, as measured on saved packages of students; the file is looked at besides
@@ -54,7 +55,7 @@ def choose_bits(
     weights = dict(model.named_parameters())
     fixed = 2 * sum(weight.numel() for name, weight in weights.items() if name not in tensors)
     with torch.no_grad():
-        few = _spread(rows, SENSITIVITY_ROWS)
+        few = [rows[i] for i in spread_rows(len(rows), SENSITIVITY_ROWS)]
         expected = _answers(model, few)
         small = {
             (name, bits): torch.from_numpy(through_palette(weights[name].numpy(), bits))
@@ -120,17 +121,8 @@ def _with(
 
 
 def _answers(model: PreTrainedModel, rows: Sequence[Sequence[int]]) -> Float[Tensor, "rows classes"]:
-    answers: list[Tensor | None] = [None] * len(rows)
-    for batch in batches_by_length([len(row) for row in rows], 32):
-        inputs = pad([rows[i] for i in batch], model.config.pad_token_id or 0)
-        for i, row in zip(batch, model(**inputs).logits, strict=True):
-            answers[i] = row
-    return torch.stack([row for row in answers if row is not None])
+    return predict(model, rows, model.config.pad_token_id or 0, "mixed bits", 32, quiet=True)["logits"]
 
 
 def _divergence(expected: Float[Tensor, "rows classes"], found: Float[Tensor, "rows classes"]) -> float:
     return float(kl_div(found.log_softmax(-1), expected.log_softmax(-1), reduction="batchmean", log_target=True))
-
-
-def _spread(rows: Sequence[Sequence[int]], count: int) -> list[Sequence[int]]:
-    return list(rows) if len(rows) <= count else [rows[i * len(rows) // count] for i in range(count)]
