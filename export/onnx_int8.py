@@ -48,20 +48,25 @@ class DynamicLinear(nn.Module):
             shapes=(values.shape, (), ()),
         )
         widths = [one.weight_int8.shape[1] for one in self.together]
-        weight = _join([one.weight_int8 for one in self.together])
-        weight_scale = _join([one.weight_scale.expand(L) for one, L in zip(self.together, widths, strict=True)])
+        weight = _join([one.weight_int8 for one in self.together], widths)
+        weight_scale = _join([one.weight_scale for one in self.together], widths)
         shape = (*values.shape[:-1], weight.shape[1])
         integers = symbolic("MatMulInteger", (whole, weight, zero), dtype=torch.int32, shape=shape)
         # This order of operators is the one that onnxruntime fuses into a single kernel.
         product = integers.to(torch.float32) * (scale * weight_scale)
         if self.bias is not None:
-            product = product + _join([one.bias for one in self.together if one.bias is not None])
+            product = product + _join([one.bias for one in self.together if one.bias is not None], widths)
         place = self.together.index(self)
         return product.split(widths, -1)[place] if len(widths) > 1 else product
 
 
-def _join(parts: list[Tensor]) -> Tensor:
-    return torch.cat(parts, -1) if len(parts) > 1 else parts[0]
+def _join(parts: Sequence[Tensor], widths: Sequence[int]) -> Tensor:
+    """One part as it is, several side by side; a single number is that of all columns."""
+    if len(parts) == 1:
+        return parts[0]
+    return torch.cat(
+        [part if part.dim() else part.expand(width) for part, width in zip(parts, widths, strict=True)], -1
+    )
 
 
 class StaticLinear(nn.Module):

@@ -11,7 +11,7 @@ FORMATS = ("onnx",)
 # Operators that only compute shapes, or that spread a mask over heads and positions that broadcasting covers.
 PLUMBING = ("ConstantOfShape", "Expand", "If", "Loop", "NonZero", "Range", "ScatterND", "Tile", "Trilu", "Where")
 # A length that is free is read to cut the position table; RoBERTa counts positions by comparing ids with padding.
-SOME = {"Shape": 2, "Equal": 1}
+SOME = {"Shape": 1, "Equal": 1}
 
 
 def applies(subject: Subject) -> bool:
