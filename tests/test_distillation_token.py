@@ -12,7 +12,7 @@ from fakes import install_runtime, make_artefact, make_job, make_result
 from test_quantization import toy_examples
 from tiny_project import make_rows, make_tokenizer, write_project, write_teacher
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
-from toy_models import FAMILIES, NARROW_EMBEDDINGS, ROTARY, TASK, toy_model
+from toy_models import FAMILIES, FUSED, NARROW_EMBEDDINGS, ROTARY, TASK, toy_model
 from transformers import (
     BertTokenizerFast,
     DistilBertTokenizerFast,
@@ -221,7 +221,7 @@ def probe(rows=16, length=9):
 def student(family="bert", *, token=True, seed=0, keep=None, **changes):
     """A student of a random teacher, in eval mode."""
     settings = StudentSettings.model_validate({"layers": 2, "distillation_token": token} | changes, strict=False)
-    attention = "eager" if family == "electra" else "sdpa"
+    attention = "sdpa" if family in FUSED else "eager"
     return build_student(toy_model(family, attention), settings, seed, keep, [probe()]).eval()
 
 

@@ -210,7 +210,7 @@ def test_known_logits_spare_the_layers_above(family, needs):
         whole = reader.read(toy_batch())
         assert len(ran) == 3
         ran.clear()
-        part = reader.read(toy_batch(), logits=whole.logits)
+        part = reader.read(toy_batch(), outputs={"logits": whole.logits})
     assert len(ran) < 3
     for name in ("hidden", "queries", "keys", "values"):
         for one, other in zip(getattr(whole, name), getattr(part, name), strict=True):

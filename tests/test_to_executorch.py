@@ -34,8 +34,8 @@ PLAN = Plan(
     exclude=(KEPT,),
     sensitivity_rows=1,
     dev_rows=1,
-    fp32_accuracy=1.0,
-    int8_accuracy=1.0,
+    fp32_score=1.0,
+    int8_score=1.0,
 )
 
 

@@ -33,7 +33,7 @@ ROWS = tuple(tuple(range(2 + i, 2 + i + 3 + i % 15)) for i in range(20))
 
 def plan_of(**changes):
     facts = {"scheme": Scheme(activations="token"), "per_channel": True, "embeddings": True, "calibration_rows": ROWS}
-    figures = {"sensitivity_rows": 1, "dev_rows": 1, "fp32_accuracy": 1.0, "int8_accuracy": 1.0}
+    figures = {"sensitivity_rows": 1, "dev_rows": 1, "fp32_score": 1.0, "int8_score": 1.0}
     return Plan(**(facts | figures | changes))
 
 

@@ -29,8 +29,8 @@ PLAN = Plan(
     calibration_rows=tuple(map(tuple, toy_examples(40, "train", seed=1).ids)),
     sensitivity_rows=1,
     dev_rows=1,
-    fp32_accuracy=1.0,
-    int8_accuracy=1.0,
+    fp32_score=1.0,
+    int8_score=1.0,
 )
 
 
