@@ -137,7 +137,7 @@ def test_it_answers_as_pytorch(source, exported, precision):
         assert found.worst_difference < 1e-5
 
 
-@pytest.mark.parametrize("family", ["distilbert", "roberta", "electra", "albert", "mpnet"])
+@pytest.mark.parametrize("family", ["distilbert", "roberta", "electra", "albert", "mpnet", "modernbert"])
 def test_other_families_in_8_bits(tmp_path, family):
     """Every linear layer and every table is found in the graph by its name, and the answers stay close.
 
