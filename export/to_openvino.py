@@ -16,7 +16,6 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
-from onnx import NodeProto
 from pydantic import Field
 from transformers import PreTrainedModel
 
@@ -253,7 +252,7 @@ def _make_pairs_safe(model: "openvino.Model") -> PairFacts:
 def _modules_of(op: "openvino.Node") -> list[str]:
     """The PyTorch modules whose weights an operator reads: several, if their products are computed together."""
     # A Gemm of ONNX is read as several operators, and the one with the weight gets this ending.
-    return module_of(NodeProto(name=op.get_friendly_name().removesuffix("/WithoutBiases"))).split("+")
+    return module_of(op.get_friendly_name().removesuffix("/WithoutBiases")).split("+")
 
 
 def _goes_into_tanh(op: "openvino.Node") -> bool:
