@@ -60,7 +60,7 @@ WRITTEN = {}  # an export takes seconds, and several tests look at the same file
 
 
 def exported(folder, out, plan=None, params=None, max_length=20, anew=False):
-    key = (folder, plan.model_dump_json() if plan else None, params, max_length)
+    key = (folder, plan.model_dump_json() if plan else None, params.model_dump_json() if params else None, max_length)
     if anew or key not in WRITTEN:
         out.mkdir()
         artefact = convert(folder, out, "int8" if plan else "fp32", params or Params(), max_length, plan)
