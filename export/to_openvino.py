@@ -152,9 +152,8 @@ def _notes(plan: Plan, left: Sequence[str], facts: PairFacts) -> tuple[str, ...]
         notes.append(f"kept in fp32: {', '.join(plan.exclude)}")
     if left:
         notes.append(
-            f"kept in fp32 besides, though the plan makes them 8-bit: {', '.join(left)}; a table that is read as a "
-            "slice, a module whose product is computed together with that of an excluded one"
-            ", or one that a tanh follows, whose kernel is wrong on x86 without VNNI"
+            f"kept in fp32 besides, though the plan makes them 8-bit: {', '.join(left)}; a table that is added to "
+            "others, or a module that a tanh follows, whose kernel is wrong on x86 without VNNI"
         )
     return (*notes, *plan.warnings)
 
@@ -173,7 +172,7 @@ def _quantize(
         becomes       Gather(Multiply(Convert(W8), W_scale), ids) -> y
     s moves large channels of x into the weight (SmoothQuant); without it the worst difference is twice as large.
     """
-    ops = {name: op for op in model.get_ordered_ops() if _reads_weight(op) for name in _modules_of(op)}
+    ops = {_module_of(op): op for op in model.get_ordered_ops() if _reads_weight(op)}
     known = quantizable_modules(classifier, embeddings=True)
     wanted = [name for name in quantizable_modules(classifier, plan.embeddings) if name not in plan.exclude]
     linear = quantizable_modules(classifier, embeddings=False)
@@ -189,9 +188,7 @@ def _quantize(
                 f"module '{name}' has no operator with its weight in the graph{nearest(name, ops)}; add it to the "
                 "plan's exclude, or report it with the model's configuration"
             )
-    wrong = [name for name in wanted if name in ops and _goes_into_tanh(ops[name])]
-    kept = set(wanted) - set(wrong)
-    quantized = [name for name in wanted if name in ops and kept.issuperset(_modules_of(ops[name]))]
+    quantized = [name for name in wanted if name in ops and not _goes_into_tanh(ops[name])]
     chosen = {ops[name].get_friendly_name() for name in quantized}
     no_operators = {"Constant", "Parameter", "Result"}  # unknown to NNCF, which refuses a name it does not know
     ignored = [
@@ -249,10 +246,10 @@ def _make_pairs_safe(model: "openvino.Model") -> PairFacts:
     return PairFacts(pairs=pairs, unsafe=unsafe, channels=channels, grown=grown, largest_growth=most)
 
 
-def _modules_of(op: "openvino.Node") -> list[str]:
-    """The PyTorch modules whose weights an operator reads: several, if their products are computed together."""
+def _module_of(op: "openvino.Node") -> str:
+    """The PyTorch module whose weight an operator reads."""
     # A Gemm of ONNX is read as several operators, and the one with the weight gets this ending.
-    return module_of(op.get_friendly_name().removesuffix("/WithoutBiases")).split("+")
+    return module_of(op.get_friendly_name().removesuffix("/WithoutBiases"))
 
 
 def _goes_into_tanh(op: "openvino.Node") -> bool:

@@ -7,7 +7,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from tiny_project import flip_bit, make_teacher, make_tokenizer, write_teacher
-from toy_models import FAMILIES, NARROW_EMBEDDINGS, toy_batch, toy_model
+from toy_models import FAMILIES, NARROW_EMBEDDINGS, ROTARY, toy_batch, toy_model
 
 from pipeline.base.errors import ModelError
 from pipeline.families import encoder_of, family_of, layers_of, shape_of
@@ -252,11 +252,13 @@ def test_positions_are_what_the_model_can_take(family):
     batch = {"input_ids": torch.full((1, most), 5), "attention_mask": torch.ones(1, most, dtype=torch.long)}
     assert logits(model, batch).shape == (1, 3)
     check_positions(model.config, most)
+    with pytest.raises(ModelError, match=rf"max_length is {most + 1}, but the teacher has positions for {most} tokens"):
+        check_positions(model.config, most + 1)
+    if not family_of(model.config).tables(model):
+        return  # positions that are computed have no end
     longer = {name: torch.cat([tensor, tensor[:, :1]], dim=1) for name, tensor in batch.items()}
     with pytest.raises((IndexError, RuntimeError)):
         logits(model, longer)
-    with pytest.raises(ModelError, match=rf"max_length is {most + 1}, but the teacher has positions for {most} tokens"):
-        check_positions(model.config, most + 1)
 
 
 # --- students as wide as their teacher ---------------------------------------------------------------------------
@@ -271,12 +273,12 @@ def test_layers_are_copied_exactly(family, layers, chosen):
     teacher = toy_model(family)
     student = build_student(teacher, student_settings(init={"from": "teacher", "layers": layers}), seed=0)
     for mine, number in zip(layers_of(student), chosen, strict=True):
-        theirs = layers_of(teacher)[number - 1].state_dict()
-        assert mine.state_dict().keys() == theirs.keys()
-        for name, weight in mine.state_dict().items():
-            assert torch.equal(weight, theirs[name]), name
+        ours, theirs = mine.state_dict(), layers_of(teacher)[number - 1].state_dict()
+        assert {*ours} ^ {*theirs} <= {"attn_norm.weight"}  # the first of ModernBERT has none
+        for name in {*ours} & {*theirs}:
+            assert torch.equal(ours[name], theirs[name]), name
     mine, theirs = student.state_dict(), teacher.state_dict()
-    rest = [name for name in mine if ".layer." not in name]
+    rest = [name for name in mine if ".layer" not in name]
     assert any("embed" in name for name in rest) and any("classifier" in name for name in rest)
     for name in rest:
         assert torch.equal(mine[name], theirs[name]), name
@@ -323,10 +325,17 @@ NARROWER = {
 }
 
 
+def fits(family, sizes):
+    """Where positions turn pairs, only some widths of heads can be copied (tests/test_modernbert.py)."""
+    return family not in ROTARY or 8 % (sizes.get("hidden", 32) // sizes.get("heads", 4)) == 0
+
+
 @EVERY_FAMILY
 @pytest.mark.parametrize("name", NARROWER)
 def test_narrower_student_has_the_asked_sizes(family, name):
     """And answers with finite numbers."""
+    if not fits(family, NARROWER[name]):
+        pytest.skip("heads of this width cannot be copied")
     sizes = NARROWER[name]
     student = build_student(toy_model(family), student_settings(**sizes), seed=0, probe=[probe()])
     shape = shape_of(student.config)
@@ -368,6 +377,8 @@ def unexplained(student, teacher, batch):
 @pytest.mark.parametrize("name", ["same head size", "smaller head size", "larger head size"])
 def test_projected_student_is_nearer_its_teacher_than_a_random_one(family, name):
     """On text that the directions were not chosen on: nearer in its states and in its answers, over five teachers."""
+    if not fits(family, NARROWER[name]):
+        pytest.skip("heads of this width cannot be copied")
     batch = probe(seed=9, rows=80)
     away, lost = {}, {}
     for source in ("teacher", "random"):
@@ -485,6 +496,8 @@ def test_saved_student_answers_the_same(tmp_path, family, changes):
     """From another folder than it was made in, in eval mode, and with no path of this machine in its files."""
     if family in NARROW_EMBEDDINGS and "embedding" in changes:
         pytest.skip("it has a factorised embedding of its own")
+    if not fits(family, changes):
+        pytest.skip("heads of this width cannot be copied")
     teacher = load_teacher(saved(tmp_path / "teacher", toy_model(family)), NEW, LABELS)
     student = build_student(teacher, student_settings(**changes), seed=0, probe=[probe()])
     expected = logits(student)

@@ -32,8 +32,9 @@ def test_recomputed_maps_equal_the_models_own(family):
         expected = model(**inputs, output_attentions=True).attentions
         maps = attention_maps(read(model))
     assert len(expected) == len(maps) == 3
+    queries = inputs["attention_mask"].bool()[:, None, :, None]
     for own, recomputed in zip(expected, maps, strict=True):
-        torch.testing.assert_close(recomputed, own, atol=1e-6, rtol=0)
+        torch.testing.assert_close(recomputed * queries, own * queries, atol=1e-6, rtol=0)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -41,23 +42,25 @@ def test_hidden_states_values_and_logits_are_the_models_own(family):
     """Hidden state 0 is what enters layer 1, l what layer l gave; values are a projection of the state below."""
     model = toy_model(family)
     inputs = {name: tensor for name, tensor in toy_batch().items() if name != "labels"}
-    signals = read(model)
+    signals, parts, given = read(model), family_of(model.config), []
+    for layer in set(layers_of(model)):
+        module = layer.get_submodule(parts.module_of("value"))
+        module.register_forward_pre_hook(lambda _, args: given.append(args[0]))
     expected = model(**inputs, output_hidden_states=True)
     torch.testing.assert_close(signals.logits, expected.logits)
     torch.testing.assert_close(signals.hidden, expected.hidden_states)
     assert torch.equal(signals.mask, inputs["attention_mask"] == 1)
     assert torch.equal(signals.labels, toy_batch()["labels"])
-    for number, layer in enumerate(layers_of(model)):
-        value = layer.get_submodule(family_of(model.config).module_of("value"))(signals.hidden[number])  # (B, L, D)
+    for number, states in enumerate(given):
+        value = nn.functional.linear(states, *parts.linear(model, number, "value"))  # (B, L, D)
         torch.testing.assert_close(signals.values[number].transpose(1, 2).flatten(2), value)
 
 
 @pytest.mark.parametrize("family", FUSED)
 def test_fused_attention_in_train_mode_gives_maps_without_dropout(family):
     """Attention dropout comes after what the hooks see: rows sum to 1, and layer 1 equals eval mode exactly."""
-    no_other_dropout = {"dropout": 0.0} if family == "distilbert" else {"hidden_dropout_prob": 0.0}
-    attention_dropout = "attention_dropout" if family == "distilbert" else "attention_probs_dropout_prob"
-    model = toy_model(family, "sdpa", **no_other_dropout, **{attention_dropout: 0.5})
+    rates = family_of(toy_model(family).config).dropouts
+    model = toy_model(family, "sdpa", **{name: 0.5 if name.startswith("attention") else 0.0 for name in rates})
     expected = attention_maps(read(model))
     model.train()
     maps = attention_maps(read(model))

@@ -27,7 +27,7 @@ from pipeline.models.students import build_student
 from pipeline.quantization.plan import Scheme, answer, fake_quantized, make_plan, quantizable_modules
 from pipeline.settings.params import Calibration, QuantizeSettings, StudentSettings
 
-FAMILIES = ("bert", "distilbert", "roberta", "electra", "albert", "mpnet")
+FAMILIES = ("bert", "distilbert", "roberta", "electra", "albert", "mpnet", "modernbert")
 ATTENTION = {"electra": "eager", "mpnet": "eager"}
 LOOSE = QuantizeSettings(allowed_drop_points=100)
 DYNAMIC = Scheme(activations="example", pair_safe=True)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from pydantic import ValidationError
 from test_quantization import toy_examples
-from toy_models import toy_batch, toy_model
+from toy_models import FUSED, toy_batch, toy_model
 
 from eval import parity
 from eval.runtimes import openvino as runtime
@@ -16,6 +16,7 @@ from eval.runtimes import pytorch
 from export.to_openvino import PRECISIONS, TOLERANCES, Params, convert, why_unusable
 from pipeline.base import extras
 from pipeline.base.errors import ExportError
+from pipeline.families import family_of
 from pipeline.models.checkpoints import save_classifier
 from pipeline.quantization.plan import Plan, Scheme, quantizable_modules
 
@@ -59,7 +60,9 @@ def read(out):
 
 def before_tanh(model):
     """Whose 8-bit product would be computed together with a tanh, which is wrong on x86 without VNNI."""
-    names = {"bert": "bert.pooler.dense", "roberta": "classifier.dense"}
+    names = {"bert": "bert.pooler.dense", "albert": "albert.pooler"} | dict.fromkeys(
+        ("roberta", "mpnet"), "classifier.dense"
+    )
     return {names[model.config.model_type]} if model.config.model_type in names else set()
 
 
@@ -71,7 +74,7 @@ def weights(graph):
     """Module -> operator that reads its weight, and the type it is stored in."""
     found = {}
     for op in graph.get_ordered_ops():
-        place = {"MatMul": 1, "Gather": 0, "Slice": 0}.get(op.get_type_name())
+        place = {"MatMul": 1, "Gather": 0}.get(op.get_type_name())
         if place is not None and op.input_value(place).get_partial_shape().rank.get_length() == 2:
             node = op.input_value(place).get_node()
             while node.get_type_name() in {"Multiply", "Convert"}:
@@ -91,9 +94,10 @@ def eight_bit(graph):
     return {name for name, (_, kind) in weights(graph).items() if kind == "i8"}
 
 
-def sliced(graph):
-    """Tables that are read as a slice, which NNCF knows no 8 bits for."""
-    return {name for name, (operator, _) in weights(graph).items() if operator == "Slice"}
+def added(model):
+    """Tables that are added to others, which the graph has as one: no operator reads their own weight."""
+    family, names = family_of(model.config), {module: name for name, module in model.named_modules()}
+    return {names[table] for table in (*family.tables(model), *family.tables_of_heads(model))}
 
 
 def rounded(graph):
@@ -133,19 +137,19 @@ def test_it_answers_as_pytorch(source, exported, precision):
         assert found.worst_difference < 1e-5
 
 
-@pytest.mark.parametrize("family", ["distilbert", "roberta", "electra"])
+@pytest.mark.parametrize("family", ["distilbert", "roberta", "electra", "albert", "mpnet", "modernbert"])
 def test_other_families_in_8_bits(tmp_path, family):
     """Every linear layer and every table is found in the graph by its name, and the answers stay close.
 
     Judged by their mean: one of a few random answers may differ by a quarter of the spread.
     """
-    model = toy_model(family, "eager" if family == "electra" else "sdpa")
+    model = toy_model(family, "sdpa" if family in FUSED else "eager")
     for name in ("model", "out"):
         (tmp_path / name).mkdir()
     save_classifier(model, tmp_path / "model")
     artefact = write(tmp_path / "model", tmp_path / "out")
     graph = read(tmp_path / "out")
-    assert eight_bit(graph) == set(quantizable_modules(model, True)) - sliced(graph) - before_tanh(model)
+    assert eight_bit(graph) == set(quantizable_modules(model, True)) - added(model) - before_tanh(model)
     found = difference(tmp_path / "model", tmp_path / "out", artefact, tolerance=1.0)
     assert found.mean_difference < 0.05 and found.same_label >= 0.9
 
@@ -176,10 +180,11 @@ def test_only_what_the_plan_says_is_8_bit(source, exported):
     out, artefact = exported["int8"]
     graph = read(out)
     pooler = before_tanh(source[0])
-    assert eight_bit(graph) == set(quantizable_modules(source[0], embeddings=True)) - sliced(graph) - pooler
+    assert eight_bit(graph) == set(quantizable_modules(source[0], embeddings=True)) - added(source[0]) - pooler
     assert rounded(graph) == set(quantizable_modules(source[0], embeddings=False)) - pooler
     assert pooler and pooler <= set(artefact.kept_in_float)
-    assert sliced(graph) and all(any(name in note for note in artefact.notes) for name in sliced(graph))
+    tables = added(source[0]) & set(quantizable_modules(source[0], embeddings=True))
+    assert tables and all(any(name in note for note in artefact.notes) for name in tables)
 
 
 def test_a_table_has_a_scale_for_each_row(source, exported):
@@ -202,7 +207,7 @@ def test_a_table_has_a_scale_for_each_row(source, exported):
         {"exclude": ("bert.embeddings.word_embeddings",)},
         {"embeddings": False},
     ],
-    ids=["linear", "one of three that are computed together", "table", "all tables"],
+    ids=["linear", "one of three that read the same states", "table", "all tables"],
 )
 def test_what_is_left_out_stays_in_fp32(source, tmp_path, change):
     """Its weight and its input; everything else is still 8-bit."""
@@ -212,11 +217,10 @@ def test_what_is_left_out_stays_in_fp32(source, tmp_path, change):
     linear, wanted = (
         set(quantizable_modules(source[0], tables)) - set(plan.exclude) for tables in (False, plan.embeddings)
     )
-    joined = set() if "query" not in str(change) else {name for name in wanted if "layer.0.attention.self" in name}
-    joined |= before_tanh(source[0])
-    assert eight_bit(graph) == wanted - sliced(graph) - joined
-    assert rounded(graph) == linear - joined
-    assert all(any(name in note for note in artefact.notes) for name in (*plan.exclude, *joined))
+    pooler = before_tanh(source[0])
+    assert eight_bit(graph) == wanted - added(source[0]) - pooler
+    assert rounded(graph) == linear - pooler
+    assert all(any(name in note for note in artefact.notes) for name in (*plan.exclude, *pooler))
 
 
 def test_a_plan_of_another_model_is_refused(source, tmp_path):

@@ -11,6 +11,8 @@ from transformers import (
     DistilBertForSequenceClassification,
     ElectraConfig,
     ElectraForSequenceClassification,
+    ModernBertConfig,
+    ModernBertForSequenceClassification,
     MPNetConfig,
     MPNetForSequenceClassification,
     PreTrainedModel,
@@ -40,6 +42,15 @@ _DISTILBERT_SIZES = {
     "max_position_embeddings": 40,
     "num_labels": 3,
 }
+# the layer in the middle is local: a token sees two on either side
+_MODERNBERT_SIZES = _BERT_SIZES | {
+    "global_attn_every_n_layers": 2,
+    "local_attention": 4,
+    "pad_token_id": 0,
+    "bos_token_id": None,
+    "eos_token_id": None,
+    "mlp_dropout": 0.1,  # as others have
+}
 FAMILIES = {
     "bert": (BertConfig, BertForSequenceClassification, _BERT_SIZES),
     "roberta": (RobertaConfig, RobertaForSequenceClassification, _BERT_SIZES),
@@ -49,12 +60,15 @@ FAMILIES = {
     # embeddings as wide as the hidden size are projected as well
     "albert": (AlbertConfig, AlbertForSequenceClassification, _BERT_SIZES | {"embedding_size": 16}),
     "mpnet": (MPNetConfig, MPNetForSequenceClassification, _BERT_SIZES),
+    "modernbert": (ModernBertConfig, ModernBertForSequenceClassification, _MODERNBERT_SIZES),
     "distilbert": (DistilBertConfig, DistilBertForSequenceClassification, _DISTILBERT_SIZES),
 }
 # of their own, so that a student's `embedding` is refused
 NARROW_EMBEDDINGS = ("electra", "albert")
+# whose positions turn pairs of a head's units, so that a head copied from a teacher cannot have any width
+ROTARY = ("modernbert",)
 # ELECTRA and MPNet have no fused attention in this version of transformers
-FUSED = ("bert", "roberta", "xlm-roberta", "albert", "distilbert")
+FUSED = ("bert", "roberta", "xlm-roberta", "albert", "modernbert", "distilbert")
 
 
 def toy_model(family: str = "bert", attention: str = "eager", seed: int = 0, **changes: object) -> PreTrainedModel:
@@ -66,9 +80,13 @@ def toy_model(family: str = "bert", attention: str = "eager", seed: int = 0, **c
 
 
 def shallow_model(family: str) -> PreTrainedModel:
-    """One layer, under fused attention where there is one; ALBERT goes through its layer twice."""
-    layers = family_of(FAMILIES[family][0]()).sizes["layers"]
-    return toy_model(family, "sdpa" if family in FUSED else "eager", **{layers: 2 if family == "albert" else 1})
+    """One layer, under fused attention where there is one.
+
+    ALBERT goes through its layer twice, and ModernBERT has one of each kind.
+    """
+    layers = 2 if family in ("albert", "modernbert") else 1
+    attention = "sdpa" if family in FUSED else "eager"
+    return toy_model(family, attention, **{family_of(FAMILIES[family][0]()).sizes["layers"]: layers})
 
 
 def toy_batch(seed: int = 0) -> dict[str, Tensor]:
