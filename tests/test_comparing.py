@@ -146,7 +146,7 @@ def test_augmented_text_is_trained_on_but_never_held_out_text(compared):
     texts = {json.loads(line)["text"] for line in lines}
     data = Workspace(places.data(settings["augmented"])).data
     held_out = {
-        json.loads(line)["text"]
+        json.loads(line)["texts"][0]
         for split in ("dev", "test")
         for line in (data / f"{split}.jsonl").read_text("utf-8").splitlines()
     }
