@@ -55,7 +55,9 @@ class ChannelsFirstGraph(DeploymentGraph):
         for number, (names, layer) in enumerate(zip(self.names, layers, strict=True)):
             asked = hidden
             if number == len(layers) - 1:
-                asked, added = hidden[..., :1], added[..., :1]
+                asked = hidden[..., :1]
+                if added.shape[3] > 1:  # of one column, coremltools cannot convert the whole as a slice
+                    added = added[..., :1]
             attended = asked + self._attend(asked, hidden, added, names)
             hidden = _normalize(attended, attrgetter(self.family.attention_norm)(layer))
             inner = attrgetter(self.family.activation)(layer)(self.convolutions[names["ffn_in"]](hidden))

@@ -93,7 +93,7 @@ def subject_of(made, tmp_path):
             tokenizer=root / "student",
             pad_id=words.pad_token_id,
             sequences=[words(text)["input_ids"] for text in texts],
-            texts=texts,
+            texts=[(text,) for text in texts],
             tolerance=to_onnx.TOLERANCES[precision],
         )
 

@@ -68,5 +68,5 @@ def test_only_losses_that_read_the_teacher_see_augmented_text(tmp_path, monkeypa
     rows = {name: len(train) for name, (train, _) in seen.items()}
     assert rows["no_teacher-0"] == 120
     assert rows["distilled-0"] == rows["logits_only-0"] > 200
-    assert UNLABELLED not in seen["no_teacher-0"][0].labels
+    assert UNLABELLED not in seen["no_teacher-0"][0].targets
     assert {steps for _, steps in seen.values()} == {8}
