@@ -42,7 +42,9 @@ from pipeline.families import shape_of
 from pipeline.models.checkpoints import load_teacher
 from pipeline.models.model_files import find_model
 from pipeline.models.students import build_student
-from pipeline.settings.params import DataSettings, InitSettings, StudentSettings, TeacherSettings
+from pipeline.settings.data import DataSettings
+from pipeline.settings.student import InitSettings, StudentSettings
+from pipeline.settings.teacher import TeacherSettings
 from pipeline.signals.reader import SignalReader
 from pipeline.training.answers import predict
 from pipeline.training.distiller import Distiller, loss_params

@@ -28,7 +28,7 @@ from pipeline.base.records import Artefact
 from pipeline.data.prepared import EncodedSplit
 from pipeline.models.checkpoints import save_classifier
 from pipeline.quantization.plan import Plan, Scheme, calibrate
-from pipeline.settings.params import MeasureSettings
+from pipeline.settings.measure import MeasureSettings
 
 # layers, width, heads
 SIZES = {"3x384": (3, 384, 12), "2x192": (2, 192, 6)}

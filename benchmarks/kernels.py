@@ -34,7 +34,8 @@ from pipeline.base.workspace import Workspace
 from pipeline.data.prepared import read_encoded
 from pipeline.quantization.pair_sums import unsafe_pairs
 from pipeline.quantization.plan import Plan, Scheme, quantize_weight
-from pipeline.settings.params import MeasureSettings, load
+from pipeline.settings.measure import MeasureSettings
+from pipeline.settings.params import load
 from stages.quantize import plans_for
 
 RESULTS = Path("docs/results/kernels")

@@ -39,7 +39,8 @@ from pipeline.data.prepared import EncodedSplit, spread_rows
 from pipeline.data.splits import load_dataset
 from pipeline.data.texts import encode
 from pipeline.models.model_files import find_model
-from pipeline.settings.params import DataSettings, TrainingSettings
+from pipeline.settings.data import DataSettings
+from pipeline.settings.training import TrainingSettings
 from pipeline.tasks import Task
 from pipeline.training import processes
 from pipeline.training.distiller import Distiller

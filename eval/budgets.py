@@ -42,7 +42,7 @@ from pipeline.base.records import (
     Status,
 )
 from pipeline.settings.budgets import CHECKS, OF_SCORES, TABLE, Budget, Budgets, Evidence
-from pipeline.settings.params import Target
+from pipeline.settings.targets import Target
 
 UNFIT_LIMIT = 1.5  # an interval widened by more than this factor is a guess
 MIN_EXAMPLES = 30  # below this even a share of 0.9 has an interval some 20 points wide

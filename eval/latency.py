@@ -22,7 +22,8 @@ from eval.worker import Job, Loadable, Result, Turn, WorkerError
 from pipeline.base import plugins
 from pipeline.base.errors import IntegrityError, UnusableRuntimeError
 from pipeline.base.records import Artefact, Measurement, Series, Status
-from pipeline.settings.params import Budgets, MeasureSettings
+from pipeline.settings.budgets import Budgets
+from pipeline.settings.measure import MeasureSettings
 
 log = logging.getLogger(__name__)
 

@@ -74,9 +74,8 @@ def choose_batch_size(artefact: Artefact) -> int:
     Dynamic quantization takes one range of activations from the whole batch, so in a batch of 32 an int8 artefact gives
     other answers than on a phone, which asks one question at a time.
     """
-    fixed = _fixed_batch(artefact)
-    if fixed is not None:
-        return fixed
+    if artefact.fixed_batch is not None:
+        return artefact.fixed_batch
     return 1 if artefact.precision == "int8" else MAX_BATCH
 
 
@@ -159,11 +158,6 @@ def score(
     )
 
 
-def _fixed_batch(artefact: Artefact) -> int | None:
-    first = artefact.inputs[0].shape[0] if artefact.inputs and artefact.inputs[0].shape else None
-    return first if isinstance(first, int) else None
-
-
 def _batches(order: list[int], size: int) -> Iterator[list[int]]:
     for start in range(0, len(order), size):
         yield order[start : start + size]
@@ -171,7 +165,7 @@ def _batches(order: list[int], size: int) -> Iterator[list[int]]:
 
 def _run_full_batch(session: Session, sequences: list[Sequence[int]], artefact: Artefact, pad_id: int) -> Outputs:
     """Fills the last batch up when the artefact's batch size is fixed, and takes the filling out of the outputs."""
-    filling = (_fixed_batch(artefact) or len(sequences)) - len(sequences)
+    filling = (artefact.fixed_batch or len(sequences)) - len(sequences)
     outputs = session.run(pad([*sequences, *[sequences[-1]] * filling], pad_id, artefact))
     return {name: values[: len(values) - filling] for name, values in outputs.items()}
 

@@ -17,7 +17,6 @@ from torch.nn.utils import parametrize
 from torch.onnx.ops import symbolic, symbolic_multi_out
 
 from pipeline.base.errors import ExportError
-from pipeline.base.plugins import nearest
 from pipeline.families import DeploymentGraph
 from pipeline.quantization.calibration import Range
 from pipeline.quantization.plan import Plan, activation_scale, quantize_weight
@@ -162,11 +161,7 @@ def quantize_modules(graph: DeploymentGraph, plan: Plan, modules: Sequence[str])
         ExportError: a module of the plan is not in the model, or a static range is missing.
     """
     known = dict(graph.named_modules())
-    for name in (*plan.exclude, *plan.ranges):
-        if name not in known:
-            raise ExportError(
-                f"the quantization plan names the module '{name}', which is not in the graph{nearest(name, known)}"
-            )
+    plan.check_modules(graph)
     # The biases of MPNet's heads are a buffer of the graph, and so few that nothing is lost.
     biases = graph.family.tables_of_heads(graph)
     chosen = [name for name in modules if name not in plan.exclude and known[name] not in biases]

@@ -53,6 +53,7 @@ from export.mlpackage import (
     rewrite_manifest,
 )
 from export.program import export_program
+from export.source import load_model
 from pipeline.base.errors import ExportError, PipelineError, SettingsError
 from pipeline.base.files import sha256_of
 from pipeline.base.machine import version_of
@@ -60,9 +61,9 @@ from pipeline.base.records import Artefact, TensorFact
 from pipeline.families import DeploymentGraph, check_answers, deployment_graph
 from pipeline.mil.package import SPECIFICATION, WEIGHTS, Operation, read_package
 from pipeline.mil.quiet import import_coremltools
-from pipeline.models.checkpoints import load_classifier, token_table
+from pipeline.models.checkpoints import token_table
 from pipeline.quantization.plan import quantizable_modules
-from pipeline.settings.params import Count, Settings
+from pipeline.settings.base import Count, Settings
 
 if TYPE_CHECKING:
     from pipeline.quantization.plan import Plan, Scheme
@@ -206,7 +207,7 @@ def convert(source: Path, out: Path, precision: str, params: Params, max_length:
     """
     _check(precision, params, plan)
     lengths = _lengths(params, max_length)
-    model = load_classifier(source)
+    model = load_model(source, max_length)
     names = model.config.id2label or {}
     labels = [names[i] for i in range(model.config.num_labels)]
     if len(set(labels)) != len(labels):
@@ -448,15 +449,10 @@ def _to_package(ct: ModuleType, mil: Any, labels: Sequence[str], params: Params,
 
 def _kept_constants(plan: "Plan", names: Mapping[str, str], model: nn.Module) -> list[str]:
     """Names of the constants in the package whose PyTorch module the plan leaves out."""
-    modules = dict(model.named_modules())
-    unknown = [name for name in plan.exclude if name not in modules]
-    if unknown:
-        raise ExportError(
-            f"the plan leaves out '{unknown[0]}', which the model does not have; run `dvc repro quantize`"
-        )
+    plan.check_modules(model)
     excluded = list(plan.exclude)
     if not plan.embeddings:
-        excluded += [name for name, module in modules.items() if isinstance(module, nn.Embedding)]
+        excluded += [name for name, module in model.named_modules() if isinstance(module, nn.Embedding)]
     # the fp16 pass renames what it casts
     return [
         constant + suffix

@@ -26,14 +26,15 @@ from torch.fx import GraphModule, Node
 from transformers import PreTrainedModel
 
 from export.program import export_program
+from export.source import load_model
 from pipeline.base import extras
 from pipeline.base.errors import ExportError, first_line
 from pipeline.base.machine import version_of
 from pipeline.base.records import Artefact, TensorFact
-from pipeline.families import DeploymentGraph, check_answers, deployment_graph, positions_of
-from pipeline.models.checkpoints import load_classifier, token_table
-from pipeline.quantization.plan import TINY, Scheme, quantizable_modules, quantize_weight
-from pipeline.settings.params import Settings
+from pipeline.families import DeploymentGraph, check_answers, deployment_graph
+from pipeline.models.checkpoints import token_table
+from pipeline.quantization.plan import TINY, Scheme, quantize_weight
+from pipeline.settings.base import Settings
 
 if TYPE_CHECKING:
     from pipeline.quantization.plan import Plan
@@ -79,12 +80,8 @@ def convert(source: Path, out: Path, precision: str, params: Params, max_length:
             beyond the model's positions, or what was lowered is not what was meant.
     """
     _check_request(precision, max_length, plan)
-    model = load_classifier(source)
-    if max_length > positions_of(model.config):
-        raise ExportError(
-            f"max_length is {max_length}, but the model has positions for {positions_of(model.config)} tokens; lower it"
-        )
-    layers = _quantized_layers(model, plan) if plan else []
+    model = load_model(source, max_length)
+    layers = plan.modules_of(model, embeddings=False) if plan else []
     graph = deployment_graph(model, longest=max_length)
     graph.attend = _attend
     check_answers(model, graph, max_length)
@@ -172,17 +169,6 @@ def _attend(
 
 
 # --- int8 --------------------------------------------------------------------------------------------------------
-
-
-def _quantized_layers(model: PreTrainedModel, plan: "Plan") -> list[str]:
-    """Names of the linear layers that the plan makes 8-bit."""
-    modules = dict(model.named_modules())
-    unknown = [name for name in plan.exclude if name not in modules]
-    if unknown:
-        raise ExportError(
-            f"the plan leaves out '{unknown[0]}', which the model does not have; run `dvc repro quantize`"
-        )
-    return [name for name in quantizable_modules(model, embeddings=False) if name not in plan.exclude]
 
 
 class _EightBitTable(nn.Module):

@@ -30,14 +30,14 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from export.lengths import check_ascending, choose_lengths
+from export.source import load_model
 from pipeline.base.errors import ExportError, SettingsError, first_line
 from pipeline.base.extras import why_missing
 from pipeline.base.machine import version_of
 from pipeline.base.records import Artefact, TensorFact
-from pipeline.families import DeploymentGraph, check_answers, deployment_graph, positions_of
-from pipeline.models.checkpoints import load_classifier
-from pipeline.quantization.plan import Plan, Scheme, quantizable_modules
-from pipeline.settings.params import Count, Settings
+from pipeline.families import DeploymentGraph, check_answers, deployment_graph
+from pipeline.quantization.plan import Plan, Scheme
+from pipeline.settings.base import Count, Settings
 
 PRECISIONS = ("fp32", "fp16", "int8")
 # Share of the spread of the reference logits. Measured on 300 texts with a trained student of 2 layers, 192 wide.
@@ -117,14 +117,10 @@ def convert(source: Path, out: Path, precision: str, params: Params, max_length:
     """
     _check(precision, params, plan)
     lengths = choose_lengths(params.lengths, max_length)
-    model = load_classifier(source)
-    if max_length > positions_of(model.config):
-        raise ExportError(
-            f"max_length is {max_length}, but the model has positions for {positions_of(model.config)} tokens; lower it"
-        )
+    model = load_model(source, max_length)
     graph = deployment_graph(model, longest=max_length)
     check_answers(model, graph, max_length)
-    modules = _quantized_modules(graph, plan) if plan else []
+    modules = plan.modules_of(graph) if plan else []
     try:
         with quiet_conversion():
             flat = read_flatbuffer(_to_flatbuffer(graph, lengths))
@@ -180,17 +176,6 @@ def _weights(graph: DeploymentGraph) -> dict[str, Float[np.ndarray, "rows column
         if sources:
             weights[sources[0].removesuffix(".weight")] = graph.get_buffer(buffer).numpy()
     return weights
-
-
-def _quantized_modules(graph: DeploymentGraph, plan: Plan) -> list[str]:
-    """Names of the modules whose weights become 8-bit, as far as the graph looks them up or multiplies by them."""
-    known = dict(graph.named_modules())
-    unknown = [name for name in plan.exclude if name not in known]
-    if unknown:
-        raise ExportError(
-            f"the plan leaves out '{unknown[0]}', which the model does not have; run `dvc repro quantize`"
-        )
-    return [name for name in quantizable_modules(graph, plan.embeddings) if name not in plan.exclude]
 
 
 # --- from PyTorch ------------------------------------------------------------------------------------------------

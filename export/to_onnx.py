@@ -26,14 +26,14 @@ from torch import Tensor
 from torch.export import Dim
 
 from export.onnx_int8 import quantize_modules
+from export.source import load_model
 from pipeline.base.errors import ExportError, ModelError
 from pipeline.base.machine import version_of
 from pipeline.base.records import Artefact, TensorFact
-from pipeline.families import DeploymentGraph, check_answers, deployment_graph, positions_of, shape_of
+from pipeline.families import DeploymentGraph, check_answers, deployment_graph, shape_of
 from pipeline.formats.onnx_files import check_onnx_file
-from pipeline.models.checkpoints import load_classifier
 from pipeline.quantization.plan import PairFacts, Plan, Scheme, quantizable_modules
-from pipeline.settings.params import Settings
+from pipeline.settings.base import Settings
 
 PRECISIONS = ("fp32", "int8")
 TOLERANCES = {
@@ -93,11 +93,7 @@ def convert(source: Path, out: Path, precision: str, params: Params, max_length:
         raise ExportError(f"onnx cannot be written as '{precision}', expected one of {', '.join(PRECISIONS)}")
     if (precision == "int8") != (plan is not None):
         raise ExportError(f"precision {precision} {'needs a' if precision == 'int8' else 'takes no'} quantization plan")
-    model = load_classifier(source)
-    if max_length > positions_of(model.config):
-        raise ExportError(
-            f"max_length is {max_length}, but the model has positions for {positions_of(model.config)} tokens; lower it"
-        )
+    model = load_model(source, max_length)
     graph = deployment_graph(model, longest=max_length)
     check_answers(model, graph, max_length)
     eight_bit = quantize_modules(graph, plan, quantizable_modules(model, plan.embeddings)) if plan is not None else []

@@ -30,7 +30,7 @@ from pipeline.formats.openvino_products import eight_bit_products
 from pipeline.models.checkpoints import load_classifier
 from pipeline.quantization.pair_sums import least_scale, unsafe_pairs
 from pipeline.quantization.plan import PairFacts, Plan, Scheme, quantizable_modules
-from pipeline.settings.params import Settings
+from pipeline.settings.base import Settings
 
 if TYPE_CHECKING:
     import openvino
@@ -173,15 +173,9 @@ def _quantize(
     s moves large channels of x into the weight (SmoothQuant); without it the worst difference is twice as large.
     """
     ops = {_module_of(op): op for op in model.get_ordered_ops() if _reads_weight(op)}
-    known = quantizable_modules(classifier, embeddings=True)
+    plan.check_modules(classifier)
     wanted = [name for name in quantizable_modules(classifier, plan.embeddings) if name not in plan.exclude]
     linear = quantizable_modules(classifier, embeddings=False)
-    for name in plan.exclude:
-        if name not in known:
-            raise ExportError(
-                f"the quantization plan names the module '{name}', which is not in the model{nearest(name, known)}; "
-                "make the plan from this model"
-            )
     for name in wanted:
         if name in linear and name not in ops:
             raise ExportError(

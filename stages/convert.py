@@ -26,7 +26,8 @@ from pipeline.base.records import Artefact, Parity, open_folder, seal
 from pipeline.base.workspace import Workspace
 from pipeline.data.prepared import read_encoded
 from pipeline.models.vocabulary import cut_at
-from pipeline.settings.params import Params, Target, load
+from pipeline.settings.params import Params, load
+from pipeline.settings.targets import Target
 from stages.plans import exporter_of, plan_of
 from stages.targets import artefact_bytes, parse_target
 

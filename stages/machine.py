@@ -16,7 +16,8 @@ from pipeline.base.errors import DataError
 from pipeline.base.files import sha256_of, write_atomically
 from pipeline.base.workspace import Workspace
 from pipeline.data.inputs import base_model_files, data_files, describe_source
-from pipeline.settings.params import Params, Target, load
+from pipeline.settings.params import Params, load
+from pipeline.settings.targets import Target
 
 # Every stage, in the order of dvc.yaml, and how much of the machine its result depends on: training and converting are
 # held to give the same on any, what is answered depends on the instruction sets, and a time on everything.
@@ -76,7 +77,17 @@ def depends_on(stage: str, params: Params, facts: dict[str, Any], target: Target
 
 def _chosen(stage: str, params: Params, target: Target | None) -> dict[str, list[str]]:
     """Plug-ins that a stage loads by a name of the settings."""
-    return {"task": [params.task.name], **_others(stage, params, target)}
+    return {"task": [params.task.name], **_family(params.teacher.model), **_others(stage, params, target)}
+
+
+def _family(model: str) -> dict[str, list[str]]:
+    """That of the teacher and its students; nothing, which means any, where the model is not on this machine yet."""
+    config = next((file for file in base_model_files(model) if file.name == "config.json"), None)
+    try:
+        kind = json.loads(config.read_text("utf-8"))["model_type"] if config is not None else None
+    except (OSError, ValueError, KeyError, TypeError):
+        kind = None  # the stage that loads it says what is wrong
+    return {"family": [kind.replace("-", "_")]} if isinstance(kind, str) else {}
 
 
 def _others(stage: str, params: Params, target: Target | None) -> dict[str, list[str]]:

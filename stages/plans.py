@@ -7,7 +7,8 @@ from typing import Any
 from pipeline.base import plugins
 from pipeline.base.workspace import Workspace
 from pipeline.quantization.plan import Plan, Plans, Scheme
-from pipeline.settings.params import Params, Target
+from pipeline.settings.params import Params
+from pipeline.settings.targets import Target
 
 
 def exporter_of(target: Target) -> tuple[ModuleType, Any]:

@@ -5,7 +5,8 @@ import argparse
 from pipeline.base.errors import SettingsError, UnusableRuntimeError
 from pipeline.base.plugins import nearest
 from pipeline.base.records import Artefact, Card, Measurement
-from pipeline.settings.params import Params, Target
+from pipeline.settings.params import Params
+from pipeline.settings.targets import Target
 
 
 def parse_target(params: Params, description: str | None) -> str:

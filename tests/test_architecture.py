@@ -19,7 +19,7 @@ KNOWN = {
         "AutoModelForTokenClassification",
     },
     "pipeline/models/vocabulary.py": {"is_bert"},  # kinds of post-processors in tokenizers' files
-    "pipeline/settings/params.py": {"single_label"},  # the task of a params.yaml that names none
+    "pipeline/settings/task.py": {"single_label"},  # the task of a params.yaml that names none
 }
 
 

@@ -24,8 +24,8 @@ from pipeline.base.records import (
     Score,
     Status,
 )
-from pipeline.settings.budgets import CHECKS, TABLE
-from pipeline.settings.params import Budgets, Target
+from pipeline.settings.budgets import CHECKS, TABLE, Budgets
+from pipeline.settings.targets import Target
 from pipeline.tasks import single_label
 
 N = 400

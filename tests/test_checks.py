@@ -23,7 +23,7 @@ from pipeline.base.records import Status
 from pipeline.models.checkpoints import save_classifier
 from pipeline.models.vocabulary import cut_at, save_tokenizer
 from pipeline.quantization.plan import Scheme, make_plan
-from pipeline.settings.params import QuantizeSettings
+from pipeline.settings.quantize import QuantizeSettings
 from stages import examine
 
 MAX_LENGTH = 20

@@ -24,7 +24,7 @@ from pipeline.families import DeploymentGraph
 from pipeline.models.checkpoints import save_classifier
 from pipeline.models.vocabulary import save_tokenizer
 from pipeline.quantization.plan import Scheme, make_plan, quantize_weight
-from pipeline.settings.params import QuantizeSettings
+from pipeline.settings.quantize import QuantizeSettings
 from stages import examine
 
 MAX_LENGTH = 20

@@ -7,7 +7,7 @@ from toy_models import TASK, toy_model
 from pipeline.base.errors import SettingsError
 from pipeline.data.prepared import EncodedSplit
 from pipeline.distillation.chosen_maps import chosen_maps
-from pipeline.settings.params import TrainingSettings
+from pipeline.settings.training import TrainingSettings
 from pipeline.training.distiller import Distiller
 from pipeline.training.loop import fit
 

@@ -27,7 +27,7 @@ from pipeline.data.examples import read_prepared, write_prepared
 from pipeline.data.reading import MAX_PROBLEMS_SHOWN
 from pipeline.data.splits import Dataset, load_dataset
 from pipeline.data.texts import MAX_CELL_CHARACTERS, clean, encode, normalise
-from pipeline.settings.params import DataSettings
+from pipeline.settings.data import DataSettings
 
 ROOT = Path(__file__).resolve().parents[1]
 TASK = tasks.load("single_label", {})

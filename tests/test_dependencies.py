@@ -90,6 +90,22 @@ def test_an_unused_loss_concerns_nobody(project):
     assert changed(before) == {"distill"}
 
 
+def test_another_family_s_file_concerns_nobody(project):
+    """Which one the teacher is of stands in its config.json."""
+    before = depends()
+    (project / "pipeline/families/modernbert.py").write_text("EDITED = 1\n")
+    assert changed(before) == set()
+    (project / "pipeline/families/bert.py").write_text("EDITED = 1\n")
+    assert {"teach", "distill", "quantize", "convert"} <= changed(before)
+
+
+def test_of_a_model_that_is_not_here_yet_every_family_counts(project):
+    params = PARAMS.model_copy(update={"teacher": PARAMS.teacher.model_copy(update={"model": "someone/model"})})
+    before = depends(params)
+    (project / "pipeline/families/modernbert.py").write_text("EDITED = 1\n")
+    assert "distill" in changed(before, depends(params))
+
+
 def test_the_reader_of_core_ml_packages_trains_nothing(project):
     """Finding B2: it was in the key of every training."""
     before = depends()

@@ -37,7 +37,10 @@ from pipeline.models.checkpoints import load_classifier, read_config, save_class
 from pipeline.models.students import build_student, student_config
 from pipeline.models.vocabulary import load_tokenizer, needed_tokens, save_tokenizer, trim, with_distillation_token
 from pipeline.quantization.plan import Scheme, make_plan
-from pipeline.settings.params import ClassToken, MeasureSettings, QuantizeSettings, StudentSettings
+from pipeline.settings.distill import ClassToken
+from pipeline.settings.measure import MeasureSettings
+from pipeline.settings.quantize import QuantizeSettings
+from pipeline.settings.student import StudentSettings
 from pipeline.signals.reader import TOKEN_POSITION, SignalReader
 from pipeline.training.class_token import ClassTokenNoise
 from stages import prepare

@@ -14,7 +14,8 @@ from pipeline.data.inputs import (
     local_model_folder,
     split_files,
 )
-from pipeline.settings.params import DataSettings, TeacherSettings
+from pipeline.settings.data import DataSettings
+from pipeline.settings.teacher import TeacherSettings
 
 DEMO = TeacherSettings().model
 

@@ -10,7 +10,8 @@ from eval.latency import Exported, measure, should_sample_more, time_tokenizer
 from eval.worker import Result, WorkerError
 from pipeline.base.errors import IntegrityError
 from pipeline.base.records import Measurement, ReasonKind, read, write
-from pipeline.settings.params import Budgets, MeasureSettings
+from pipeline.settings.budgets import Budgets
+from pipeline.settings.measure import MeasureSettings
 
 COSTS = {"student.fake": 2e6, "teacher.fake": 8e6}
 SETTINGS = MeasureSettings(processes=3, pairs=20, max_rounds=3, warmup=2, threads=1, lengths=(4, 8, 128))

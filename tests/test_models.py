@@ -24,7 +24,8 @@ from pipeline.models.checkpoints import (
 )
 from pipeline.models.model_files import find_model
 from pipeline.models.students import LayerOf, _copy_attention, build_student, student_config
-from pipeline.settings.params import StudentSettings, TeacherSettings
+from pipeline.settings.student import StudentSettings
+from pipeline.settings.teacher import TeacherSettings
 from pipeline.tasks import Space, single_label
 
 LABELS = ["alarm", "music", "weather"]

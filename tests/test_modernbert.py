@@ -9,7 +9,7 @@ from pipeline.base.errors import ExportError, ModelError
 from pipeline.families import check_answers, deployment_graph, family_of, layers_of
 from pipeline.models.checkpoints import load_classifier, save_classifier
 from pipeline.models.students import _pairs_kept, build_student
-from pipeline.settings.params import StudentSettings
+from pipeline.settings.student import StudentSettings
 from pipeline.signals.reader import SignalReader, attention_scores
 
 

@@ -16,7 +16,9 @@ from pydantic import BaseModel, ValidationError
 
 from pipeline.base import plugins
 from pipeline.base.errors import SettingsError
-from pipeline.settings.params import MAX_PROBLEMS_SHOWN, Budgets, Params, load
+from pipeline.settings.budgets import Budgets
+from pipeline.settings.params import Params, load
+from pipeline.settings.problems import MAX_PROBLEMS_SHOWN
 from stages.commands.schema import schema_text
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -10,7 +10,7 @@ from pipeline.distillation.distil import Distillation
 from pipeline.distillation.phases import phases_of
 from pipeline.distillation.variants import variants_of
 from pipeline.losses.cross_entropy import UNLABELLED
-from pipeline.settings.params import DistillSettings
+from pipeline.settings.distill import DistillSettings
 from stages import machine, prepare, teach
 
 LOSSES = {"attention_kl": {"map": "last_only"}, "logit_kl": {}}

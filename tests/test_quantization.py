@@ -22,7 +22,7 @@ from pipeline.quantization.plan import (
     quantizable_modules,
     quantize_weight,
 )
-from pipeline.settings.params import Calibration, QuantizeSettings
+from pipeline.settings.quantize import Calibration, QuantizeSettings
 from pipeline.training.answers import predict
 
 FAMILIES = ("bert", "distilbert", "roberta", "electra")

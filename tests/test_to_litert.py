@@ -20,7 +20,7 @@ from pipeline.base.errors import ExportError, SettingsError
 from pipeline.models.checkpoints import save_classifier
 from pipeline.models.students import build_student
 from pipeline.quantization.plan import Plan, Scheme
-from pipeline.settings.params import StudentSettings
+from pipeline.settings.student import StudentSettings
 
 pytest.importorskip("litert_torch", reason="the extra 'litert' is not installed")
 
@@ -215,7 +215,7 @@ def test_what_does_not_belong_together_is_refused(source, tmp_path):
         convert(source, tmp_path, "fp16", STATIC, 20, None)
     with pytest.raises(ExportError, match="no calibration rows to take ranges from"):
         convert(source, tmp_path, "int8", STATIC, 20, plan_of(calibration_rows=()))
-    with pytest.raises(ExportError, match=r"leaves out 'bert.nothing', which the model does not have"):
+    with pytest.raises(ExportError, match=r"names the module 'bert.nothing', which the model does not have"):
         convert(source, tmp_path, "int8", PARAMS, 20, plan_of(exclude=("bert.nothing",)))
     with pytest.raises(ExportError, match="has positions for 40 tokens"):
         convert(source, tmp_path, "fp32", Params(), 41, None)

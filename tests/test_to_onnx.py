@@ -26,7 +26,8 @@ from pipeline.families._post_norm import PostNorm
 from pipeline.models.checkpoints import load_classifier, save_classifier
 from pipeline.models.students import build_student
 from pipeline.quantization.plan import Scheme, fake_quantized, make_plan, quantizable_modules
-from pipeline.settings.params import Calibration, QuantizeSettings, StudentSettings
+from pipeline.settings.quantize import Calibration, QuantizeSettings
+from pipeline.settings.student import StudentSettings
 
 FAMILIES = ("bert", "distilbert", "roberta", "electra", "albert", "mpnet", "modernbert")
 ATTENTION = {"electra": "eager", "mpnet": "eager"}

@@ -17,7 +17,7 @@ from pipeline.data.prepared import EncodedSplit
 from pipeline.families import shape_of
 from pipeline.losses import attention_kl, cross_entropy, hidden_mse, minilm_v2
 from pipeline.models.checkpoints import save_classifier
-from pipeline.settings.params import TrainingSettings
+from pipeline.settings.training import TrainingSettings
 from pipeline.training import checkpoints, optimizer
 from pipeline.training import loop as training
 from pipeline.training.answers import cached_teacher_outputs, check_learned, predict, score_of

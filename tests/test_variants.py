@@ -6,7 +6,8 @@ from tiny_project import make_settings
 from pipeline.base.dependencies import Trace
 from pipeline.data.prepared import EncodedSplit
 from pipeline.distillation.variants import Variant, run_key, variants_of
-from pipeline.settings.params import DistillSettings, Params
+from pipeline.settings.distill import DistillSettings
+from pipeline.settings.params import Params
 
 LOSSES = {
     "logit_kl": {"weight": 1.0, "temperature": 2.0},

@@ -9,7 +9,7 @@ from eval.checks import Subject, failed, passed
 from eval.latency import measure
 from pipeline.base import plugins
 from pipeline.base.records import Check
-from pipeline.settings.params import MeasureSettings
+from pipeline.settings.measure import MeasureSettings
 
 TITLE = "compute units"
 FORMATS = ("coreml",)

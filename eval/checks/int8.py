@@ -13,7 +13,7 @@ from eval.latency import measure
 from eval.wording import say
 from pipeline.base import plugins
 from pipeline.base.records import Check, Measurement, Status
-from pipeline.settings.params import MeasureSettings
+from pipeline.settings.measure import MeasureSettings
 
 TITLE = "really int8"
 # Weights take a quarter; scales, float biases, what the plan excludes and the graph itself come on top.

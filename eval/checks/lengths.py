@@ -22,7 +22,7 @@ def applies(subject: Subject) -> bool:
 def check(subject: Subject) -> Check:
     """Runs the artefact at each length of the contract and compares with PyTorch, then beyond the longest."""
     artefact = subject.artefact
-    lengths, batches = list(_lengths(artefact)), [size for size in BATCHES if size == 1 or not _fixed_batch(artefact)]
+    lengths, batches = list(_lengths(artefact)), [size for size in BATCHES if size == 1 or artefact.fixed_batch is None]
     with subject.open() as candidate, subject.open_student() as student:
         expected = {L: flat(student.run(_plain([subject.of_length(L)]))) for L in lengths}
         # One spread for all: the logits of a single row may lie close together.
@@ -57,10 +57,6 @@ def _lengths(artefact: Artefact) -> Iterator[int]:
     for length in artefact.lengths or (16,):
         edges |= {length - 1, length, length + 1}
     yield from sorted(length for length in edges if 1 <= length <= artefact.max_length)
-
-
-def _fixed_batch(artefact: Artefact) -> bool:
-    return isinstance(artefact.inputs[0].shape[0], int)
 
 
 def _plain(sequences: list[list[int]]) -> dict[str, np.ndarray]:

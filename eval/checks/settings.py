@@ -8,7 +8,7 @@ from eval.figures import speedup
 from eval.latency import measure
 from pipeline.base import plugins
 from pipeline.base.records import Check, Interval, Status
-from pipeline.settings.params import MeasureSettings
+from pipeline.settings.measure import MeasureSettings
 
 TITLE = "runtime settings"
 # Another setting must be this many times as fast before it is worth a change.

@@ -79,6 +79,12 @@ class Artefact(Record):
     kept_in_float: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
 
+    @property
+    def fixed_batch(self) -> int | None:
+        """The only number of texts that a call may have; None for any."""
+        first = self.inputs[0].shape[0] if self.inputs and self.inputs[0].shape else None
+        return first if isinstance(first, int) else None
+
 
 class Parity(Record):
     """Worst difference between an artefact's logits and those of the model it was made from, on reference inputs."""

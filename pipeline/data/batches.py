@@ -59,7 +59,7 @@ class Collator:
 class LengthGroupedSampler(Sampler[int]):
     """Shuffled rows in which each batch has similar lengths; the order depends on seed and epoch alone.
 
-    The Trainer's own length grouping draws from the global random state, so a resumed epoch would see other batches.
+    Drawn from the global random state, a resumed epoch would see other batches.
     """
 
     POOL = 50  # batches that are sorted together: longer pools waste less padding, shorter ones shuffle better
@@ -68,7 +68,7 @@ class LengthGroupedSampler(Sampler[int]):
         self.lengths, self.batch_size, self.seed, self.epoch = np.asarray(lengths, np.int64), batch_size, seed, 0
 
     def set_epoch(self, epoch: int) -> None:
-        """Called by Accelerate at the start of each epoch, and on resuming."""
+        """At the start of each epoch, and on resuming."""
         self.epoch = epoch
 
     def __len__(self) -> int:

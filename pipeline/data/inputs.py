@@ -4,7 +4,7 @@ from importlib import metadata, util
 from pathlib import Path
 
 from pipeline.base.errors import ModelError
-from pipeline.settings.params import DataSettings, FilesSource
+from pipeline.settings.data import DataSettings, FilesSource
 
 BUNDLED = Path("data/assistant")
 MODEL_SUFFIXES = {".safetensors", ".json", ".txt", ".model"}

@@ -11,7 +11,7 @@ from pipeline.base.errors import DataError, first_line
 from pipeline.base.plugins import nearest
 from pipeline.data.inputs import files_source, split_files
 from pipeline.data.texts import MAX_CELL_CHARACTERS, name_of
-from pipeline.settings.params import DataSettings, FilesSource, HubSource
+from pipeline.settings.data import DataSettings, FilesSource, HubSource
 
 if TYPE_CHECKING:
     from pipeline.tasks import Task

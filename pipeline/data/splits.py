@@ -12,7 +12,7 @@ from pipeline.data.duplicates import near_duplicates
 from pipeline.data.examples import SPLITS
 from pipeline.data.reading import Row, raise_if, read_rows
 from pipeline.data.texts import normalise
-from pipeline.settings.params import DataSettings
+from pipeline.settings.data import DataSettings
 
 if TYPE_CHECKING:
     from pipeline.tasks import Task

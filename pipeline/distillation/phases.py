@@ -6,7 +6,8 @@ from typing import Any
 
 from pipeline.base import plugins
 from pipeline.base.errors import SettingsError
-from pipeline.settings.params import DistillSettings, TrainingSettings
+from pipeline.settings.distill import DistillSettings
+from pipeline.settings.training import TrainingSettings
 
 
 @dataclass(frozen=True)

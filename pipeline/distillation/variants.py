@@ -9,7 +9,8 @@ from typing import Any
 from pipeline.base import plugins
 from pipeline.base.dependencies import Trace
 from pipeline.data.prepared import EncodedSplit
-from pipeline.settings.params import DistillSettings, Params
+from pipeline.settings.distill import DistillSettings
+from pipeline.settings.params import Params
 
 
 @dataclass(frozen=True)

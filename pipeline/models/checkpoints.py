@@ -15,7 +15,7 @@ from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
 from pipeline.base.errors import ModelError, first_line
 from pipeline.families import CHOICES, HEAD, SEPARATOR, encoder_of, family_of, positions_of, token_types
 from pipeline.models.model_files import check_folder
-from pipeline.settings.params import TeacherSettings
+from pipeline.settings.teacher import TeacherSettings
 from pipeline.tasks import Head
 
 # Attribute of a saved configuration: width of a factorised token embedding.

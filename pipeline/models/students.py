@@ -13,7 +13,7 @@ from pipeline.base.errors import ModelError
 from pipeline.families import DISTILLATION_TOKEN, SEPARATOR, Linear, Part, Shape, encoder_of, family_of, shape_of
 from pipeline.models.checkpoints import FACTORISED, FactorisedEmbedding, new_model, token_table
 from pipeline.models.layer_maps import layer_pairs
-from pipeline.settings.params import StudentSettings
+from pipeline.settings.student import StudentSettings
 
 READING: tuple[Part, ...] = ("ffn_in", "ffn_gate")  # what an FFN's units are computed with
 TOKEN_NOISE = 0.02  # spread of a distillation token around its class token at the start, as weights have

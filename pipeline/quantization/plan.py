@@ -21,12 +21,13 @@ from tqdm import tqdm
 from transformers import PreTrainedModel
 
 from pipeline.base.errors import DataError, ExportError
+from pipeline.base.plugins import nearest
 from pipeline.base.records import Record
 from pipeline.data.batches import batches_by_length, pad
 from pipeline.data.prepared import EncodedSplit
 from pipeline.quantization.calibration import Histogram, Range
 from pipeline.quantization.pair_sums import least_scale, unsafe_pairs
-from pipeline.settings.params import QuantizeSettings
+from pipeline.settings.quantize import QuantizeSettings
 from pipeline.tasks import Task
 from pipeline.training.answers import predict, score_of
 
@@ -107,6 +108,26 @@ class Plan(Record):
     fp32_score: float | None = None
     int8_score: float | None = None
     warnings: tuple[str, ...] = ()
+
+    def modules_of(self, model: nn.Module, *, embeddings: bool = True) -> list[str]:
+        """Names of the modules of a model, or graph, that become 8-bit; tables only if asked and planned.
+
+        Raises:
+            ExportError: it names a module that the model does not have.
+        """
+        self.check_modules(model)
+        known = quantizable_modules(model, self.embeddings and embeddings)
+        return [name for name in known if name not in self.exclude]
+
+    def check_modules(self, model: nn.Module) -> None:
+        """Raises ExportError when it names a module that this model, or graph, does not have."""
+        known = dict(model.named_modules())
+        for name in (*self.exclude, *self.ranges):
+            if name not in known:
+                raise ExportError(
+                    f"the quantization plan names the module '{name}', which the model does not have"
+                    f"{nearest(name, known)}; run `dvc repro quantize`"
+                )
 
 
 class Plans(Record):

@@ -1,19 +1,17 @@
 """Settings of the augmentation."""
 
-from typing import Annotated, Literal, Self
+from typing import Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
+
+from pipeline.settings.base import Name, Settings
 
 SECTION = "distill.augment"  # where these settings stand in params.yaml, for messages
 Method = Literal["mask", "replace", "span_mix", "masked_lm", "unlabelled"]
-Name = Annotated[str, Field(min_length=1)]
 
 
-class AugmentSettings(BaseModel):
+class AugmentSettings(Settings):
     """Further training text for the student, made of training text alone and labelled by the teacher."""
-
-    # As pipeline.settings.params.Settings, which cannot be the base: it stands in the file that imports this one.
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
     methods: tuple[Method, ...] = Field(
         default=(),

@@ -7,9 +7,10 @@ how a figure is computed stands elsewhere, in `eval/budgets.py`, since it takes 
 from dataclasses import dataclass, replace
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from pipeline.base.records import Metric
+from pipeline.settings.base import Settings
 
 Side = Literal["at least", "at most"]
 Evidence = Literal["score", "floors", "measurement", "reference", "artefact", "examination"]
@@ -42,11 +43,8 @@ class Budget:
         return replace(self, title=title, unit=unit)
 
 
-class Budgets(BaseModel):
+class Budgets(Settings):
     """Limits a target must keep; null or absent: not judged."""
-
-    # As pipeline.settings.params.Settings, which cannot be the base: it stands in the file that imports this one.
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
     score: Annotated[float | None, Budget("{metric}", "at least", METRIC, ("score",), OF_SCORES)] = Field(
         default=None,

@@ -173,8 +173,7 @@ class SignalReader:
         Args:
             batch: the model's inputs, `attention_mask` among them, and targets and delimiters if they are needed.
                 Targets are not shown to the model, which would compute a loss of its own.
-            through: what to call in place of the model when something wraps it, such as DistributedDataParallel,
-                whose gradients would otherwise not be exchanged.
+            through: what to call in place of the model when something wraps it.
             outputs: what the model is known to answer, by name; then only the layers below the last needed signal are
                 run.
 

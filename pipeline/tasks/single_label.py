@@ -12,7 +12,7 @@ from jaxtyping import Float
 from pipeline.base.errors import IntegrityError
 from pipeline.base.records import LINEAR, MAJORITY, Metric
 from pipeline.data.texts import name_of
-from pipeline.settings.params import Settings
+from pipeline.settings.base import Settings
 from pipeline.tasks import Floor, Head, Space, Texts, one_unit_a_row
 
 if TYPE_CHECKING:

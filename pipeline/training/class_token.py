@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from pipeline.models.checkpoints import token_table
-from pipeline.settings.params import ClassToken
+from pipeline.settings.distill import ClassToken
 
 SPREAD = 0.02  # of the noise at the start; BERT's weights begin with as much
 

@@ -14,7 +14,7 @@ from pipeline.base.errors import SettingsError
 from pipeline.data.batches import ANSWERED
 from pipeline.families import Shape, shape_of
 from pipeline.losses import LossParams
-from pipeline.settings.params import ClassToken
+from pipeline.settings.distill import ClassToken
 from pipeline.signals.reader import SignalReader, Signals
 from pipeline.tasks import Units, one_unit_a_row
 from pipeline.training.class_token import ClassTokenNoise

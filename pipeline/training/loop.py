@@ -21,7 +21,7 @@ from pipeline.base.errors import SettingsError
 from pipeline.data.batches import LengthGroupedSampler
 from pipeline.data.prepared import EncodedSplit
 from pipeline.models.layer_maps import CKA
-from pipeline.settings.params import TrainingSettings
+from pipeline.settings.training import TrainingSettings
 from pipeline.tasks import Task
 from pipeline.training import processes
 from pipeline.training.answers import dev_score

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from pipeline.base.errors import SettingsError
-from pipeline.settings.params import TrainingSettings
+from pipeline.settings.training import TrainingSettings
 from pipeline.training.distiller import Distiller
 
 # Names of parameters that are not pulled towards 0, whatever class their module is of.

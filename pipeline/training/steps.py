@@ -8,7 +8,7 @@ from torch import Tensor
 from pipeline.base.errors import TrainingError
 from pipeline.data.batches import Collator
 from pipeline.data.prepared import EncodedSplit
-from pipeline.settings.params import TrainingSettings
+from pipeline.settings.training import TrainingSettings
 from pipeline.tasks import Task
 from pipeline.training import processes
 from pipeline.training.distiller import Distiller

@@ -33,7 +33,8 @@ from pipeline.base.records import (
 from pipeline.base.workspace import Workspace
 from pipeline.data.examples import Examples, read_prepared
 from pipeline.data.prepared import TEST_ANSWERS
-from pipeline.settings.params import Params, Target
+from pipeline.settings.params import Params
+from pipeline.settings.targets import Target
 from pipeline.tasks import Task
 from stages.targets import artefact_bytes, artefact_of, no_measurement
 

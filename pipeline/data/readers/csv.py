@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from pipeline.base.errors import DataError
 from pipeline.data.texts import MAX_CELL_CHARACTERS
-from pipeline.settings.params import FilesSource
+from pipeline.settings.data import FilesSource
 
 
 def read(

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from pipeline.settings.params import FilesSource
+from pipeline.settings.data import FilesSource
 
 
 def read(

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.base.errors import DataError, first_line
-from pipeline.settings.params import FilesSource
+from pipeline.settings.data import FilesSource
 
 BATCH = 10_000  # rows that are Python objects at once
 
