@@ -1,16 +1,17 @@
-"""Is one version of the exported graph as fast as another? Times the same students' files, in turn in one process.
+"""Is one version of the exported files as fast as another? Times the same students' files, in turn in one process.
 
     python -m benchmarks.graphs write FOLDER        the files of random students, as this checkout exports them
     python -m benchmarks.graphs compare OLD NEW     both folders' files beside each other; ends with one line of JSON
 
 Run `write` in a checkout of each version. The students are 3 layers of 384 and 2 of 192 with random weights, since time
-does not depend on them; each as fp32, 8-bit with ranges from the input, and 8-bit with fixed ones. Each pair of files
-is opened as `eval.runtimes.onnxruntime` opens it and called A B B A on one text with one thread, in fresh processes. A
-ratio is the time of the new file through that of the old: the median over pairs, with the 98 % interval that budgets
-have.
+does not depend on them, in every format and precision. Each pair of files is opened as the format's runtime opens it,
+and called A B B A on one text with one thread, in fresh processes. A ratio is the time of the new file through that of
+the old: the median over pairs, with the 98 % interval that budgets have. Core ML is compared in size and operations,
+since its time on Linux says nothing.
 """
 
 import json
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -23,49 +24,74 @@ from eval.latency import Exported
 from eval.latency import measure as take_times
 from pipeline.base import guard, machine, plugins
 from pipeline.base.errors import UnusableRuntimeError
-from pipeline.base.files import sha256_of
-from pipeline.base.records import Artefact
+from pipeline.base.files import CARD_NAME
+from pipeline.base.records import Measurement, open_folder, seal
 from pipeline.data.prepared import EncodedSplit
+from pipeline.mil.package import read_package
 from pipeline.models.checkpoints import save_classifier
 from pipeline.quantization.plan import Plan, Scheme, calibrate
 from pipeline.settings.measure import MeasureSettings
+from stages.targets import artefact_bytes, artefact_of
 
 # layers, width, heads
 SIZES = {"3x384": (3, 384, 12), "2x192": (2, 192, 6)}
-KINDS: dict[str, tuple[str, dict[str, str]]] = {
+LENGTHS = (8, 16, 32, 64)
+ACTIVATIONS: dict[str, tuple[str, dict[str, Any]]] = {
     "fp32": ("fp32", {}),
     "int8 dynamic": ("int8", {"activations": "dynamic"}),
     "int8 static": ("int8", {"activations": "static"}),
 }
-LENGTHS = (8, 16, 32, 64)
+# format -> kind -> (precision, options)
+FORMATS: dict[str, dict[str, tuple[str, dict[str, Any]]]] = {
+    "onnx": ACTIVATIONS,
+    "ort": ACTIVATIONS,
+    "litert": {
+        kind: (precision, options | {"lengths": LENGTHS})
+        for kind, (precision, options) in {**ACTIVATIONS, "fp16": ("fp16", {})}.items()
+    },
+    "executorch": {"fp32": ("fp32", {}), "int8": ("int8", {})},
+    "openvino": {"fp32": ("fp32", {}), "fp16": ("fp16", {}), "int8": ("int8", {})},
+    "coreml": {
+        kind: (kind, {"lengths": LENGTHS, "deployment_target": "iOS18"})
+        for kind in ("fp32", "fp16", "int8", "palette4")
+    },
+}
+RUNTIMES = {"onnx": "onnxruntime", "ort": "onnxruntime", "coreml": "coreml_reference"}  # others have the format's name
 VOCABULARY = 30_522
-CARD = "artefact.json"
+KIND = "artefact"
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, help=__doc__)
 
 
 @app.command()
 def write(
     out: Annotated[Path, typer.Argument(help="A folder to make.")],
-    format_name: Annotated[str, typer.Option("--format", help="onnx or ort.")] = "onnx",
+    formats: Annotated[str, typer.Option(help="Formats, with commas between.")] = ",".join(FORMATS),
 ) -> None:
-    """Writes a folder for each student and kind of file."""
-    exporter = plugins.load("format", format_name)
+    """Writes a folder for each student, format and kind of file."""
     texts = _texts(64)
     for size, (layers, width, heads) in SIZES.items():
         model = _student(layers, width, heads)
         source = out / "students" / size
         source.mkdir(parents=True)
         save_classifier(model, source)
-        for kind, (precision, options) in KINDS.items():
+        for format_name, (kind, (precision, options)) in _kinds(formats.split(",")):
+            exporter = plugins.load("format", format_name)
             params = exporter.Params(**options)
             scheme = exporter.scheme(precision, params)
-            folder = out / f"{size} {kind}"
+            plan = _plan(model, scheme, texts) if scheme else None
+            if format_name == "coreml" and plan is None and precision not in ("fp32", "fp16"):
+                plan = _plan(model, Scheme(activations="float"), texts)
+            folder = out / f"{format_name} {size} {kind}"
             folder.mkdir()
-            artefact = exporter.convert(
-                source, folder, precision, params, LENGTHS[-1], _plan(model, scheme, texts) if scheme else None
-            )
-            (folder / CARD).write_text(artefact.model_dump_json(), "utf-8")
-            print(f"{folder.name}: {(folder / artefact.file).stat().st_size:,} bytes; {artefact.notes[0]}")
+            artefact = exporter.convert(source, folder, precision, params, LENGTHS[-1], plan)
+            card = seal(folder, KIND, facts={"artefact": artefact.model_dump(mode="json")})
+            print(f"{folder.name}: {artefact_bytes(card, artefact):,} bytes", flush=True)
+
+
+def _kinds(formats: Iterable[str]) -> Iterator[tuple[str, tuple[str, tuple[str, dict[str, Any]]]]]:
+    for name in formats:
+        for kind in FORMATS[name].items():
+            yield name, kind
 
 
 def _student(layers: int, width: int, heads: int) -> Any:
@@ -91,7 +117,8 @@ def _student(layers: int, width: int, heads: int) -> Any:
 def _plan(model: Any, scheme: Scheme, texts: EncodedSplit) -> Plan:
     """Everything in 8 bits."""
     ranges = calibrate(model, texts, "minmax", 100.0) if scheme.activations == "fixed" else {}
-    return Plan(scheme=scheme, per_channel=True, embeddings=True, ranges=ranges)
+    rows = tuple(map(tuple, texts.ids))
+    return Plan(scheme=scheme, per_channel=True, embeddings=True, ranges=ranges, calibration_rows=rows)
 
 
 def _texts(count: int) -> EncodedSplit:
@@ -111,9 +138,9 @@ def compare(
     """Prints a line for each file, then everything as one line of JSON."""
     settings = MeasureSettings(processes=processes, pairs=pairs, max_rounds=1, lengths=LENGTHS)
     facts = machine.facts()
-    found: dict[str, Any] = {"cpu": facts["cpu"], "isa": facts["isa"], "onnxruntime": facts["packages"]["onnxruntime"]}
+    found: dict[str, Any] = {"cpu": facts["cpu"], "isa": facts["isa"], "packages": facts["packages"]}
     found["files"] = {}
-    for card in sorted(new.glob(f"*/{CARD}")):
+    for card in sorted(new.glob(f"*/{CARD_NAME}")):
         name = card.parent.name
         before, after = _exported(old / name), _exported(new / name)
         if only in name and before.digest == after.digest:
@@ -125,15 +152,20 @@ def compare(
 
 
 def _exported(folder: Path) -> Exported:
-    artefact = Artefact.model_validate_json((folder / CARD).read_text("utf-8"))
-    file = folder / artefact.file
-    return Exported(folder, artefact, sha256_of(file), file.stat().st_size)
+    card = open_folder(folder, KIND)
+    artefact = artefact_of(card)
+    return Exported(folder, artefact, card.digest, artefact_bytes(card, artefact))
 
 
 def _compare(name: str, old: Exported, new: Exported, settings: MeasureSettings) -> dict[str, Any]:
+    sizes = {"old_bytes": old.size_bytes, "new_bytes": new.size_bytes}
+    runtime = RUNTIMES.get(new.artefact.format, new.artefact.format)
+    if hasattr(plugins.load("runtime", runtime), "NOT_TIMED"):
+        counts = [len(read_package(one.folder / one.artefact.file).operations) for one in (old, new)]
+        return {**sizes, "old_operations": counts[0], "new_operations": counts[1], "lengths": {}}
     timed = take_times(
         target=name,
-        runtime="onnxruntime",
+        runtime=runtime,
         device="local",
         candidate=new,
         reference=old,
@@ -146,18 +178,14 @@ def _compare(name: str, old: Exported, new: Exported, settings: MeasureSettings)
     )
     if timed.not_measured is not None:
         raise UnusableRuntimeError(f"{name}: {timed.not_measured}")
-    ratios = {}
-    for length in LENGTHS:
-        times = speedup(timed, str(length))  # old through new
-        ms = {model: p50_ms(timed, str(length), model=model).value for model in ("reference", "candidate")}
-        ratios[length] = {
-            "old_ms": round(ms["reference"], 4),
-            "new_ms": round(ms["candidate"], 4),
-            "ratio": round(1 / times.value, 4),
-            "low": round(1 / times.high, 4),
-            "high": round(1 / times.low, 4),
-        }
-    return {"old_bytes": old.size_bytes, "new_bytes": new.size_bytes, "lengths": ratios}
+    return {**sizes, "lengths": {length: _ratio(timed, str(length)) for length in LENGTHS}}
+
+
+def _ratio(timed: Measurement, length: str) -> dict[str, float]:
+    times = speedup(timed, length)  # old through new
+    old, new = (p50_ms(timed, length, model=model).value for model in ("reference", "candidate"))
+    found = {"old_ms": old, "new_ms": new, "ratio": 1 / times.value, "low": 1 / times.high, "high": 1 / times.low}
+    return {what: round(value, 4) for what, value in found.items()}
 
 
 def _line(name: str, found: dict[str, Any]) -> str:
@@ -165,7 +193,10 @@ def _line(name: str, found: dict[str, Any]) -> str:
         f"{length}: {one['ratio']:.3f} [{one['low']:.3f}, {one['high']:.3f}]"
         for length, one in found["lengths"].items()
     )
-    return f"{name}: size {found['new_bytes'] / found['old_bytes']:.4f}; time new / old at {ratios}"
+    size = f"{name}: size {found['new_bytes'] / found['old_bytes']:.4f}"
+    if not ratios:
+        return f"{size}; operations {found['old_operations']} -> {found['new_operations']}"
+    return f"{size}; time new / old at {ratios}"
 
 
 if __name__ == "__main__":

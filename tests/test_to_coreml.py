@@ -34,7 +34,7 @@ from pipeline.mil.interpreter import Interpreter, output_of
 from pipeline.mil.package import SPECIFICATION, WEIGHTS, read_package
 from pipeline.mil.quiet import import_coremltools
 from pipeline.models.checkpoints import FACTORISED, load_classifier, new_model, save_classifier
-from pipeline.quantization.plan import Scheme
+from pipeline.quantization.plan import Plan, Scheme
 
 ROOT = Path(__file__).resolve().parents[1]
 LABELS = ["allumer", "éteindre", "play music"]
@@ -50,11 +50,10 @@ EACH_PRECISION = [
 ]
 
 
-def plan(**changes: Any) -> Any:
-    """What the exporter reads of a quantization plan."""
-    usual = {"scheme": Scheme(activations="float"), "per_channel": True, "embeddings": True}
-    usual |= {"exclude": (), "calibration_rows": ROWS}
-    return SimpleNamespace(**(usual | changes))
+def plan(**changes: Any) -> Plan:
+    """Everything in 8 bits."""
+    usual = {"scheme": Scheme(activations="float"), "per_channel": True, "embeddings": True, "calibration_rows": ROWS}
+    return Plan(**(usual | changes))
 
 
 def save(model: Any, folder: Path) -> Path:
