@@ -3,6 +3,6 @@
 import logging
 
 # transformers imports torchao wherever it is installed, which tells of CUDA libraries that a CPU build has not. Here,
-# since a stage imports transformers before its own first line runs.
+# so that nothing in this project imports it unsilenced: stages/__init__.py imports this before a stage's own imports.
 for _noisy in ("torchao", "torch.utils._pytree"):
     logging.getLogger(_noisy).setLevel(logging.ERROR)

@@ -34,6 +34,8 @@ if _fault := why_broken(sys.platform, tuple(sys.version_info)):
     print(f"error: {_fault}", file=sys.stderr)
     raise SystemExit(4)
 
+import pipeline  # noqa: E402, F401  before a stage's own imports, among which transformers comes first: it quiets torchao
+
 # Python's garbage collector walks through every object time and again while the big packages are imported, and as the
 # process ends: a third of what an idle stage takes. `guard.run` enables the collector before the stage's own work.
 # Exit handlers run last in, first out, so what others clean up at exit comes before the freeze; files and processes are

@@ -49,6 +49,13 @@ def test_a_stage_in_a_bare_python_says_which_it_is_and_what_to_do(tmp_path):
     assert "source .venv/bin/activate" in done.stderr and ".venv/bin/decant run" in done.stderr
 
 
+def test_a_stage_whose_imports_begin_with_transformers_prints_nothing():
+    """transformers imports torchao, which would name the CUDA libraries it did not find."""
+    pytest.importorskip("torchao", reason="the extra executorch is not installed")
+    done = run_python(code="import stages.teach, sys; assert 'torchao' in sys.modules", folder=ROOT)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
 def test_the_project_s_environment_is_told_nothing(tmp_path):
     """Nothing is printed, and looking takes no time a person would notice."""
     done = run_python(code=f"import sys; sys.path.insert(0, {str(ROOT)!r}); import stages", folder=tmp_path)
