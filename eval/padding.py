@@ -1,12 +1,14 @@
-"""Padding a batch to a length that the artefact takes."""
+"""Padding a batch to a length that the artefact takes, and taking it out of the answers."""
 
 from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
-from jaxtyping import Int
+from jaxtyping import Int, Shaped
 
 from pipeline.base.errors import ModelError
 from pipeline.base.records import Artefact
+
+MASK = "attention_mask"  # 1 on real tokens
 
 
 def padded_length(length: int, artefact: Artefact) -> int:
@@ -27,17 +29,14 @@ def padded_length(length: int, artefact: Artefact) -> int:
 def pad(
     sequences: Sequence[Sequence[int]], pad_id: int, artefact: Artefact
 ) -> dict[str, Int[np.ndarray, "batch length"]]:
-    """`input_ids` and `attention_mask`, int64, padded on the right no further than the artefact demands.
-
-    The mask is 1 on real tokens.
-    """
+    """`input_ids` and `attention_mask`, int64, padded on the right no further than the artefact demands."""
     L = padded_length(max(len(sequence) for sequence in sequences), artefact)
     ids = np.full((len(sequences), L), pad_id, dtype=np.int64)
     mask = np.zeros((len(sequences), L), dtype=np.int64)
     for i, sequence in enumerate(sequences):
         ids[i, : len(sequence)] = sequence
         mask[i, : len(sequence)] = 1
-    return {"input_ids": ids, "attention_mask": mask}
+    return {"input_ids": ids, MASK: mask}
 
 
 def pad_further(
@@ -52,3 +51,10 @@ def pad_further(
     length = max(values.shape[1] for values in given.values())
     missing = ((0, 0), (0, padded_length(length, artefact) - length))
     return {name: np.pad(values, missing) for name, values in given.items()}
+
+
+def cut(
+    outputs: Mapping[str, Shaped[np.ndarray, "batch ..."]], length: int, artefact: Artefact
+) -> dict[str, Shaped[np.ndarray, "batch ..."]]:
+    """The outputs without what stands, in those with a value a token, behind that many tokens."""
+    return {name: values[:, :length] if name in artefact.token_outputs else values for name, values in outputs.items()}

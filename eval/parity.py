@@ -4,18 +4,25 @@ After huggingface/optimum-onnx `validate_models_outputs`, with a difference in u
 absolute one would let a model with small logits pass and one with large logits fail.
 """
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 
 import numpy as np
 
+from eval.padding import MASK
 from eval.runtimes import Arrays, Session
 from pipeline.base.errors import NamesDifferError, ParityError, ShapesDifferError, ValuesDifferError
 from pipeline.base.records import Parity
 
 
-def check(candidate: Session, reference: Session, batches: Iterable[Arrays], tolerance: float) -> Parity:
+def check(
+    candidate: Session,
+    reference: Session,
+    batches: Iterable[Arrays],
+    tolerance: float,
+    token_outputs: Collection[str] = (),
+) -> Parity:
     """As `measure`, and raises ValuesDifferError when the worst difference is beyond the tolerance."""
-    parity = measure(candidate, reference, batches, tolerance)
+    parity = measure(candidate, reference, batches, tolerance, token_outputs)
     if parity.worst_difference > tolerance:
         raise ValuesDifferError(
             f"outputs differ by up to {parity.worst_difference:.3g} of the reference's spread, allowed are "
@@ -25,7 +32,13 @@ def check(candidate: Session, reference: Session, batches: Iterable[Arrays], tol
     return parity
 
 
-def measure(candidate: Session, reference: Session, batches: Iterable[Arrays], tolerance: float) -> Parity:
+def measure(
+    candidate: Session,
+    reference: Session,
+    batches: Iterable[Arrays],
+    tolerance: float,
+    token_outputs: Collection[str] = (),
+) -> Parity:
     """How far the candidate's outputs are from the reference's.
 
     Args:
@@ -33,6 +46,7 @@ def measure(candidate: Session, reference: Session, batches: Iterable[Arrays], t
         reference: the model it was made from.
         batches: inputs by name.
         tolerance: kept in the record, not judged here.
+        token_outputs: those with a value for each token, compared where the batch's mask says that one is.
 
     Returns:
         Differences as shares of the spread (greatest minus least) of each output of the reference; the worst output's.
@@ -54,8 +68,12 @@ def measure(candidate: Session, reference: Session, batches: Iterable[Arrays], t
                     f"batch {number} with inputs {shapes}: found {name} of shape {found[name].shape}, expected "
                     f"{expected[name].shape}; check the labels and the dynamic axes of the export"
                 )
-            # rows by themselves: where an output has a value a token, batches differ in length
-            pairs[name] += zip(found[name], expected[name], strict=True)
+            # rows by themselves: where an output has a value a token, they differ in length
+            rows = list(zip(found[name], expected[name], strict=True))
+            if name in token_outputs:
+                tokens = inputs[MASK].sum(axis=1)
+                rows = [(one[:n], other[:n]) for (one, other), n in zip(rows, tokens, strict=True)]
+            pairs[name] += rows
     if not any(pairs.values()):
         raise ParityError("no examples to compare on; give at least one batch")
     by_output = [_compare_values(name, rows, tolerance) for name, rows in pairs.items()]

@@ -50,22 +50,16 @@ def answer(
         for batch in _batches(order, size):
             for name, values in _run_full_batch(session, [sequences[i] for i in batch], artefact, pad_id).items():
                 if name not in found:
-                    rest = (longest, *values.shape[2:]) if _has_tokens(name, artefact) else values.shape[1:]
+                    rest = (longest, *values.shape[2:]) if name in artefact.token_outputs else values.shape[1:]
                     found[name] = np.zeros((len(sequences), *rest), np.float32)
                 _check(name, values, batch, found[name], artefact, tokens=len(sequences[batch[0]]))
                 for i, row in zip(batch, values, strict=True):
-                    if _has_tokens(name, artefact):
+                    if name in artefact.token_outputs:
                         found[name][i, : len(sequences[i])] = row[: len(sequences[i])]
                     else:
                         found[name][i] = row
             bar.update(len(batch))
     return found
-
-
-def _has_tokens(name: str, artefact: Artefact) -> bool:
-    """Whether an output has a value for each token; its axis is then named in the card, whatever its lengths."""
-    fact = next((one for one in artefact.outputs if one.name == name), None)
-    return fact is not None and len(fact.shape) > 1 and fact.shape[1] == "length"
 
 
 def choose_batch_size(artefact: Artefact) -> int:
@@ -178,7 +172,7 @@ def _check(
     artefact: Artefact,
     tokens: int,
 ) -> None:
-    rest = 2 if _has_tokens(name, artefact) else 1  # axes behind the batch, and the tokens
+    rest = 2 if name in artefact.token_outputs else 1  # axes behind the batch, and the tokens
     is_cut = rest == 2 and values.ndim > 1 and values.shape[1] < tokens
     if is_cut or values.ndim != whole.ndim or len(values) != len(batch) or values.shape[rest:] != whole.shape[rest:]:
         raise AnswersUnusableError(

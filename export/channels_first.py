@@ -25,13 +25,13 @@ CONVOLUTIONS = "convolutions"
 
 
 class ChannelsFirstGraph(DeploymentGraph):
-    """Logits, computed channels first between the embeddings and the classifier."""
+    """The same answers, computed channels first between the embeddings and the head."""
 
     family: PostNorm
     convolutions: nn.ModuleDict
 
     def __init__(self, model: PreTrainedModel, longest: int | None) -> None:
-        super().__init__(model, "first", longest)
+        super().__init__(model, longest)
         shape = shape_of(model.config)
         self.per_head = shape.hidden // shape.heads
         names = {module: name for name, module in model.named_modules()}
@@ -46,15 +46,13 @@ class ChannelsFirstGraph(DeploymentGraph):
             self.names.append(found)
         self.convolutions = nn.ModuleDict(convolutions)
 
-    def forward(
-        self, input_ids: Int[Tensor, "batch length"], attention_mask: Int[Tensor, "batch length"]
-    ) -> Float[Tensor, "batch classes"]:
+    def forward(self, input_ids: Int[Tensor, "batch length"], attention_mask: Int[Tensor, "batch length"]) -> Any:
         hidden = self.family.embed(self, input_ids).transpose(1, 2).unsqueeze(2)  # (B, C, 1, S)
         added = self.family.added(self, attention_mask).permute(0, 3, 1, 2)  # (B, K, 1 or H, 1 or Q)
         layers = self.family.layers(self)
         for number, (names, layer) in enumerate(zip(self.names, layers, strict=True)):
             asked = hidden
-            if number == len(layers) - 1:
+            if self.first and number == len(layers) - 1:
                 asked = hidden[..., :1]
                 if added.shape[3] > 1:  # of one column, coremltools cannot convert the whole as a slice
                     added = added[..., :1]
@@ -63,7 +61,7 @@ class ChannelsFirstGraph(DeploymentGraph):
             inner = attrgetter(self.family.activation)(layer)(self.convolutions[names["ffn_in"]](hidden))
             written = hidden + self.convolutions[names["ffn_out"]](inner)
             hidden = _normalize(written, attrgetter(self.family.ffn_norm)(layer))
-        return self.family.answer(self, hidden.squeeze(2).transpose(1, 2), attention_mask)
+        return self.answer(hidden.squeeze(2).transpose(1, 2), attention_mask)
 
     def _attend(self, asked: Tensor, hidden: Tensor, added: Tensor, names: dict[str, str]) -> Tensor:
         query = self.convolutions[names["query"]](asked)

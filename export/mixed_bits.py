@@ -16,10 +16,12 @@ from transformers import PreTrainedModel
 
 from pipeline.base.errors import ExportError
 from pipeline.data.prepared import spread_rows
+from pipeline.families import head_of
 from pipeline.mil.palettes import BITS, through_palette
 from pipeline.training.answers import predict
 
 SENSITIVITY_ROWS = 128  # divergence is far less noisy than a score
+MASKED = -1.0e4  # score of what is no choice
 OVERHEAD = 1.02  # palettes and alignment, as measured on saved packages of students; the file is looked at besides
 
 
@@ -28,7 +30,7 @@ class Choice:
     """Bits by tensor, and what they cost."""
 
     bits: Mapping[str, int]
-    # share of calibration rows that are answered otherwise than by the student
+    # share of answers on calibration rows that are other than the student's
     changed: float
     mean_kl: float
 
@@ -107,7 +109,7 @@ def _step(
 
 def _with(
     model: PreTrainedModel, changed: Mapping[str, Tensor], rows: Sequence[Sequence[int]]
-) -> Float[Tensor, "rows classes"]:
+) -> Float[Tensor, "units choices"]:
     """Answers with other values of these parameters."""
     weights = dict(model.named_parameters())
     kept = {name: weights[name].data for name in changed}
@@ -120,9 +122,18 @@ def _with(
             weights[name].data = value
 
 
-def _answers(model: PreTrainedModel, rows: Sequence[Sequence[int]]) -> Float[Tensor, "rows classes"]:
-    return predict(model, rows, model.config.pad_token_id or 0, "mixed bits", 32, quiet=True)["logits"]
+def _answers(model: PreTrainedModel, rows: Sequence[Sequence[int]]) -> Float[Tensor, "units choices"]:
+    """A unit is a text, a token of one, or an end of a span, whose choices are tokens."""
+    outputs = predict(model, rows, model.config.pad_token_id or 0, "mixed bits", 32, quiet=True)
+    kind = head_of(model.config)
+    if kind == "sequence":
+        return outputs["logits"]
+    lengths = torch.tensor([len(row) for row in rows])
+    is_token = torch.arange(int(lengths.max())) < lengths[:, None]  # (rows, L)
+    if kind == "token":
+        return outputs["logits"][is_token]
+    return torch.cat([values.masked_fill(~is_token, MASKED) for values in outputs.values()])
 
 
-def _divergence(expected: Float[Tensor, "rows classes"], found: Float[Tensor, "rows classes"]) -> float:
+def _divergence(expected: Float[Tensor, "units choices"], found: Float[Tensor, "units choices"]) -> float:
     return float(kl_div(found.log_softmax(-1), expected.log_softmax(-1), reduction="batchmean", log_target=True))

@@ -9,9 +9,10 @@
 | palette8, 6, 4 | fp16 | a palette of 256, 64 or 16 values a tensor; with `group_channels` iOS 18 | iOS 16 |
 | mixed | fp16 | a palette for each tensor, of as many bits as `mixed` allows (`export/mixed_bits.py`) | iOS 16 |
 
-The package is complete in itself: int32 `input_ids` and `attention_mask` of shape (1, L) go in; `logits`, the predicted
-`classLabel` and the probability of every label come out; labels, lengths and the hash of its source are in its
-metadata. `ClassifierConfig` replaces the probabilities it is given and no other output, so logits stay reachable.
+The package is complete in itself: int32 `input_ids` and `attention_mask` of shape (1, L) go in; the model's answers
+come out, and where a text has one label also the predicted `classLabel` and the probability of every label; labels,
+lengths and the hash of its source are in its metadata. `ClassifierConfig` replaces the probabilities it is given and no
+other output, so logits stay reachable.
 
 Three traps, each checked on what was saved rather than on what was meant:
 
@@ -53,12 +54,12 @@ from export.mlpackage import (
     rewrite_manifest,
 )
 from export.program import export_program
-from export.source import load_model
+from export.source import load_model, output_facts
 from pipeline.base.errors import ExportError, PipelineError, SettingsError
 from pipeline.base.files import sha256_of
 from pipeline.base.machine import version_of
 from pipeline.base.records import Artefact, TensorFact
-from pipeline.families import DeploymentGraph, check_answers, deployment_graph
+from pipeline.families import DeploymentGraph, check_answers, deployment_graph, gives_one_label
 from pipeline.mil.package import SPECIFICATION, WEIGHTS, Operation, read_package
 from pipeline.mil.quiet import import_coremltools
 from pipeline.models.checkpoints import token_table
@@ -208,10 +209,7 @@ def convert(source: Path, out: Path, precision: str, params: Params, max_length:
     _check(precision, params, plan)
     lengths = _lengths(params, max_length)
     model = load_model(source, max_length)
-    names = model.config.id2label or {}
-    labels = [names[i] for i in range(model.config.num_labels)]
-    if len(set(labels)) != len(labels):
-        raise ExportError(f"{source}: label names repeat; Core ML gives probabilities by name: make them differ")
+    labels = _labels(source, model)
     make = channels_first_graph if params.layout == "channels_first" else deployment_graph
     graph = make(model, longest=max_length)
     check_answers(model, graph, max_length)
@@ -241,7 +239,22 @@ def convert(source: Path, out: Path, precision: str, params: Params, max_length:
     check_wide_ids(path)
     check_system(path, params.deployment_target)
     notes = (*job.notes, *([f"in fp32: {', '.join(keep)}"] if precision == "auto" and keep else []))
-    return _artefact(precision, lengths, labels, params, notes).model_copy(update={"settings": params.settings})
+    outputs = output_facts(graph, 1)
+    if gives_one_label(model.config):
+        outputs += (
+            TensorFact(name=LABEL, dtype="string", shape=()),
+            TensorFact(name=PROBABILITIES, dtype="dictionary", shape=(len(labels),)),
+        )
+    return _artefact(precision, lengths, outputs, params, notes).model_copy(update={"settings": params.settings})
+
+
+def _labels(source: Path, model: PreTrainedModel) -> list[str]:
+    """What the outputs of the head are called."""
+    names = model.config.id2label or {}
+    labels = [names[i] for i in range(model.config.num_labels)]
+    if len(set(labels)) != len(labels):
+        raise ExportError(f"{source}: label names repeat; Core ML gives probabilities by name: make them differ")
+    return labels
 
 
 def _check(precision: str, params: Params, plan: "Plan | None") -> None:
@@ -272,21 +285,25 @@ def _lengths(params: Params, max_length: int) -> tuple[int, ...]:
     return choose_lengths(wanted, max_length)
 
 
+LABEL, PROBABILITIES = "classLabel", "classLabel_probs"  # as coremltools names them
 INSIDE = "classifier"  # where the graph is in what is converted
 
 
-class WithProbabilities(nn.Module):
-    """A graph whose outputs are (logits, probabilities)."""
+class Answers(nn.Module):
+    """A graph's outputs as a tuple, the probabilities of its logits last if it classifies."""
 
-    def __init__(self, graph: nn.Module) -> None:
+    def __init__(self, graph: nn.Module, *, is_classifier: bool = True) -> None:
         super().__init__()
         self.add_module(INSIDE, graph)
+        self.is_classifier = is_classifier
 
     def forward(
         self, input_ids: Int32[Tensor, "1 length"], attention_mask: Int32[Tensor, "1 length"]
-    ) -> tuple[Float[Tensor, "1 classes"], Float[Tensor, "1 classes"]]:
-        logits = self.get_submodule(INSIDE)(input_ids, attention_mask)
-        return logits, logits.softmax(-1)
+    ) -> tuple[Float[Tensor, "1 ..."], ...]:
+        found = self.get_submodule(INSIDE)(input_ids, attention_mask)
+        if self.is_classifier:
+            return found, found.softmax(-1)
+        return found if isinstance(found, tuple) else (found,)
 
 
 # --- conversion --------------------------------------------------------------------------------------------------
@@ -307,9 +324,12 @@ class _Job:
 
     def package(self, precision: str, passes: Any = None, keep: Sequence[str] = ()) -> Any:
         """The Core ML model; `keep` names operations that stay in fp32, `passes` compress its weights."""
-        mil = _to_mil(self.ct, self._program(), self.lengths, precision, self.params, keep)
+        classifies = gives_one_label(self.model.config)
+        outputs = (*self.graph.output_names, *(["probabilities"] if classifies else []))
+        mil = _to_mil(self.ct, self._program(), outputs, self.lengths, precision, self.params, keep)
         # all passes have run once the program is MIL; fp16 must not be applied twice
-        return _to_package(self.ct, mil, self.labels, self.params, passes or self.ct.PassPipeline.EMPTY)
+        labels = self.labels if classifies else None
+        return _to_package(self.ct, mil, labels, self.params, passes or self.ct.PassPipeline.EMPTY)
 
     def lint(self, out: Path) -> Lint:
         """What fp16 would do, on the plan's calibration rows; written beside the artefact."""
@@ -353,7 +373,8 @@ class _Job:
         return None
 
     def _program(self) -> ExportedProgram:
-        return export_program(WithProbabilities(self.graph), self.lengths[-1], any_length=len(self.lengths) > 1)
+        answers = Answers(self.graph, is_classifier=gives_one_label(self.model.config))
+        return export_program(answers, self.lengths[-1], any_length=len(self.lengths) > 1)
 
     def weights(self) -> dict[str, str]:
         """Constant in the package before it is compressed -> weight of the classifier."""
@@ -406,12 +427,13 @@ class _Job:
 def _to_mil(
     ct: ModuleType,
     program: ExportedProgram,
+    outputs: Sequence[str],
     lengths: Sequence[int],
     precision: str,
     params: Params,
     keep: Sequence[str] = (),
 ) -> Any:
-    """Core ML's program in memory, all passes applied, with outputs `logits` and `probabilities`."""
+    """Core ML's program in memory, all passes applied, with these names for what the program gives."""
     shape: Any = (1, lengths[-1])
     if isinstance(params.lengths, LengthRange):
         shape = ct.Shape((1, ct.RangeDim(lengths[0], lengths[-1], default=lengths[-1])))
@@ -426,12 +448,15 @@ def _to_mil(
         minimum_deployment_target=getattr(ct.target, params.deployment_target),
         compute_precision=ct.precision.FLOAT32 if precision == "fp32" else computes,
         inputs=[ct.TensorType(name, shape, dtype=np.int32) for name in ("input_ids", "attention_mask")],
-        outputs=[ct.TensorType(name, dtype=np.float32) for name in ("logits", "probabilities")],
+        outputs=[ct.TensorType(name, dtype=np.float32) for name in outputs],
     )
 
 
-def _to_package(ct: ModuleType, mil: Any, labels: Sequence[str], params: Params, passes: Any) -> Any:
-    """The Core ML model, its probabilities replaced by label and probability of every label."""
+def _to_package(ct: ModuleType, mil: Any, labels: Sequence[str] | None, params: Params, passes: Any) -> Any:
+    """The Core ML model; with labels a classifier, its probabilities replaced by label and probability of each."""
+    config = None
+    if labels is not None:
+        config = ct.ClassifierConfig(list(labels), predicted_probabilities_output="probabilities")
     # coremltools 9.0 looks up the type of each output of a classifier in the list of what was asked for, which is one
     # shorter (label and probabilities stand for one): IndexError. The types have been applied, so the list can go.
     for function in mil.functions.values():
@@ -442,7 +467,7 @@ def _to_package(ct: ModuleType, mil: Any, labels: Sequence[str], params: Params,
         convert_to="mlprogram",
         minimum_deployment_target=getattr(ct.target, params.deployment_target),
         pass_pipeline=passes,
-        classifier_config=ct.ClassifierConfig(list(labels), predicted_probabilities_output="probabilities"),
+        classifier_config=config,
         skip_model_load=True,
     )
 
@@ -548,17 +573,18 @@ def _settle(path: Path, facts: dict[str, str], params: Params) -> None:
     about = spec.description.metadata
     about.author, about.license = params.author, params.licence
     about.versionString = facts["decant.source_sha256"][:12]
-    about.shortDescription = (
-        f"Text classifier, {len(json.loads(facts['decant.labels']))} labels, {facts['decant.precision']}."
-    )
+    kind = "Text classifier" if spec.description.predictedFeatureName else "Text model"
+    about.shortDescription = f"{kind}, {len(json.loads(facts['decant.labels']))} labels, {facts['decant.precision']}."
     about.userDefined.clear()
     about.userDefined.update(facts)
     described = {
         "input_ids": "Token ids of one text, padded on the right with any id to one of the lengths.",
         "attention_mask": "1 for a token of the text, 0 for padding.",
         "logits": "Scores before the softmax, in the order of the labels.",
-        "classLabel": "The most probable label.",
-        "classLabel_probs": "Probability of every label.",
+        "start_logits": "Score of each token as the first of the answer.",
+        "end_logits": "Score of each token as the last of the answer.",
+        LABEL: "The most probable label.",
+        PROBABILITIES: "Probability of every label.",
     }
     for feature in (*spec.description.input, *spec.description.output):
         feature.shortDescription = described[feature.name]
@@ -573,7 +599,7 @@ def _tools() -> dict[str, str | None]:
 
 
 def _artefact(
-    precision: str, lengths: tuple[int, ...], labels: Sequence[str], params: Params, notes: Sequence[str]
+    precision: str, lengths: tuple[int, ...], outputs: tuple[TensorFact, ...], params: Params, notes: Sequence[str]
 ) -> Artefact:
     said = [f"one text a call; {params.deployment_target} or later", *notes]
     if precision == "int8":
@@ -585,11 +611,7 @@ def _artefact(
         inputs=tuple(
             TensorFact(name=name, dtype="int32", shape=(1, "length")) for name in ("input_ids", "attention_mask")
         ),
-        outputs=(
-            TensorFact(name="logits", dtype="float32", shape=(1, len(labels))),
-            TensorFact(name="classLabel", dtype="string", shape=()),
-            TensorFact(name="classLabel_probs", dtype="dictionary", shape=(len(labels),)),
-        ),
+        outputs=outputs,
         lengths=lengths,
         max_length=lengths[-1],
         tools=_tools(),

@@ -1,8 +1,8 @@
 """LiteRT: one `.tflite` file, for Android and whatever else runs LiteRT, in fp32, fp16 weights or int8.
 
 One signature for each length, named `length_16` and so on, since a shape is fixed once the file is written: int32
-`input_ids` and `attention_mask` of shape (1, L) go in, `logits` come out. Weights are in the file once, whatever the
-number of signatures; only the table of positions is there for each, cut to its length.
+`input_ids` and `attention_mask` of shape (1, L) go in, answers come out by name. Weights are in the file once, whatever
+the number of signatures; only the table of positions is there for each, cut to its length.
 
 litert-torch names tensors after the Python classes they come from, the paths in sight included, and after the wrong
 layer where it merged two. `_name_tensors` gives them short names that tell the module, which the quantizer's recipes
@@ -30,7 +30,7 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from export.lengths import check_ascending, choose_lengths
-from export.source import load_model
+from export.source import load_model, output_facts
 from pipeline.base.errors import ExportError, SettingsError, first_line
 from pipeline.base.extras import why_missing
 from pipeline.base.machine import version_of
@@ -141,7 +141,7 @@ def convert(source: Path, out: Path, precision: str, params: Params, max_length:
         ) from error
     (out / FILE).write_bytes(content)
     notes = _notes(precision, params, plan, [name for name in modules if name in constants])
-    artefact = _artefact(precision, lengths, model.config.num_labels, notes)
+    artefact = _artefact(precision, lengths, output_facts(graph, 1), notes)
     return artefact.model_copy(update={"settings": params.settings})
 
 
@@ -190,8 +190,10 @@ class _Signature(nn.Module):
 
     def forward(
         self, input_ids: Int32[Tensor, "1 length"], attention_mask: Int32[Tensor, "1 length"]
-    ) -> dict[str, Float[Tensor, "1 classes"]]:
-        return {"logits": self.classifier(input_ids, attention_mask)}
+    ) -> dict[str, Float[Tensor, "1 ..."]]:
+        found = self.classifier(input_ids, attention_mask)
+        answers = found if isinstance(found, tuple) else (found,)
+        return dict(zip(self.classifier.output_names, answers, strict=True))
 
 
 def _to_flatbuffer(graph: DeploymentGraph, lengths: Sequence[int]) -> bytes:
@@ -488,14 +490,16 @@ def _notes(precision: str, params: Params, plan: Plan | None, constants: Sequenc
     return [*notes, *plan.warnings]
 
 
-def _artefact(precision: str, lengths: tuple[int, ...], classes: int, notes: Sequence[str]) -> Artefact:
+def _artefact(
+    precision: str, lengths: tuple[int, ...], outputs: tuple[TensorFact, ...], notes: Sequence[str]
+) -> Artefact:
     packages = ("litert-torch", "litert-converter", "ai-edge-litert", "ai-edge-quantizer", "torch", "transformers")
     return Artefact(
         format="litert",
         precision=precision,
         file=FILE,
         inputs=tuple(TensorFact(name=name, dtype="int32", shape=(1, "length")) for name in INPUTS),
-        outputs=(TensorFact(name="logits", dtype="float32", shape=(1, classes)),),
+        outputs=outputs,
         lengths=lengths,
         max_length=lengths[-1],
         tools={name: version_of(name) for name in packages},

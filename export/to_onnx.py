@@ -11,6 +11,7 @@ import re
 import warnings
 from ast import literal_eval
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -26,7 +27,7 @@ from torch import Tensor
 from torch.export import Dim
 
 from export.onnx_int8 import quantize_modules
-from export.source import load_model
+from export.source import load_model, output_facts
 from pipeline.base.errors import ExportError, ModelError
 from pipeline.base.machine import version_of
 from pipeline.base.records import Artefact, TensorFact
@@ -101,15 +102,16 @@ def convert(source: Path, out: Path, precision: str, params: Params, max_length:
     exported = _export(graph, params.inputs, max_length)
     _check_modules(exported, eight_bit)
     _optimize(exported)
-    written = _to_proto(exported, model.config.num_labels)
+    inputs = tuple(TensorFact(name=name, dtype=params.inputs, shape=("batch", "length")) for name in INPUTS)
+    outputs = output_facts(graph, "batch")
+    written = _to_proto(exported, (*inputs, *outputs))
     _write(written, out / FILE)
-    shape = ("batch", "length")
     return Artefact(
         format="onnx",
         precision=precision,
         file=FILE,
-        inputs=tuple(TensorFact(name=name, dtype=params.inputs, shape=shape) for name in INPUTS),
-        outputs=(TensorFact(name="logits", dtype="float32", shape=("batch", model.config.num_labels)),),
+        inputs=inputs,
+        outputs=outputs,
         max_length=max_length,
         settings=params.settings,
         tools={name: version_of(name) for name in ("torch", "transformers", "onnxscript", "onnx-ir", "onnx")},
@@ -189,8 +191,9 @@ def _export(graph: DeploymentGraph, dtype: str, max_length: int) -> ir.Model:
     program = torch.export.export(graph, (), example, dynamic_shapes=dict.fromkeys(INPUTS, axes), strict=False)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=r"`isinstance\(treespec, LeafSpec\)`", category=FutureWarning)
+        names = list(graph.output_names)
         exported = torch.onnx.export(
-            program, dynamo=True, opset_version=OPSET, optimize=False, verbose=False, output_names=["logits"]
+            program, dynamo=True, opset_version=OPSET, optimize=False, verbose=False, output_names=names
         )
     assert exported is not None
     return exported.model
@@ -266,7 +269,7 @@ def _fix_reshapes(model: ir.Model) -> None:
         node.attributes.pop("allowzero", None)
 
 
-def _to_proto(model: ir.Model, classes: int) -> ModelProto:
+def _to_proto(model: ir.Model, facts: Sequence[TensorFact]) -> ModelProto:
     """Without names of this machine, and with names for the free axes."""
     model.ir_version = IR_VERSION
     proto = ir.to_proto(model)
@@ -275,7 +278,7 @@ def _to_proto(model: ir.Model, classes: int) -> ModelProto:
     for item in (proto, graph, *graph.node, *graph.input, *graph.output, *graph.initializer):
         item.doc_string = ""
         del item.metadata_props[:]
-    axes: dict[str, tuple[str | int, ...]] = dict.fromkeys(INPUTS, ("batch", "length")) | {"logits": ("batch", classes)}
+    axes = {fact.name: fact.shape for fact in facts}
     for value in (*graph.input, *graph.output):
         shape = value.type.tensor_type.shape
         del shape.dim[:]

@@ -121,7 +121,7 @@ def _check_parity(
             open_session(target.runtime, folder, artefact, 2) as candidate,
             pytorch.open_session(workspace.student, None, 2) as model,
         ):
-            found = parity.check(candidate, model, batches, tolerance)
+            found = parity.check(candidate, model, batches, tolerance, artefact.token_outputs)
             return found.model_copy(update={"stand_in": runtime.STAND_IN}), None
     except WorkerError as error:  # a loader that crashes is this target's result, and other targets go on
         return None, str(error)

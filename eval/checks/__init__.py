@@ -19,7 +19,7 @@ from jaxtyping import Float, Int
 
 from eval.isolated import IsolatedSession, open_session
 from eval.latency import Exported
-from eval.padding import pad
+from eval.padding import cut, pad
 from eval.runtimes import Arrays, Session, pytorch
 from pipeline.base import plugins
 from pipeline.base.errors import UnusableRuntimeError
@@ -83,9 +83,14 @@ class Subject:
         """Inputs as the artefact wants them."""
         return pad(sequences, self.pad_id, self.artefact)
 
-    def answers(self, session: Session, rows: Iterable[Sequence[int]]) -> Float[np.ndarray, "rows values"]:
-        """What a session answers to rows, one at a time, every output of a row end to end."""
-        return np.stack([flat(session.run(self.padded([row])))[0] for row in rows])
+    def answers(self, session: Session, rows: Iterable[Sequence[int]]) -> Float[np.ndarray, " values"]:
+        """What a session answers to rows, one at a time, all of it end to end."""
+        return np.concatenate([self.flat(session.run(self.padded([row])), len(row))[0] for row in rows])
+
+    def flat(self, outputs: Arrays, length: int) -> Float[np.ndarray, "B values"]:
+        """Every output of each row of a batch, end to end, in the order of their names; rows have that many tokens."""
+        real = cut(outputs, length, self.artefact)
+        return np.concatenate([real[name].reshape(len(real[name]), -1) for name in sorted(real)], axis=1)
 
     def of_length(self, length: int) -> list[int]:
         """A row of exactly this many tokens: real ones, repeated or cut, the last one (a separator) at the end."""
@@ -95,13 +100,8 @@ class Subject:
         return [*(list(row[:-1]) * (length // max(1, len(row) - 1) + 1))[: length - 1], row[-1]]
 
 
-def flat(outputs: Arrays) -> Float[np.ndarray, "B values"]:
-    """Every output of each row of a batch, end to end, in the order of their names."""
-    return np.concatenate([outputs[name].reshape(len(outputs[name]), -1) for name in sorted(outputs)], axis=1)
-
-
 def difference(
-    found: Float[np.ndarray, "B C"], expected: Float[np.ndarray, "B C"], spread: float | None = None
+    found: Float[np.ndarray, "..."], expected: Float[np.ndarray, "..."], spread: float | None = None
 ) -> float:
     """The largest difference as a share of the expected answers' spread; infinity when anything is not finite."""
     if found.shape != expected.shape or not np.isfinite(found).all():

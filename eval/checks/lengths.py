@@ -4,8 +4,8 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from eval.checks import Subject, difference, failed, flat, passed
-from eval.padding import padded_length
+from eval.checks import Subject, difference, failed, passed
+from eval.padding import MASK, padded_length
 from eval.runtimes import Session
 from pipeline.base.errors import ModelError
 from pipeline.base.records import Artefact, Check
@@ -24,7 +24,7 @@ def check(subject: Subject) -> Check:
     artefact = subject.artefact
     lengths, batches = list(_lengths(artefact)), [size for size in BATCHES if size == 1 or artefact.fixed_batch is None]
     with subject.open() as candidate, subject.open_student() as student:
-        expected = {L: flat(student.run(_plain([subject.of_length(L)]))) for L in lengths}
+        expected = {L: subject.flat(student.run(_plain([subject.of_length(L)])), L) for L in lengths}
         # One spread for all: the logits of a single row may lie close together.
         spread = float(max(row.max() for row in expected.values()) - min(row.min() for row in expected.values()))
         worst = 0.0
@@ -32,7 +32,7 @@ def check(subject: Subject) -> Check:
             for size in batches:
                 where = f"{L} tokens, batch of {size}"
                 try:
-                    found = flat(candidate.run(subject.padded([subject.of_length(L)] * size)))
+                    found = subject.flat(candidate.run(subject.padded([subject.of_length(L)] * size)), L)
                 except ModelError as error:
                     return failed(TITLE, f"{where}: refused, though the card declares it: {error}; export it again")
                 off = difference(found, np.repeat(answer, size, axis=0), spread)
@@ -61,7 +61,7 @@ def _lengths(artefact: Artefact) -> Iterator[int]:
 
 def _plain(sequences: list[list[int]]) -> dict[str, np.ndarray]:
     ids = np.asarray(sequences, dtype=np.int64)
-    return {"input_ids": ids, "attention_mask": np.ones_like(ids)}
+    return {"input_ids": ids, MASK: np.ones_like(ids)}
 
 
 def _beyond(candidate: Session, subject: Subject) -> str | None:

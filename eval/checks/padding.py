@@ -2,7 +2,8 @@
 
 import numpy as np
 
-from eval.checks import Subject, difference, failed, flat, passed
+from eval.checks import Subject, difference, failed, passed
+from eval.padding import MASK
 from pipeline.base.records import Check
 
 TITLE = "padding"
@@ -30,15 +31,14 @@ def check(subject: Subject) -> Check:
         for row in middle:
             L = min(len(row) + EXTRA, subject.artefact.max_length)
             inputs = subject.padded([row + [subject.pad_id] * (L - len(row))])
-            mask = inputs["attention_mask"]
+            mask = inputs[MASK]
             mask[0, len(row) :] = 0
-            clean.append(flat(candidate.run(inputs)))
+            clean.append(subject.flat(candidate.run(inputs), len(row)))
             ids = inputs["input_ids"].copy()
             ids[mask == 0] = rng.choice(known, size=int((mask == 0).sum()))
-            garbled.append(flat(candidate.run({**inputs, "input_ids": ids})))
-    before, after = np.concatenate(clean), np.concatenate(garbled)
-    spread = float(before.max() - before.min())
-    moved = float(np.mean([difference(one, other, spread) for one, other in zip(after, before, strict=True)]))
+            garbled.append(subject.flat(candidate.run({**inputs, "input_ids": ids}), len(row)))
+    spread = float(max(map(np.max, clean)) - min(map(np.min, clean)))
+    moved = float(np.mean([difference(one, other, spread) for one, other in zip(garbled, clean, strict=True)]))
     if not moved <= limit:
         return failed(
             TITLE,

@@ -15,7 +15,7 @@ from typing import Any, Self
 
 import numpy as np
 
-from eval.padding import pad_further
+from eval.padding import cut, pad_further
 from eval.runtimes import Arrays, check_names, settings_of
 from pipeline.base.errors import ModelError, UnusableRuntimeError
 from pipeline.base.records import Artefact
@@ -112,8 +112,7 @@ class CoreMlSession:
         self.input_names = tuple(value.name for value in description.input)
         outputs = tuple(value.name for value in description.output)
         check_names(path, self.input_names, outputs, artefact)
-        # Label and probabilities follow from the logits; other formats have none to compare with.
-        self.output_names = ("logits",)
+        self.output_names = artefact.number_outputs
         self._artefact = artefact
 
     def run(self, inputs: Arrays) -> dict[str, np.ndarray]:
@@ -130,10 +129,11 @@ class CoreMlSession:
             self._model.predict({name: values[i : i + 1] for name, values in columns.items()})
             for i in range(len(next(iter(columns.values()))))
         ]
-        return {
-            name: np.concatenate([np.asarray(row[name], dtype=np.float32).reshape(1, -1) for row in rows])
+        found = {
+            name: np.concatenate([np.asarray(row[name], dtype=np.float32) for row in rows])
             for name in self.output_names
         }
+        return cut(found, next(iter(inputs.values())).shape[1], self._artefact)
 
     def close(self) -> None:
         """Frees the model."""

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Self
 import numpy as np
 from jaxtyping import Float
 
-from eval.padding import pad_further
+from eval.padding import cut, pad_further
 from eval.runtimes import Arrays, Kernels, check_names
 from pipeline.base.errors import ModelError
 from pipeline.base.records import Artefact
@@ -63,8 +63,6 @@ def open_session(folder: Path, artefact: Artefact, threads: int) -> "CoreMlRefer
 class CoreMlReferenceSession:
     """A package with its weights decompressed."""
 
-    output_names: tuple[str, ...] = ("logits",)
-
     def __init__(self, path: Path, artefact: Artefact) -> None:
         from pipeline.mil.interpreter import Interpreter
         from pipeline.mil.package import read_package
@@ -72,7 +70,11 @@ class CoreMlReferenceSession:
         self.package = read_package(path)
         self.input_names = tuple(self.package.inputs)
         check_names(path, self.input_names, self.package.outputs, artefact)
-        check_labels(path, self.package.labels, artefact)
+        self.output_names = artefact.number_outputs
+        # a classifier gives label and probabilities as well, which follow from its logits
+        self._is_classifier = len(self.output_names) < len(artefact.outputs)
+        if self._is_classifier:
+            check_labels(path, self.package.labels, artefact)
         check_inputs(self.package, artefact)
         self.interpreter = Interpreter(self.package)
         self._artefact = artefact
@@ -90,8 +92,9 @@ class CoreMlReferenceSession:
 
         outputs = self.interpreter.run(self.inputs(inputs))
         found = {name: output_of(outputs, name, self.package.path) for name in self.output_names}
-        self._check_label(found["logits"], *(outputs.get(name) for name in self.package.predicted))
-        return found
+        if self._is_classifier:
+            self._check_label(found["logits"], *(outputs.get(name) for name in self.package.predicted))
+        return cut(found, next(iter(inputs.values())).shape[1], self._artefact)
 
     def _check_label(self, logits: Float[np.ndarray, "batch classes"], label: Any, probabilities: Any) -> None:
         """What an app reads has to follow from the logits, which are what everything else here looks at."""

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple, Self
 import numpy as np
 from jaxtyping import Int32
 
-from eval.padding import padded_length
+from eval.padding import cut, padded_length
 from eval.runtimes import Arrays, Kernels, settings_of
 from pipeline.base.errors import ModelError, first_line
 from pipeline.base.extras import why_missing
@@ -157,7 +157,8 @@ class LitertSession:
             for name, room in bucket.room.items():
                 room[0, :length] = inputs[name][i]
             rows.append(self._answer(bucket))
-        return rows[0] if batch == 1 else {name: np.concatenate([row[name] for row in rows]) for name in rows[0]}
+        found = rows[0] if batch == 1 else {name: np.concatenate([row[name] for row in rows]) for name in rows[0]}
+        return cut(found, length, self._artefact) if self._artefact.token_outputs else found
 
     def _answer(self, bucket: _Bucket) -> dict[str, np.ndarray]:
         calls = self._calls

@@ -10,6 +10,7 @@ import torch
 from eval.runtimes import Arrays
 from pipeline.base.machine import version_of
 from pipeline.base.records import Artefact
+from pipeline.families import output_names
 from pipeline.models.checkpoints import load_classifier
 
 FORMATS = ("pytorch",)
@@ -36,13 +37,13 @@ def open_session(folder: Path, artefact: Artefact | None, threads: int) -> "Pyto
 
 
 class PytorchSession:
-    """A loaded classifier. The number of threads belongs to the process and is put back by `close`."""
+    """A loaded model. The number of threads belongs to the process and is put back by `close`."""
 
     input_names: tuple[str, ...] = ("input_ids", "attention_mask")
-    output_names: tuple[str, ...] = ("logits",)
 
     def __init__(self, folder: Path, threads: int) -> None:
         self._model = load_classifier(folder)
+        self.output_names = output_names(self._model.config)
         self._threads_before = torch.get_num_threads()
         torch.set_num_threads(threads)
 

@@ -85,6 +85,16 @@ class Artefact(Record):
         first = self.inputs[0].shape[0] if self.inputs and self.inputs[0].shape else None
         return first if isinstance(first, int) else None
 
+    @property
+    def number_outputs(self) -> tuple[str, ...]:
+        """Names of the outputs that are numbers, in order: those that every format has."""
+        return tuple(fact.name for fact in self.outputs if fact.dtype == "float32")
+
+    @property
+    def token_outputs(self) -> frozenset[str]:
+        """Names of the outputs with a value for each token; that axis is named, whatever lengths it may have."""
+        return frozenset(fact.name for fact in self.outputs if fact.shape[1:2] == ("length",))
+
 
 class Parity(Record):
     """Worst difference between an artefact's logits and those of the model it was made from, on reference inputs."""

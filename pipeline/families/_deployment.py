@@ -1,11 +1,11 @@
-"""A classifier as the plain graph that every format is exported from: what an answer needs, and no more.
+"""A model as the plain graph that every format is exported from: what an answer needs, and no more.
 
 Hugging Face's own forward is not exported, for four reasons:
 
 - It writes the mask with the smallest fp32, which becomes -inf in fp16; 0 x -inf is NaN, and every answer is NaN.
 - RoBERTa's expanded token types lose a batch size of 1, and with it the fixed rank that the Neural Engine needs.
 - Fused attention multiplies before it scales, so that fp16 scores may overflow on the way.
-- The last layer is computed at every position, where the classifier reads the first alone.
+- The last layer is computed at every position, where a classifier of texts reads the first alone.
 
 The graph calls the model's own linear layers and normalizations, in its family's order; `check_answers` compares the
 two.
@@ -13,7 +13,7 @@ two.
 
 import math
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from pipeline.base.errors import ExportError
-from pipeline.families._interface import family_of
+from pipeline.families._interface import family_of, head_of, output_names
 
 # Finite in fp16 (largest 65,504), with room for a score beside it; e^-10000 is 0 in every format. The smallest fp16
 # itself would not do: added to a negative score it overflows to the -inf that is to be avoided.
@@ -47,21 +47,25 @@ def additive_mask(mask: Int[Tensor, "batch length"]) -> Float[Tensor, "batch 1 1
 
 
 class DeploymentGraph(nn.Module):
-    """Logits, or the states of every position, for texts of any number and length.
+    """What a model answers to texts of any number and length: `logits`, or `start_logits` and `end_logits` of a span.
 
-    Its modules are the model's own, under the same names: `bert.encoder.layer.0.attention.self.query` in both. Dropout
-    is left out. Inputs are int32 or int64.
+    The shape of each is (B, C) for a head that answers a text, (B, L, C) for one that answers each token, and (B, L)
+    for a span. Its modules are the model's own, under the same names: `bert.encoder.layer.0.attention.self.query` in
+    both. Dropout is left out. Inputs are int32 or int64.
     """
 
     # an exporter whose kernels want other products may put its own in place
     attend: Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
 
-    def __init__(self, model: PreTrainedModel, read: Literal["first", "all"], longest: int | None) -> None:
+    def __init__(self, model: PreTrainedModel, longest: int | None) -> None:
         super().__init__()
         self.config = model.config
         self.base_model_prefix = model.base_model_prefix
         self.family = family_of(model.config)
-        self.answers = read == "first"
+        self.head_kind = head_of(model.config)
+        self.output_names = output_names(model.config)  # in the order in which several come out
+        # whether the last layer is computed at the first position only
+        self.first = self.head_kind == "sequence" and self.family.reads_first(model.config)
         self.attend = attend
         for name, module in model.named_children():
             self.add_module(name, module)
@@ -73,27 +77,29 @@ class DeploymentGraph(nn.Module):
             self.sources[name] = tuple(sources)
 
     def forward(self, input_ids: Int[Tensor, "batch length"], attention_mask: Int[Tensor, "batch length"]) -> Any:
-        first = self.answers and self.family.reads_first(self.config)
-        hidden = self.family.encode(self, input_ids, attention_mask, first)
-        return self.family.answer(self, hidden, attention_mask) if self.answers else hidden
+        return self.answer(self.family.encode(self, input_ids, attention_mask, self.first), attention_mask)
+
+    def answer(self, hidden: Float[Tensor, "batch read width"], mask: Int[Tensor, "batch length"]) -> Any:
+        """One output, or a tuple of them, from the last layer's states."""
+        found = self.family.answer(self, hidden, mask)
+        return (found[..., 0], found[..., 1]) if self.head_kind == "span" else found
 
 
-def deployment_graph(
-    model: PreTrainedModel, read: Literal["first", "all"] = "first", longest: int | None = None
-) -> DeploymentGraph:
+def deployment_graph(model: PreTrainedModel, longest: int | None = None) -> DeploymentGraph:
     """The graph of a model in eval mode.
 
     Args:
         model: shares its modules with the graph, and is not changed.
-        read: 'first' gives the classifier's logits (B, C), the last layer computed where it reads them; 'all' the last
-            layer's states (B, L, D), for a head of another kind.
         longest: most tokens that will come, to which tables of positions are cut; None: as many as the model takes.
     """
-    return DeploymentGraph(model, read, longest).eval()
+    return DeploymentGraph(model, longest).eval()
 
 
-def check_answers(model: PreTrainedModel, graph: nn.Module, length: int) -> None:
-    """Raises ExportError unless the graph answers as the model's own forward: one text, and several with padding."""
+def check_answers(model: PreTrainedModel, graph: DeploymentGraph, length: int) -> None:
+    """Raises ExportError unless the graph answers as the model's own forward: one text, and several with padding.
+
+    What it answers at padding is nobody's.
+    """
     config = model.config
     generator = torch.Generator().manual_seed(0)
     ids = torch.randint(0, config.vocab_size, (3, length), generator=generator, dtype=torch.int32)
@@ -101,12 +107,17 @@ def check_answers(model: PreTrainedModel, graph: nn.Module, length: int) -> None
     ids[mask == 0] = config.pad_token_id or 0
     for rows in (slice(0, 1), slice(0, 3)):
         with torch.no_grad():
-            expected = model(input_ids=ids[rows].long(), attention_mask=mask[rows].long()).logits
-            found = graph(ids[rows], mask[rows])
-        difference, largest = (found - expected).abs().max().item(), expected.abs().max().item()
-        if not difference <= SAME * max(largest, 1.0):
-            raise ExportError(
-                f"the deployment graph of '{config.model_type}' answers {difference:.2g} off the model it is made "
-                f"from, expected at most {SAME * max(largest, 1.0):.2g}; pipeline/families does not fit this version "
-                "of transformers: install the one in requirements.lock"
-            )
+            answers = model(input_ids=ids[rows].long(), attention_mask=mask[rows].long())
+            outputs = graph(ids[rows], mask[rows])
+        outputs = outputs if isinstance(outputs, tuple) else (outputs,)
+        for name, found in zip(graph.output_names, outputs, strict=True):
+            expected = answers[name]
+            if graph.head_kind != "sequence":
+                found, expected = found[mask[rows] == 1], expected[mask[rows] == 1]
+            difference, largest = (found - expected).abs().max().item(), expected.abs().max().item()
+            if not difference <= SAME * max(largest, 1.0):
+                raise ExportError(
+                    f"the deployment graph of '{config.model_type}' answers '{name}' {difference:.2g} off the model it "
+                    f"is made from, expected at most {SAME * max(largest, 1.0):.2g}; pipeline/families does not fit "
+                    "this version of transformers: install the one in requirements.lock"
+                )

@@ -41,7 +41,7 @@ class Shape:
 class Family(Protocol):
     """The object `FAMILY` of a family file. Layers are counted from 0 here.
 
-    A `model` is a classifier, or the deployment graph made from it, which has the same modules under the same names.
+    A `model` has a head, and may be the deployment graph made from it, which has the same modules under the same names.
     """
 
     @property
@@ -111,8 +111,11 @@ class Family(Protocol):
     def narrow(self, model: Any) -> nn.Linear | None:
         """What brings narrow embeddings to the hidden size."""
 
-    def head(self, model: Any) -> tuple[nn.Linear, nn.LayerNorm | None, nn.Linear]:
-        """The classifier's two layers, an elementwise function between them, and perhaps a norm behind that."""
+    def head(self, model: Any) -> tuple[nn.Linear | None, nn.LayerNorm | None, nn.Linear]:
+        """The head's two layers, an elementwise function between them, and perhaps a norm behind that.
+
+        The first is None where one layer is all, as in most heads that answer each token.
+        """
 
     # --- deployment
 
@@ -120,13 +123,13 @@ class Family(Protocol):
         """Name -> a table that the graph needs, and the names of the weights that it is the sum of."""
 
     def reads_first(self, config: PretrainedConfig) -> bool:
-        """Whether the classifier reads the first position only."""
+        """Whether a head that answers a text reads the first position only."""
 
     def encode(self, graph: Any, ids: Int[Tensor, "batch length"], mask: Tensor, first: bool) -> Tensor:
         """States of the last layer, of the first position only if asked: (B, 1 or L, D). The mask is as given."""
 
     def answer(self, graph: Any, hidden: Float[Tensor, "batch read width"], mask: Tensor) -> Tensor:
-        """The classifier's logits from states that `encode` gave."""
+        """The head's outputs from states that `encode` gave: (B, C), or (B, L, C) of a head that answers each token."""
 
 
 def family_of(config: PretrainedConfig) -> Family:
@@ -151,6 +154,22 @@ def _load(model_type: str) -> Family:
             "projections and sizes are, how a student's weights are copied, and its deployment graph (docs/families.md)"
         )
     return cast(Family, plugins.load("family", name).FAMILY)
+
+
+def head_of(config: PretrainedConfig) -> str:
+    """The kind of head that stands on a model's encoder: 'sequence', 'token' or 'span'."""
+    return getattr(config, HEAD, "sequence")
+
+
+def gives_one_label(config: PretrainedConfig) -> bool:
+    """Whether a text gets one of the labels: an output is the score of one, and they exclude each other."""
+    kind = config.problem_type or "single_label_classification"  # as transformers takes a model without a note
+    return head_of(config) == "sequence" and config.num_labels > 1 and kind == "single_label_classification"
+
+
+def output_names(config: PretrainedConfig) -> tuple[str, ...]:
+    """What a model's answers are called, as transformers calls them."""
+    return ("start_logits", "end_logits") if head_of(config) == "span" else ("logits",)
 
 
 def shape_of(config: PretrainedConfig) -> Shape:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from transformers import PretrainedConfig
 
 from pipeline.families._deployment import additive_mask
-from pipeline.families._interface import SEPARATOR, Linear, Part, encoder_of, token_types
+from pipeline.families._interface import SEPARATOR, Linear, Part, encoder_of, head_of, token_types
 
 SIZES = {
     "layers": "num_hidden_layers",
@@ -26,7 +26,7 @@ SIZES = {
 
 @dataclass(frozen=True)
 class Head:
-    """The classifier's two layers, relative to the whole model."""
+    """The two layers of a head that answers a text, relative to the whole model."""
 
     dense: str
     activation: Callable[[Tensor], Tensor]
@@ -151,7 +151,10 @@ class PostNorm:
         found = names.get(self.projection) if self.projection is not None else None
         return cast(nn.Linear | None, found)  # in a graph, an exporter may have put another module in its place
 
-    def head(self, model: Any) -> tuple[nn.Linear, nn.LayerNorm | None, nn.Linear]:
+    def head(self, model: Any) -> tuple[nn.Linear | None, nn.LayerNorm | None, nn.Linear]:
+        kind = head_of(model.config)
+        if kind != "sequence":
+            return None, None, model.qa_outputs if kind == "span" else model.classifier
         return model.get_submodule(self.classifier.dense), None, model.get_submodule(self.classifier.out)
 
     # --- deployment
@@ -225,4 +228,6 @@ class PostNorm:
 
     def answer(self, graph: Any, hidden: Float[Tensor, "batch read width"], mask: Tensor) -> Tensor:
         dense, _, out = self.head(graph)
+        if dense is None:
+            return out(hidden)
         return out(self.classifier.activation(dense(hidden[:, 0])))

@@ -17,7 +17,7 @@ from transformers import PretrainedConfig
 
 from pipeline.families import _deployment
 from pipeline.families._deployment import additive_mask
-from pipeline.families._interface import Linear, Part, encoder_of
+from pipeline.families._interface import Linear, Part, encoder_of, head_of
 from pipeline.families._post_norm import SIZES, bias_of
 
 FUSED: dict[Part, int] = {"query": 0, "key": 1, "value": 2}  # rows of Wqkv
@@ -157,7 +157,9 @@ class ModernBert:
         return encoder.final_norm(hidden)
 
     def answer(self, graph: Any, hidden: Float[Tensor, "batch read width"], mask: Tensor) -> Tensor:
-        if self.reads_first(graph.config):
+        if head_of(graph.config) != "sequence":
+            pooled = hidden
+        elif self.reads_first(graph.config):
             pooled = hidden[:, 0]
         else:
             valid = mask.to(hidden.dtype)[:, :, None]

@@ -260,7 +260,7 @@ class Interpreter:
         return found
 
 
-def output_of(outputs: Mapping[str, Tensor], name: str, path: Any) -> Float[np.ndarray, "batch values"]:
+def output_of(outputs: Mapping[str, Tensor], name: str, path: Any) -> Float[np.ndarray, "batch ..."]:
     """One output of a batch of texts, each of which the program answers by itself.
 
     Raises:
@@ -268,4 +268,5 @@ def output_of(outputs: Mapping[str, Tensor], name: str, path: Any) -> Float[np.n
     """
     if name not in outputs:
         raise ModelError(f"{path}: found outputs {', '.join(outputs)}, expected {name}; export it again")
-    return outputs[name].reshape(len(outputs[name]), -1).to(torch.float32).numpy()
+    found = outputs[name]
+    return (found.squeeze(1) if found.dim() > 2 else found).to(torch.float32).numpy()  # a text is a batch of one

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
 
 from pipeline.base.errors import ModelError, first_line
-from pipeline.families import CHOICES, HEAD, SEPARATOR, encoder_of, family_of, positions_of, token_types
+from pipeline.families import CHOICES, HEAD, SEPARATOR, encoder_of, family_of, head_of, positions_of, token_types
 from pipeline.models.model_files import check_folder
 from pipeline.settings.teacher import TeacherSettings
 from pipeline.tasks import Head
@@ -95,7 +95,7 @@ def set_attributes(config: PretrainedConfig, values: Mapping[str, Any]) -> None:
 
 def _class_of(config: PretrainedConfig) -> Any:
     """The class of transformers that has a model's head."""
-    return getattr(transformers, AUTO[getattr(config, HEAD, "sequence")])
+    return getattr(transformers, AUTO[head_of(config)])
 
 
 def _told_types(model: PreTrainedModel) -> PreTrainedModel:

@@ -265,9 +265,12 @@ def _copy_embeddings(
 
 
 def _copy_head(student: PreTrainedModel, teacher: PreTrainedModel, basis: Tensor) -> None:
-    """Copies the classifier. Between its two layers is an elementwise function, so units are chosen, not mixed."""
+    """Copies the head. Between its two layers is an elementwise function, so units are chosen, not mixed."""
     family = family_of(teacher.config)
     (dense, norm, out), (new_dense, new_norm, new_out) = family.head(teacher), family.head(student)
+    if dense is None or new_dense is None:
+        _set((new_out.weight, new_out.bias), out.weight @ basis, out.bias)
+        return
     writing = out.weight.norm(dim=0) if norm is None else out.weight.norm(dim=0) * norm.weight.abs()
     units = _largest(writing, new_dense.weight.shape[0])
     weight, bias = _filled((dense.weight, dense.bias))

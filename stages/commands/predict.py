@@ -12,6 +12,7 @@ from typing import Annotated
 import numpy as np
 import typer
 
+from eval.padding import MASK
 from pipeline import tasks
 from pipeline.base import plugins
 from pipeline.base.errors import SettingsError, UnusableRuntimeError
@@ -68,6 +69,6 @@ def predict(workspace: Workspace, target: str, texts: Texts) -> list[list[tuple[
     with device.open_session(runtime, folder, artefact, params.measure.threads) as session:
         for text in texts:
             batch = np.array([tokenizer.encode(*map(clean, text)).ids], dtype=np.int64)
-            outputs = session.run({"input_ids": batch, "attention_mask": np.ones_like(batch)})
+            outputs = session.run({"input_ids": batch, MASK: np.ones_like(batch)})
             answers.append(task.explain({name: values[0] for name, values in outputs.items()}, task.space))
     return answers

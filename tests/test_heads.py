@@ -1,0 +1,198 @@
+"""Heads that answer each token: from a teacher to its student, and to every format in its runtime."""
+
+import numpy as np
+import pytest
+import torch
+from toy_models import FAMILIES
+
+from eval import parity
+from eval.padding import pad
+from eval.runtimes import pytorch
+from pipeline.base import plugins
+from pipeline.base.errors import ExportError, ModelError, ValuesDifferError
+from pipeline.base.records import TensorFact
+from pipeline.data.prepared import EncodedSplit
+from pipeline.families import HEAD, check_answers, deployment_graph, layers_of
+from pipeline.mil.package import read_package
+from pipeline.models.checkpoints import load_classifier, new_model, save_classifier
+from pipeline.models.students import build_student
+from pipeline.quantization.plan import Plan, calibrate, quantizable_modules
+from pipeline.settings.student import StudentSettings
+
+LONGEST = 16
+NAMES = {"token": ("logits",), "span": ("start_logits", "end_logits")}
+RUNTIMES = {
+    "onnx": "onnxruntime",
+    "ort": "onnxruntime",
+    "openvino": "openvino",
+    "litert": "litert",
+    "executorch": "executorch",
+    "coreml": "coreml_reference",
+}
+ROWS = [np.random.default_rng(i).integers(2, 60, 3 + 3 * i).tolist() for i in range(5)]
+
+
+def make(family, head, **changes):
+    """A random model whose every weight matters."""
+    config_class, _, sizes = FAMILIES[family]
+    outputs = 2 if head == "span" else 3
+    torch.manual_seed(0)
+    config = config_class(**(sizes | {"initializer_range": 0.3, "num_labels": outputs} | changes))
+    setattr(config, HEAD, head)
+    model = new_model(config)
+    with torch.no_grad():
+        for weight in model.parameters():
+            if weight.dim() == 1:
+                weight.add_(0.1 * torch.randn_like(weight))
+    return model.eval()
+
+
+@pytest.fixture(scope="module", params=NAMES)
+def saved(request, tmp_path_factory):
+    """(kind, folder of a BERT with that head)."""
+    folder = tmp_path_factory.mktemp(request.param)
+    save_classifier(make("bert", request.param, num_hidden_layers=1), folder)
+    return request.param, folder
+
+
+@pytest.mark.parametrize("head", NAMES)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_graph_answers_as_the_model_at_every_token(family, head):
+    model = make(family, head)
+    graph = deployment_graph(model, longest=LONGEST)
+    check_answers(model, graph, LONGEST)
+    assert graph.output_names == NAMES[head]
+
+
+@pytest.mark.parametrize("head", NAMES)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_graph_that_answers_one_token_wrong_is_refused(family, head):
+    """Planted: the last layer at the first position only, whose answer would then stand for every token."""
+    model = make(family, head)
+    graph = deployment_graph(model, longest=LONGEST)
+    encode = graph.family.encode
+
+    class FirstOnly:
+        answer = staticmethod(graph.family.answer)
+
+        @staticmethod
+        def encode(graph, ids, mask, first):
+            return encode(graph, ids, mask, first)[:, :1].expand(-1, ids.shape[1], -1)
+
+    graph.family = FirstOnly
+    with pytest.raises(ExportError, match=rf"answers '{NAMES[head][0]}' .* off the model"):
+        check_answers(model, graph, LONGEST)
+
+
+def plan_for(model, scheme):
+    """Everything in 8 bits."""
+    split = EncodedSplit([str(i) for i in range(len(ROWS))], ROWS, [0] * len(ROWS), pad_id=0)
+    ranges = calibrate(model, split, "minmax", 100.0) if scheme.activations == "fixed" else {}
+    return Plan(
+        scheme=scheme, per_channel=True, embeddings=True, ranges=ranges, calibration_rows=tuple(map(tuple, ROWS))
+    )
+
+
+def export(source, folder, name, precision):
+    folder.mkdir()
+    exporter = plugins.load("format", name)
+    if reason := getattr(exporter, "why_unusable", lambda: None)():
+        pytest.skip(reason)
+    params = exporter.Params(**({"lengths": (8, LONGEST)} if name in ("litert", "coreml") else {}))
+    scheme = exporter.scheme(precision, params)
+    plan = plan_for(load_classifier(source), scheme) if scheme else None
+    return exporter, exporter.convert(source, folder, precision, params, LONGEST, plan)
+
+
+@pytest.mark.parametrize("name", RUNTIMES)
+def test_every_format_answers_as_the_model(saved, tmp_path, name):
+    """Rows of 3 to 15 tokens: a format of listed lengths pads them, and takes the padding out of its answers."""
+    head, source = saved
+    exporter, artefact = export(source, tmp_path / name, name, "fp32")
+    assert artefact.number_outputs == NAMES[head] and artefact.token_outputs == set(NAMES[head])
+    runtime = plugins.load("runtime", RUNTIMES[name])
+    batches = [pad([row], 0, artefact) for row in ROWS]
+    with (
+        runtime.open_session(tmp_path / name, artefact, 1) as candidate,
+        pytorch.open_session(source, None, 1) as model,
+    ):
+        tolerance = exporter.TOLERANCES["fp32"]
+        found = parity.check(candidate, model, batches, tolerance, artefact.token_outputs)
+        assert found.worst_difference <= tolerance
+        row = np.asarray([ROWS[2]])
+        plain = {"input_ids": row, "attention_mask": np.ones_like(row)}
+        for output, values in candidate.run(plain).items():
+            assert values.shape == model.run(plain)[output].shape
+
+
+@pytest.mark.parametrize("name", ["onnx", "litert", "executorch", "openvino"])
+def test_int8_covers_the_head(saved, tmp_path, name):
+    """The layer that answers is 8-bit like the others, and the answers stay near."""
+    head, source = saved
+    _, artefact = export(source, tmp_path / name, name, "int8")
+    model = load_classifier(source)
+    assert quantizable_modules(model, embeddings=False)[-1] == ("qa_outputs" if head == "span" else "classifier")
+    runtime = plugins.load("runtime", RUNTIMES[name])
+    with (
+        runtime.open_session(tmp_path / name, artefact, 1) as candidate,
+        pytorch.open_session(source, None, 1) as torch_,
+    ):
+        batches = [pad([row], 0, artefact) for row in ROWS]
+        found = parity.measure(candidate, torch_, batches, 1.0, artefact.token_outputs)
+    assert 0 < found.mean_difference < 0.1
+
+
+def test_core_ml_names_no_label_where_a_text_has_not_one(saved, tmp_path):
+    """Tags, spans, several labels and numbers are plain outputs: a softmax over them would say nothing."""
+    _, source = saved
+    export(source, tmp_path / "package", "coreml", "fp16")
+    package = read_package(tmp_path / "package" / "model.mlpackage")
+    assert package.labels is None and set(package.outputs) == set(NAMES[saved[0]])
+
+
+def test_a_card_that_promises_a_label_which_the_package_has_not_is_refused(saved, tmp_path):
+    _, source = saved
+    _, artefact = export(source, tmp_path / "package", "coreml", "fp32")
+    lied = (*artefact.outputs, TensorFact(name="classLabel", dtype="string", shape=()))
+    runtime = plugins.load("runtime", "coreml_reference")
+    with pytest.raises(ModelError, match="classLabel"):
+        runtime.open_session(tmp_path / "package", artefact.model_copy(update={"outputs": lied}), 1)
+
+
+def test_padding_is_not_compared_and_tokens_are():
+    """Planted: one token's answer is off, then one of the padding's."""
+
+    class Fixed:
+        input_names, output_names = ("input_ids", "attention_mask"), ("logits",)
+
+        def __init__(self, values):
+            self.values = values
+
+        def run(self, inputs):
+            return {"logits": self.values}
+
+    values = np.random.default_rng(0).normal(size=(1, 4, 3)).astype(np.float32)
+    batch = {"input_ids": np.ones((1, 4), int), "attention_mask": np.array([[1, 1, 1, 0]])}
+    for place, differs in ((2, True), (3, False)):
+        other = values.copy()
+        other[0, place] += 1.0
+        if differs:
+            with pytest.raises(ValuesDifferError):
+                parity.check(Fixed(other), Fixed(values), [batch], 0.01, {"logits"})
+        else:
+            assert parity.check(Fixed(other), Fixed(values), [batch], 0.01, {"logits"}).worst_difference == 0
+    with pytest.raises(ValuesDifferError):  # where nothing says that it is padding
+        parity.check(Fixed(other), Fixed(values), [batch], 0.01)
+
+
+@pytest.mark.parametrize("head", NAMES)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_student_of_all_layers_answers_as_its_teacher(family, head):
+    """So the head was copied too."""
+    teacher = make(family, head)
+    student = build_student(teacher, StudentSettings(layers=len(layers_of(teacher))), seed=0).eval()
+    ids = torch.tensor([[2, *ROWS[3], 3]])
+    with torch.no_grad():
+        found, expected = student(input_ids=ids), teacher(input_ids=ids)
+    for name in NAMES[head]:
+        torch.testing.assert_close(found[name], expected[name], atol=1e-4, rtol=1e-3)
