@@ -232,7 +232,7 @@ def test_the_plain_conversion_is_caught(tmp_path: Path) -> None:
     with mlpackage.quiet_conversion():
         program = export_program(Answers(graph), 16, any_length=False)
         params = Params(lengths=(16,))
-        mil = to_coreml._to_mil(ct, program, (16,), "fp16", params)
+        mil = to_coreml._to_mil(ct, program, ("logits", "probabilities"), (16,), "fp16", params)
         to_coreml._to_package(ct, mil, LABELS, params, ct.PassPipeline.EMPTY).save(str(tmp_path / "plain.mlpackage"))
     with pytest.raises(ExportError, match=r"constants are not finite.*beyond 65,504"):
         check_finite_constants(tmp_path / "plain.mlpackage")

@@ -18,7 +18,7 @@ from toy_models import TASK, toy_model
 
 from eval import parity
 from eval.runtimes import onnxruntime, pytorch
-from export import onnx_int8, to_onnx
+from export import onnx_int8, source, to_onnx
 from export.to_onnx import TOLERANCES, Params, convert, module_of
 from pipeline.base.errors import ExportError
 from pipeline.data.batches import pad
@@ -224,7 +224,7 @@ def test_a_module_without_a_node_is_refused(models, tmp_path, monkeypatch):
         loaded.bert.extra = torch.nn.Linear(4, 4)
         return loaded
 
-    monkeypatch.setattr(to_onnx, "load_classifier", load_with_extra)
+    monkeypatch.setattr(source, "load_classifier", load_with_extra)
     with pytest.raises(ExportError, match=r"module 'bert\.extra' has no node with its weight"):
         exported(folder, tmp_path / "out", plan, anew=True)
 
