@@ -46,6 +46,7 @@ from pipeline.settings.data import DataSettings
 from pipeline.settings.student import InitSettings, StudentSettings
 from pipeline.settings.teacher import TeacherSettings
 from pipeline.signals.reader import SignalReader
+from pipeline.tasks import single_label
 from pipeline.training.answers import predict
 from pipeline.training.distiller import Distiller, loss_params
 from pipeline.training.needs import needs_of
@@ -125,7 +126,7 @@ class Bench:
         self.teacher_seconds = self._logits_seconds + time.perf_counter() - started
         distiller = Distiller(student, self.teacher, losses, known=known).to(self.device).train()
         optimizer = torch.optim.AdamW(distiller.parameters(), lr=1e-5, fused=True)
-        collate = Collator(self.split)
+        collate = Collator(self.split, single_label.collate)
 
         def step(rows: list[int]) -> None:
             batch = {name: tensor.to(self.device) for name, tensor in collate(rows).items()}
@@ -140,7 +141,7 @@ class Bench:
         student = self.new_student()
         nn.Module.to(student, self.device)
         optimizer = torch.optim.AdamW(student.parameters(), lr=1e-5, fused=True)
-        collate = Collator(self.split)
+        collate = Collator(self.split, single_label.collate)
 
         def step(rows: list[int]) -> None:
             batch = {name: tensor.to(self.device) for name, tensor in collate(rows).items()}

@@ -1,5 +1,8 @@
 """Heads that answer each token: from a teacher to its student, and to every format in its runtime."""
 
+from contextlib import closing
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -11,6 +14,7 @@ from eval.runtimes import pytorch
 from pipeline.base import plugins
 from pipeline.base.errors import ExportError, ModelError, ValuesDifferError
 from pipeline.base.records import TensorFact
+from pipeline.data.batches import Collator
 from pipeline.data.prepared import EncodedSplit
 from pipeline.families import HEAD, check_answers, deployment_graph, layers_of
 from pipeline.mil.package import read_package
@@ -18,6 +22,9 @@ from pipeline.models.checkpoints import load_classifier, new_model, save_classif
 from pipeline.models.students import build_student
 from pipeline.quantization.plan import Plan, calibrate, quantizable_modules
 from pipeline.settings.student import StudentSettings
+from pipeline.tasks import UNLABELLED, Units
+from pipeline.training.answers import predict
+from pipeline.training.distiller import Distiller
 
 LONGEST = 16
 NAMES = {"token": ("logits",), "span": ("start_logits", "end_logits")}
@@ -196,3 +203,49 @@ def test_a_student_of_all_layers_answers_as_its_teacher(family, head):
         found, expected = student(input_ids=ids), teacher(input_ids=ids)
     for name in NAMES[head]:
         torch.testing.assert_close(found[name], expected[name], atol=1e-4, rtol=1e-3)
+
+
+def units_of_tags(outputs, targets, mask):
+    """One unit a token, as a task of tags would say."""
+    return Units(outputs["logits"][mask], None if targets is None else targets[mask])
+
+
+def collate_tags(numbers, length):
+    """(batch, length): a list a row, or UNLABELLED for a text without."""
+    rows = [[] if one == UNLABELLED else one for one in numbers]
+    return torch.tensor([[*row, *[UNLABELLED] * (length - len(row))] for row in rows])
+
+
+def test_tags_are_distilled_from_what_the_teacher_was_known_to_answer():
+    """Its answers are kept as long as the longest row of all; a batch of short rows takes their beginning."""
+    teacher, student = make("bert", "token"), make("bert", "token", num_hidden_layers=1)
+    ids = [[2, *row, 3] for row in ROWS]
+    targets = tuple([0, *[i % 3] * len(row), 1] for i, row in enumerate(ROWS))
+    split = EncodedSplit(tuple("abcde"), ids, targets, pad_id=0)
+    known = replace(split, teacher_outputs=predict(teacher, ids, 0, "teacher", quiet=True))
+    losses = {"logit_kl": {}, "cross_entropy": {}, "attention_kl": {"map": "last_only"}}
+    values = []
+    for rows in (split, known):
+        batch = Collator(rows, collate_tags)([0, 1])
+        with closing(Distiller(student, teacher, losses, units=units_of_tags)) as distiller:
+            distiller.eval()
+            values.append(distiller(**batch))
+    assert {"teacher_output_logits"} == {name for name in batch if name.startswith("teacher_output")}
+    assert batch["teacher_output_logits"].shape[1] > batch["input_ids"].shape[1]
+    for name, term in values[0]["terms"].items():
+        assert term > 0
+        torch.testing.assert_close(values[1]["terms"][name], term, rtol=1e-4, atol=1e-6)
+
+
+def test_a_row_without_tags_adds_nothing():
+    """As a text that was made by augmentation."""
+    split = EncodedSplit(("a", "b"), [[2, 5, 3], [2, 6, 7, 3]], ([0, 1, 2], UNLABELLED), pad_id=0)
+    batch = Collator(split, collate_tags)([0, 1])
+    assert batch["targets"].tolist() == [[0, 1, 2, UNLABELLED], [UNLABELLED] * 4]
+    assert "targets" not in Collator(split)([0, 1])
+
+
+def test_a_distillation_token_is_refused():
+    settings = StudentSettings(layers=1, distillation_token=True)
+    with pytest.raises(ModelError, match="answers each token"):
+        build_student(make("bert", "token"), settings, seed=0)

@@ -44,7 +44,7 @@ def test_what_cannot_be_learned_is_said_with_its_place():
 
 def test_a_unit_is_a_text():
     """Logits and targets as they are, text without a label among them."""
-    logits, targets = torch.randn(4, 3), single_label.collate([0, 2, UNLABELLED, 1])
+    logits, targets = torch.randn(4, 3), single_label.collate([0, 2, UNLABELLED, 1], 8)
     units = single_label.units({"logits": logits}, targets, torch.ones(4, 5, dtype=torch.bool))
     assert units.logits is logits and units.targets.tolist() == [0, 2, -100, 1]
     assert units.targets.dtype == torch.int64

@@ -529,7 +529,7 @@ def test_chance_is_that_of_answers_in_another_order():
 
 def batch_of(split, rows=range(6)):
     """A batch as the collator makes it, without row numbers."""
-    batch = Collator(split)(list(rows))
+    batch = Collator(split, TASK.collate)(list(rows))
     del batch["rows"]
     return batch
 

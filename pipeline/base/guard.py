@@ -45,17 +45,7 @@ def run(main: Callable[[], int | None]) -> None:
         os.environ.setdefault("TQDM_DISABLE", "1")  # coremltools draws its bars into log files otherwise
     logging.getLogger("transformers.modeling_utils").setLevel(logging.ERROR)  # a fresh classifier is what is wanted
     logging.getLogger("transformers.integrations.tensor_parallel").setLevel(logging.ERROR)
-    for noisy in (
-        "httpx",
-        "datasets",
-        "filelock",
-        "onnxruntime",
-        "onnx_ir",
-        "onnxscript",
-        "optimum",
-        "coremltools",
-        "torch",
-    ):
+    for noisy in NOISY:
         logging.getLogger(noisy).setLevel(logging.WARNING)
     try:
         status = main() or 0

@@ -34,14 +34,15 @@ def batches_by_length(lengths: Sequence[int] | NDArray[np.int64], batch_size: in
 class Collator:
     """Row numbers -> one padded batch."""
 
-    def __init__(self, split: EncodedSplit, collate: Callable[[Sequence[Any]], Tensor] = torch.tensor) -> None:
-        """`collate` is the task's: targets of a batch -> one tensor."""
+    def __init__(self, split: EncodedSplit, collate: Callable[[Sequence[Any], int], Tensor] | None = None) -> None:
+        """`collate` is the task's: targets of a batch, its tokens -> one tensor. None leaves them out."""
         self.split, self._targets = split, collate
 
     def __call__(self, rows: Sequence[int]) -> dict[str, Tensor]:
         split = self.split
         batch = pad([split.ids[i] for i in rows], split.pad_id)
-        batch["targets"] = self._targets([split.targets[i] for i in rows])
+        if self._targets is not None:
+            batch["targets"] = self._targets([split.targets[i] for i in rows], batch["input_ids"].shape[1])
         batch["rows"] = torch.tensor(rows)
         if split.teacher_ids is not None:
             teacher_ids = [split.teacher_ids[i] for i in rows]

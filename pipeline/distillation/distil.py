@@ -8,6 +8,7 @@ import logging
 import shutil
 import time
 from collections.abc import Collection, Mapping
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -44,13 +45,13 @@ from pipeline.training.answers import (
     write_answers,
 )
 from pipeline.training.distiller import Distiller, loss_params
-from pipeline.training.loop import TrainingRun, fit
+from pipeline.training.loop import TrainingRun, check_settings, fit
 from pipeline.training.needs import needs_of, reads_teacher
 from pipeline.training.teacher_signals import TeacherSignals, cached_teacher_signals, size_bytes
 
 log = logging.getLogger(__name__)
 KIND = "student"
-PROBE_ROWS = 256  # training texts on which a narrower student's directions, and layer maps, are chosen
+PROBE_ROWS = 256  # training texts on which a narrower student's directions are chosen
 
 
 class Distillation:
@@ -99,15 +100,22 @@ class Distillation:
         return [pad([ids[i] for i in rows], pad_id) for rows in batches_by_length([len(row) for row in ids], 64)]
 
     def check(self, variant: Variant) -> None:
-        """Raises SettingsError when the variant's losses cannot compare the two models, or leave a phase empty."""
-        phases_of(variant.losses, self.params.distill)
-        Distiller(self.new_student(variant.seed), self.teacher, variant.losses).close()
+        """Raises SettingsError when the variant's losses cannot compare the two models, or not as the training is set.
+
+        Also when they leave a phase empty.
+        """
+        phases, student = phases_of(variant.losses, self.params.distill), self.new_student(variant.seed)
+        with closing(Distiller(student, self.teacher, variant.losses)):
+            pass
+        for phase in phases:
+            with closing(Distiller(student, self.teacher, phase.losses)) as distiller:
+                check_settings(distiller, phase.training)
 
     def key(self, variant: Variant) -> str:
         """Digest of everything that decides the trained weights."""
         settings = {
             "student": self.params.student.model_dump(mode="json"),
-            "distill": self.params.distill.model_dump(mode="json", exclude={"seeds", "controls", "cache_gb"}),
+            "distill": self.params.distill.model_dump(mode="json", exclude={"seeds", "controls", "cache_gb", "losses"}),
             "losses": variant.losses,
             "variant": variant.name,
         }
@@ -215,7 +223,8 @@ class Distillation:
         for phase in phases_of(chosen, self.params.distill):
             run, found = self._fit(student, phase, folder / phase.folder, key, variant)
             learned = found if learned is None else learned
-            shifted = [{**entry, "step": entry["step"] + whole.steps} for entry in run.log]
+            before = {"step": whole.steps, "epoch": whole.log[-1]["epoch"] if whole.log else 0.0}
+            shifted = [{**entry, **{name: entry[name] + before[name] for name in before}} for entry in run.log]
             whole = TrainingRun(
                 whole.steps + run.steps,
                 run.best_dev_score,
@@ -240,12 +249,21 @@ class Distillation:
         )
         dev, rows = self.splits["dev"], len(self.splits["train"])
         name = variant.name if phase.folder == "main" else f"{variant.name}, {phase.folder}"
-        run = fit(
-            distiller, train, dev, self.task, phase.training, work, key, variant.seed, name, phase.keep, epoch_rows=rows
-        )
-        learned = distiller.learned()
-        distiller.close()  # the next phase hooks the same student
-        return run, learned
+        with closing(distiller):  # the next phase hooks the same student
+            run = fit(
+                distiller,
+                train,
+                dev,
+                self.task,
+                phase.training,
+                work,
+                key,
+                variant.seed,
+                name,
+                phase.keep,
+                epoch_rows=rows,
+            )
+            return run, distiller.learned()
 
     def _training_rows(self, losses: Collection[str]) -> EncodedSplit:
         """The training rows; for losses that look at the teacher augmented text too, with the teacher's outputs."""

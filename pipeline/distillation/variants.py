@@ -11,11 +11,14 @@ from pipeline.base.dependencies import Trace
 from pipeline.data.prepared import EncodedSplit
 from pipeline.settings.distill import DistillSettings
 from pipeline.settings.params import Params
+from pipeline.training import processes
+
+WEIGHTED = ("weight", "decay")  # what a loss is among others
 
 
 @dataclass(frozen=True)
 class Variant:
-    """One student to train. All variants of a run get the same number of steps."""
+    """One student to train. All variants of a run get the same number of steps, unless `patience` ends one earlier."""
 
     kind: str  # distilled | logits_only | no_teacher
     seed: int
@@ -29,10 +32,11 @@ class Variant:
 def variants_of(settings: DistillSettings, target_loss: str, seed: int) -> list[Variant]:
     """The students to train, the distilled ones first."""
     logit_losses = {name: s for name, s in settings.losses.items() if plugins.load("loss", name).KIND == "logit"}
+    alone = {name: value for name, value in settings.losses.get(target_loss, {}).items() if name not in WEIGHTED}
     wanted: list[tuple[str, int, dict[str, dict[str, Any]]]] = [
         ("distilled", settings.seeds, settings.losses),
         ("logits_only", settings.controls.logits_only, logit_losses or {"logit_kl": {}}),
-        ("no_teacher", settings.controls.no_teacher, {target_loss: {}}),
+        ("no_teacher", settings.controls.no_teacher, {target_loss: alone}),
     ]
     return [Variant(kind, seed + i, losses) for kind, count, losses in wanted for i in range(count)]
 
@@ -55,5 +59,6 @@ def run_key(
         dev: what the checkpoint is chosen on.
         contents: what else decides, such as label names, and digests of the base model or the teacher's weights.
     """
-    content = [settings, params.seed, params.threads, train.digest, dev.digest, contents, code.digest]
+    device = processes.device().type  # which decides what is computed in half precision
+    content = [settings, params.seed, params.threads, device, train.digest, dev.digest, contents, code.digest]
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()

@@ -10,7 +10,17 @@ from torch import Tensor, nn
 from transformers import PretrainedConfig, PreTrainedModel
 
 from pipeline.base.errors import ModelError
-from pipeline.families import DISTILLATION_TOKEN, SEPARATOR, Linear, Part, Shape, encoder_of, family_of, shape_of
+from pipeline.families import (
+    DISTILLATION_TOKEN,
+    SEPARATOR,
+    Linear,
+    Part,
+    Shape,
+    encoder_of,
+    family_of,
+    head_of,
+    shape_of,
+)
 from pipeline.models.checkpoints import FACTORISED, FactorisedEmbedding, new_model, token_table
 from pipeline.models.layer_maps import layer_pairs
 from pipeline.settings.student import StudentSettings
@@ -59,6 +69,11 @@ def student_config(
         for name in family.dropouts:
             setattr(config, name, settings.dropout)
     if settings.distillation_token:
+        if head_of(teacher) != "sequence":
+            raise ModelError(
+                "student.distillation_token is true, but this task answers each token, and that one is none of a text; "
+                "set it to false"
+            )
         config.vocab_size += 1
         setattr(config, DISTILLATION_TOKEN, True)
     family.adapt(config, teacher)
@@ -90,7 +105,7 @@ def build_student(
     for name in ("pad_token_id", SEPARATOR):
         if keep_tokens is not None and getattr(config, name, None) is not None:
             setattr(config, name, list(keep_tokens).index(getattr(config, name)))
-    with torch.random.fork_rng():
+    with torch.random.fork_rng(devices=[]):  # built on the CPU
         torch.manual_seed(seed)
         student = new_model(config)
         noise = torch.randn(token_table(student).embedding_dim) * TOKEN_NOISE

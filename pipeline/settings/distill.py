@@ -10,7 +10,7 @@ from pipeline.settings.training import TrainingSettings
 
 
 class Controls(Settings):
-    """Students trained for comparison, with the same number of steps."""
+    """Students trained for comparison, with the same number of steps, unless patience ends one earlier."""
 
     no_teacher: int = Field(
         default=0, ge=0, le=20, description="Seeds of the same student on hard labels only; 0: none."

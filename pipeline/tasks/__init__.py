@@ -18,7 +18,8 @@ as well: `data.files.columns.pair` names the second. A task file has:
 - `number(target, space)`: a target as what training compares with: a number, or a list of them.
 - `group(target)`: the class or kind that a row belongs to, for cutting splits and for reports; None: there are none.
 - `head(space)`: the `Head` that stands on the encoder.
-- `collate(numbers)`: those of a batch as one tensor.
+- `collate(numbers, length)`: those of a batch, whose longest row has so many tokens, as one tensor. UNLABELLED stands
+  for that of a text that has none.
 - `units(outputs, targets, mask)`: what losses on logits compare, whatever the task: `Units`.
 - `answers(outputs, space)`: the outputs of rows to their answers, plain JSON. NumPy only: runtimes, bundles and
   interpreters share it.

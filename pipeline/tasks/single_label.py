@@ -114,7 +114,7 @@ def head(space: Space) -> Head:
     return Head("sequence", len(space.names), len(space.names), space.names, "single_label_classification")
 
 
-def collate(numbers: Sequence[int]) -> "Tensor":
+def collate(numbers: Sequence[int], length: int) -> "Tensor":
     """(batch,)."""
     import torch
 

@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 from pipeline.base import plugins
 from pipeline.base.errors import SettingsError
 from pipeline.data.batches import ANSWERED
-from pipeline.families import Shape, shape_of
+from pipeline.families import Shape, head_of, shape_of
 from pipeline.losses import LossParams
 from pipeline.settings.distill import ClassToken
 from pipeline.signals.reader import SignalReader, Signals
@@ -68,7 +68,7 @@ class Distiller(nn.Module):
         self._factors = {n: 1 / targeted_share if "targets" in file.NEEDS else 1.0 for n, file in self.losses.items()}
         self.auxiliary = nn.ModuleDict()
         # Of the seed alone: the global random state also knows which variants this process trained before.
-        with torch.random.fork_rng():
+        with torch.random.fork_rng(devices=[]):  # they are made on the CPU
             torch.manual_seed(seed)
             for name, module in self.losses.items():
                 made = module.auxiliary(small, large, self.loss_params[name]) if hasattr(module, "auxiliary") else None
@@ -154,10 +154,17 @@ class Distiller(nn.Module):
             if hasattr(module, "learned") and name in self.auxiliary
         }
 
+    def _known_outputs(self, batch: dict[str, Tensor], length: int) -> dict[str, Tensor] | None:
+        """What the teacher is known to answer; answers to tokens are kept at the length of the longest row of all."""
+        found = {name.removeprefix(ANSWERED): batch[name] for name in batch if name.startswith(ANSWERED)}
+        if head_of(self.student.config) != "sequence":
+            found = {name: values[:, :length] for name, values in found.items()}
+        return found or None
+
     def _read_teacher(self, batch: dict[str, Tensor], student: Signals, rows: Tensor | None) -> Signals:
         if self._teacher_reader is None:
             return student  # no loss here looks at it
-        outputs = {name.removeprefix(ANSWERED): batch[name] for name in batch if name.startswith(ANSWERED)} or None
+        outputs = self._known_outputs(batch, student.mask.shape[1])
         logits = self._units(outputs, None, student.mask).logits if outputs is not None else None
         if logits is not None and not self.needs_signals:
             return Signals(logits=logits, mask=student.mask, delimiters=student.delimiters)

@@ -1,7 +1,8 @@
 """The training loop: one for teacher and student, in one process or in several, that resumes exactly.
 
 The steps are the same however many processes there are and however small the parts are that a batch is computed in: the
-batch is that of the settings, each process takes its share, and gradients are added up. A killed run goes on from its
+batch is that of the settings, each process takes its share, and gradients are added up. The result is the same too, up
+to summation order, where no dropout draws and losses are means over rows. A killed run goes on from its
 newest whole checkpoint and ends with the same weights as one that was never disturbed: the order of the rows depends on
 seed and epoch only, the rate on the step, and everything else is in the checkpoint.
 """
@@ -27,6 +28,7 @@ from pipeline.training import processes
 from pipeline.training.answers import dev_score
 from pipeline.training.checkpoints import Checkpoints, Progress
 from pipeline.training.distiller import Distiller
+from pipeline.training.optimizer import half_precision
 from pipeline.training.steps import Steps
 
 log = logging.getLogger(__name__)
@@ -76,7 +78,9 @@ def fit(
         TrainingError: a loss that is not finite, naming step, term and rows.
         SettingsError: the settings cannot be followed here, or with these losses.
     """
-    _refuse(distiller, settings)
+    if unchosen := [n for n, p in distiller.loss_params.items() if getattr(p, "map", None) == CKA]:
+        raise SettingsError(f"distill.losses.{unchosen[0]}.map: 'cka' is a rule; call chosen_maps for the pairs first")
+    check_settings(distiller, settings)
     steps_per_epoch = math.ceil((epoch_rows or len(train)) / settings.batch_size)
     every = max(1, steps_per_epoch // settings.evaluations_per_epoch)
     total = max(1, round(settings.epochs * steps_per_epoch))
@@ -98,7 +102,7 @@ def fit(
             progress.step += 1
             bar.update()
             is_evaluated = progress.step % every == 0 or progress.step == total
-            epoch = progress.step / passes.steps
+            epoch = progress.step / steps_per_epoch
             if is_logged or is_evaluated:  # sums of losses are not in a checkpoint
                 progress.log.append({"step": progress.step, "epoch": epoch, **steps.told()})
             if is_evaluated:
@@ -112,10 +116,9 @@ def fit(
     return TrainingRun(progress.step, found_best, progress.log, resumed)
 
 
-def _refuse(distiller: Distiller, settings: TrainingSettings) -> None:
-    """Raises SettingsError for what cannot be done with these losses."""
-    if unchosen := [n for n, p in distiller.loss_params.items() if getattr(p, "map", None) == CKA]:
-        raise SettingsError(f"distill.losses.{unchosen[0]}.map: 'cka' is a rule; call chosen_maps for the pairs first")
+def check_settings(distiller: Distiller, settings: TrainingSettings) -> None:
+    """Raises SettingsError for what cannot be done with these losses, by so many processes, on this device."""
+    half_precision(settings.precision, processes.device())
     for loss in distiller.compares_rows:
         if settings.micro_batches > 1:
             raise SettingsError(

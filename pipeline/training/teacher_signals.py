@@ -7,6 +7,7 @@ into memory; runs that share a teacher share the files.
 
 import logging
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from pipeline.base.errors import IntegrityError
-from pipeline.base.files import output_folder
+from pipeline.base.files import output_folder, require_space
 from pipeline.base.records import open_folder, seal
 from pipeline.data.batches import batches_by_length, pad
 from pipeline.data.prepared import EncodedSplit
@@ -145,8 +146,6 @@ def _compute(
     teacher: PreTrainedModel, keys: list[Key], ids: Sequence[list[int]], pad_id: int, starts: Tensor, folder: Path
 ) -> None:
     """Writes one sealed folder for each key, in one pass over the rows."""
-    from contextlib import ExitStack
-
     from tqdm import tqdm
 
     device = processes.device()
@@ -156,16 +155,17 @@ def _compute(
     for field, index in keys:
         need = next(name for name, fields in FIELDS.items() if field in fields)
         needs.setdefault(need, set()).add(index if field == "hidden" else index + 1)
+    folder.mkdir(parents=True, exist_ok=True)
+    # All together, before the first: the files are sparse until rows are written, and a write through a memory map to
+    # a full disk ends the process without a word.
+    require_space(folder, 4 * tokens * width * len(keys))
     with ExitStack() as stack:
         reader = stack.enter_context(SignalReader(teacher, needs, frozen=True))
-        files = {}
-        for key in keys:
-            place = stack.enter_context(output_folder(folder / _file(key), expected_bytes=4 * tokens * width))
-            stack.callback(seal, place, KIND)  # before the folder gets its name: callbacks run last to first
-            files[key] = np.lib.format.open_memmap(
-                place / "vectors.npy", mode="w+", dtype=np.float32, shape=(tokens, width)
-            )
-            stack.callback(files[key].flush)
+        places = {key: stack.enter_context(output_folder(folder / _file(key))) for key in keys}
+        files = {
+            key: np.lib.format.open_memmap(place / "vectors.npy", mode="w+", dtype=np.float32, shape=(tokens, width))
+            for key, place in places.items()
+        }
         batches = batches_by_length(lengths_of(ids), BATCH)
         for rows in tqdm(batches, desc="teacher's signals", disable=None, leave=False):
             batch = {name: tensor.to(device) for name, tensor in pad([ids[i] for i in rows], pad_id).items()}
@@ -177,3 +177,6 @@ def _compute(
                 for place_in_batch, row in enumerate(rows):
                     start, length = int(starts[row]), len(ids[row])
                     files[field, index][start : start + length] = vectors[place_in_batch, :length]
+        for key, place in places.items():
+            files[key].flush()
+            seal(place, KIND)

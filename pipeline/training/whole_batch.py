@@ -10,7 +10,8 @@ from pipeline.signals.reader import Signals
 from pipeline.training import processes
 
 # field of Signals -> the axis along which texts are long; None: there is none
-SINGLE = {"logits": None, "mask": 1, "delimiters": 1, "token": None, "targets": None}
+SINGLE = {"mask": 1, "delimiters": 1, "token": None}
+OF_UNITS = ("logits", "targets")  # of which a text may have several
 LAYERED = {"hidden": 1, "queries": 2, "keys": 2, "values": 2}
 
 
@@ -23,9 +24,10 @@ def whole_batch(signals: Signals, rows: int) -> Signals:
     """
     if processes.count() == 1:
         return signals
-    sizes = processes.from_all((rows, signals.mask.shape[1]))
+    told = processes.from_all((rows, signals.mask.shape[1], len(signals.logits) if rows else 0))
+    of_rows, of_units = ([(one[place], one[1]) for one in told] for place in (0, 2))
 
-    def whole(tensor: Tensor | None, axis: int | None) -> Tensor | None:
+    def whole(tensor: Tensor | None, axis: int | None, sizes: list[tuple[int, int]] = of_rows) -> Tensor | None:
         if tensor is None:
             return None
         if tensor.dtype == torch.bool:
@@ -34,6 +36,7 @@ def whole_batch(signals: Signals, rows: int) -> Signals:
         return processes.rows_of_all(tensor.float() if tensor.is_floating_point() else tensor, sizes, axis)
 
     found: dict[str, Any] = {name: whole(getattr(signals, name), axis) for name, axis in SINGLE.items()}
+    found |= {name: whole(getattr(signals, name), None, of_units) for name in OF_UNITS}
     for name, axis in LAYERED.items():
         found[name] = tuple(whole(one, axis) for one in getattr(signals, name))
     return replace(signals, **found)

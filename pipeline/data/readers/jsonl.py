@@ -18,8 +18,6 @@ def read(
                 continue
             try:
                 record = json.loads(line)
-            except UnicodeDecodeError:
-                raise
             except (ValueError, RecursionError):
                 problems.append(f"{path}:{number}: not JSON, expected one object a line")
                 continue
