@@ -26,7 +26,7 @@ def check(
     if parity.worst_difference > tolerance:
         raise ValuesDifferError(
             f"outputs differ by up to {parity.worst_difference:.3g} of the reference's spread, allowed are "
-            f"{tolerance:g} ({parity.examples} examples, same label in {parity.same_label:.1%}); "
+            f"{tolerance:g} ({parity.examples} examples, same choice in {parity.same_label:.1%}); "
             "the conversion changed the model"
         )
     return parity

@@ -12,6 +12,7 @@ from eval.runtimes import Session
 from eval.statistics import Values, drop_interval, flips, mean_interval, share_interval
 from pipeline.base.errors import PipelineError
 from pipeline.base.records import Artefact, Metric, Score
+from pipeline.tasks import NO_CHOICE
 
 MAX_BATCH = 32
 Outputs = dict[str, Float[np.ndarray, "examples ..."]]
@@ -30,7 +31,7 @@ def answer(
 ) -> Outputs:
     """Every output for every example, in the order given, from batches of similar length.
 
-    An output with a value a token is padded with zeros to the longest example.
+    An output with a value a token is NO_CHOICE behind the tokens of an example.
 
     Args:
         session: the loaded artefact.
@@ -51,7 +52,7 @@ def answer(
             for name, values in _run_full_batch(session, [sequences[i] for i in batch], artefact, pad_id).items():
                 if name not in found:
                     rest = (longest, *values.shape[2:]) if name in artefact.token_outputs else values.shape[1:]
-                    found[name] = np.zeros((len(sequences), *rest), np.float32)
+                    found[name] = np.full((len(sequences), *rest), NO_CHOICE, np.float32)
                 _check(name, values, batch, found[name], artefact, tokens=len(sequences[batch[0]]))
                 for i, row in zip(batch, values, strict=True):
                     if name in artefact.token_outputs:

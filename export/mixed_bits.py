@@ -16,12 +16,11 @@ from transformers import PreTrainedModel
 
 from pipeline.base.errors import ExportError
 from pipeline.data.prepared import spread_rows
-from pipeline.families import head_of
+from pipeline.families import gives_one_label, head_of, output_names
 from pipeline.mil.palettes import BITS, through_palette
 from pipeline.training.answers import predict
 
 SENSITIVITY_ROWS = 128  # divergence is far less noisy than a score
-MASKED = -1.0e4  # score of what is no choice
 OVERHEAD = 1.02  # palettes and alignment, as measured on saved packages of students; the file is looked at besides
 
 
@@ -49,11 +48,16 @@ def choose_bits(
         tensors: names of the parameters that may have a palette.
         rows: token ids of calibration rows.
         size_bytes: of the whole file.
-        changed_at_most: share of rows that may be answered otherwise.
+        changed_at_most: share of answers that may be others.
 
     Raises:
         ExportError: 4 bits everywhere are larger than that, or the answers change more; the message says how much.
     """
+    if head_of(model.config) == "sequence" and not gives_one_label(model.config):
+        raise ExportError(
+            "precision mixed weighs what changes by the choice among labels, and this model's outputs are no such "
+            "choice; use palette4, palette6 or palette8"
+        )
     weights = dict(model.named_parameters())
     fixed = 2 * sum(weight.numel() for name, weight in weights.items() if name not in tensors)
     with torch.no_grad():
@@ -89,8 +93,8 @@ def choose_bits(
     changed = float((all_expected.argmax(1) != found.argmax(1)).float().mean())
     if changed > changed_at_most:
         raise ExportError(
-            f"options.mixed: within {size_bytes / 1e6:g} MB, {100 * changed:.1f} % of {len(rows)} calibration rows are "
-            f"answered otherwise than by the student, allowed are {100 * changed_at_most:g} %: raise size_mb or "
+            f"options.mixed: within {size_bytes / 1e6:g} MB, {100 * changed:.1f} % of the answers to {len(rows)} "
+            f"calibration rows are not the student's, allowed are {100 * changed_at_most:g} %: raise size_mb or "
             "changed_percent"
         )
     return Choice(chosen, changed, _divergence(all_expected, found))
@@ -128,11 +132,10 @@ def _answers(model: PreTrainedModel, rows: Sequence[Sequence[int]]) -> Float[Ten
     kind = head_of(model.config)
     if kind == "sequence":
         return outputs["logits"]
+    if kind == "span":
+        return torch.cat([outputs[name] for name in output_names(model.config)])
     lengths = torch.tensor([len(row) for row in rows])
-    is_token = torch.arange(int(lengths.max())) < lengths[:, None]  # (rows, L)
-    if kind == "token":
-        return outputs["logits"][is_token]
-    return torch.cat([values.masked_fill(~is_token, MASKED) for values in outputs.values()])
+    return outputs["logits"][torch.arange(int(lengths.max())) < lengths[:, None]]
 
 
 def _divergence(expected: Float[Tensor, "units choices"], found: Float[Tensor, "units choices"]) -> float:

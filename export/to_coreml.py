@@ -113,7 +113,7 @@ class Mixed(Settings):
 
     size_mb: float = Field(gt=0, description="Of the weights in the package, at most.")
     changed_percent: float = Field(
-        ge=0, description="Share of calibration rows, in percent, that may be answered otherwise than by the student."
+        ge=0, description="Share of the answers to calibration rows, in percent, that may differ from the student's."
     )
 
 
@@ -240,7 +240,7 @@ def convert(source: Path, out: Path, precision: str, params: Params, max_length:
     check_system(path, params.deployment_target)
     notes = (*job.notes, *([f"in fp32: {', '.join(keep)}"] if precision == "auto" and keep else []))
     outputs = output_facts(graph, 1)
-    if gives_one_label(model.config):
+    if labels is not None:
         outputs += (
             TensorFact(name=LABEL, dtype="string", shape=()),
             TensorFact(name=PROBABILITIES, dtype="dictionary", shape=(len(labels),)),
@@ -248,8 +248,10 @@ def convert(source: Path, out: Path, precision: str, params: Params, max_length:
     return _artefact(precision, lengths, outputs, params, notes).model_copy(update={"settings": params.settings})
 
 
-def _labels(source: Path, model: PreTrainedModel) -> list[str]:
-    """What the outputs of the head are called."""
+def _labels(source: Path, model: PreTrainedModel) -> list[str] | None:
+    """Those that Core ML chooses from; None where a text does not get one label."""
+    if not gives_one_label(model.config):
+        return None
     names = model.config.id2label or {}
     labels = [names[i] for i in range(model.config.num_labels)]
     if len(set(labels)) != len(labels):
@@ -292,7 +294,7 @@ INSIDE = "classifier"  # where the graph is in what is converted
 class Answers(nn.Module):
     """A graph's outputs as a tuple, the probabilities of its logits last if it classifies."""
 
-    def __init__(self, graph: nn.Module, *, is_classifier: bool = True) -> None:
+    def __init__(self, graph: nn.Module, *, is_classifier: bool) -> None:
         super().__init__()
         self.add_module(INSIDE, graph)
         self.is_classifier = is_classifier
@@ -317,19 +319,17 @@ class _Job:
     model: PreTrainedModel
     graph: DeploymentGraph
     lengths: tuple[int, ...]
-    labels: Sequence[str]
+    labels: Sequence[str] | None
     params: Params
     plan: "Plan | None"
     notes: tuple[str, ...] = ()
 
     def package(self, precision: str, passes: Any = None, keep: Sequence[str] = ()) -> Any:
         """The Core ML model; `keep` names operations that stay in fp32, `passes` compress its weights."""
-        classifies = gives_one_label(self.model.config)
-        outputs = (*self.graph.output_names, *(["probabilities"] if classifies else []))
+        outputs = (*self.graph.output_names, *(["probabilities"] if self.labels is not None else []))
         mil = _to_mil(self.ct, self._program(), outputs, self.lengths, precision, self.params, keep)
         # all passes have run once the program is MIL; fp16 must not be applied twice
-        labels = self.labels if classifies else None
-        return _to_package(self.ct, mil, labels, self.params, passes or self.ct.PassPipeline.EMPTY)
+        return _to_package(self.ct, mil, self.labels, self.params, passes or self.ct.PassPipeline.EMPTY)
 
     def lint(self, out: Path) -> Lint:
         """What fp16 would do, on the plan's calibration rows; written beside the artefact."""
@@ -363,7 +363,7 @@ class _Job:
                 params.mixed.changed_percent / 100,
             )
             self.notes += (
-                f"{100 * choice.changed:.2f} % of calibration rows answered otherwise; bits: "
+                f"{100 * choice.changed:.2f} % of the answers to calibration rows changed; bits: "
                 + ", ".join(f"{name} {bits}" for name, bits in choice.bits.items()),
             )
             return palettes(ct, self._constants(choice.bits), params.sparsity)
@@ -373,7 +373,7 @@ class _Job:
         return None
 
     def _program(self) -> ExportedProgram:
-        answers = Answers(self.graph, is_classifier=gives_one_label(self.model.config))
+        answers = Answers(self.graph, is_classifier=self.labels is not None)
         return export_program(answers, self.lengths[-1], any_length=len(self.lengths) > 1)
 
     def weights(self) -> dict[str, str]:
@@ -549,7 +549,7 @@ def _is_made_of(name: str, constant: str) -> bool:
 
 
 def _metadata(
-    source: Path, params: Params, labels: Sequence[str], lengths: Sequence[int], precision: str
+    source: Path, params: Params, labels: Sequence[str] | None, lengths: Sequence[int], precision: str
 ) -> dict[str, str]:
     weights = sorted(source.glob("*.safetensors"))
     hashes = {file.name: sha256_of(file) for file in (source / "config.json", *weights)}
@@ -557,7 +557,7 @@ def _metadata(
     return {
         "decant.version": version_of("decant") or "not installed",
         "decant.source_sha256": hashlib.sha256(json.dumps(hashes).encode()).hexdigest(),
-        "decant.labels": json.dumps(list(labels), ensure_ascii=False),
+        **({} if labels is None else {"decant.labels": json.dumps(list(labels), ensure_ascii=False)}),
         "decant.lengths": json.dumps(wanted),
         "decant.max_length": str(lengths[-1]),
         "decant.precision": precision,
@@ -573,14 +573,16 @@ def _settle(path: Path, facts: dict[str, str], params: Params) -> None:
     about = spec.description.metadata
     about.author, about.license = params.author, params.licence
     about.versionString = facts["decant.source_sha256"][:12]
-    kind = "Text classifier" if spec.description.predictedFeatureName else "Text model"
-    about.shortDescription = f"{kind}, {len(json.loads(facts['decant.labels']))} labels, {facts['decant.precision']}."
+    kind = "Text model"
+    if "decant.labels" in facts:
+        kind = f"Text classifier, {len(json.loads(facts['decant.labels']))} labels"
+    about.shortDescription = f"{kind}, {facts['decant.precision']}."
     about.userDefined.clear()
     about.userDefined.update(facts)
     described = {
         "input_ids": "Token ids of one text, padded on the right with any id to one of the lengths.",
         "attention_mask": "1 for a token of the text, 0 for padding.",
-        "logits": "Scores before the softmax, in the order of the labels.",
+        "logits": "Scores, in the order of the labels.",
         "start_logits": "Score of each token as the first of the answer.",
         "end_logits": "Score of each token as the last of the answer.",
         LABEL: "The most probable label.",

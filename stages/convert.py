@@ -15,7 +15,7 @@ from safetensors.numpy import save_file
 
 from eval import parity
 from eval.isolated import open_session
-from eval.padding import pad
+from eval.padding import MASK, pad
 from eval.runtimes import pytorch
 from eval.worker import WorkerError
 from pipeline import tasks
@@ -94,10 +94,16 @@ def run(params: Params, workspace: Workspace, name: str) -> None:
 def _write_reference(
     workspace: Workspace, folder: Path, sequences: Sequence[list[int]], pad_id: int, artefact: Artefact
 ) -> None:
-    """Inputs as one padded batch, and the student's answers to them in PyTorch: an app can test itself with these."""
+    """Inputs as one padded batch, and the student's answers to them in PyTorch: an app can test itself with these.
+
+    What is answered to padding differs from format to format, and is 0 there.
+    """
     inputs = pad(sequences, pad_id, artefact)
     with pytorch.open_session(workspace.student, None, 1) as student:
-        save_file({**inputs, **student.run(inputs)}, folder / "reference.safetensors")
+        answers = student.run(inputs)
+    for name in artefact.token_outputs:
+        answers[name][inputs[MASK] == 0] = 0
+    save_file({**inputs, **answers}, folder / "reference.safetensors")
 
 
 def _check_parity(

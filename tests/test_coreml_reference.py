@@ -483,7 +483,7 @@ def test_bits_go_where_they_matter() -> None:
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     with pytest.raises(ExportError, match=r"with 4 bits everywhere it is .* MB: raise it"):
         choose_bits(model, names, ROWS, 0.2 * whole, 1.0)
-    with pytest.raises(ExportError, match=r"% of 24 calibration rows are answered otherwise .* raise size_mb or"):
+    with pytest.raises(ExportError, match=r"% of the answers to 24 calibration rows .* raise size_mb or"):
         choose_bits(model, names, ROWS, 0.8 * whole, -1.0)
 
 

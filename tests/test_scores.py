@@ -7,7 +7,7 @@ from fakes import make_artefact
 from eval.scores import AnswersUnusableError, answer, choose_batch_size, score
 from pipeline.base.errors import IntegrityError, ModelError
 from pipeline.base.records import Flips, Metric, TensorFact
-from pipeline.tasks import single_label
+from pipeline.tasks import NO_CHOICE, single_label
 
 SEQUENCES = [[5, 6], [1], [9, 9, 9], [2, 2, 2, 2, 2], [3, 1]]
 
@@ -115,14 +115,14 @@ def token_artefact(width="length", **changes):
     return make_artefact(**changes).model_copy(update={"outputs": facts})
 
 
-TOKENS = np.zeros((len(SEQUENCES), 5, 2), dtype=np.float32)
+TOKENS = np.full((len(SEQUENCES), 5, 2), NO_CHOICE, dtype=np.float32)
 for row, sequence in enumerate(SEQUENCES):
     TOKENS[row, : len(sequence)] = [[token, place] for place, token in enumerate(sequence)]
 
 
 @pytest.mark.parametrize("batch_size", [1, 2, 3, 100])
 @pytest.mark.parametrize("lengths", [None, (3, 8)], ids=["any length", "two lengths"])
-def test_values_of_tokens_are_cut_to_their_row_and_padded_with_zeros(lengths, batch_size):
+def test_values_of_tokens_are_cut_to_their_row_and_no_choice_stands_behind(lengths, batch_size):
     """Planted: 99 in every place of the padding, of batches that are shorter and longer than the longest row."""
     session = TokenSession()
     found = answer(session, SEQUENCES, token_artefact(lengths=lengths), pad_id=7, batch_size=batch_size)

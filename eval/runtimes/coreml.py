@@ -133,7 +133,7 @@ class CoreMlSession:
             name: np.concatenate([np.asarray(row[name], dtype=np.float32) for row in rows])
             for name in self.output_names
         }
-        return cut(found, next(iter(inputs.values())).shape[1], self._artefact)
+        return cut(found, inputs[self.input_names[0]].shape[1], self._artefact)
 
     def close(self) -> None:
         """Frees the model."""

@@ -94,7 +94,7 @@ class CoreMlReferenceSession:
         found = {name: output_of(outputs, name, self.package.path) for name in self.output_names}
         if self._is_classifier:
             self._check_label(found["logits"], *(outputs.get(name) for name in self.package.predicted))
-        return cut(found, next(iter(inputs.values())).shape[1], self._artefact)
+        return cut(found, inputs[self.input_names[0]].shape[1], self._artefact)
 
     def _check_label(self, logits: Float[np.ndarray, "batch classes"], label: Any, probabilities: Any) -> None:
         """What an app reads has to follow from the logits, which are what everything else here looks at."""

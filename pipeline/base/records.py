@@ -97,7 +97,7 @@ class Artefact(Record):
 
 
 class Parity(Record):
-    """Worst difference between an artefact's logits and those of the model it was made from, on reference inputs."""
+    """Worst difference between an artefact's outputs and those of the model it was made from, on reference inputs."""
 
     examples: int
     tolerance: float

@@ -22,7 +22,7 @@ as well: `data.files.columns.pair` names the second. A task file has:
   for that of a text that has none.
 - `units(outputs, targets, mask)`: what losses on logits compare, whatever the task: `Units`.
 - `answers(outputs, space)`: the outputs of rows to their answers, plain JSON. NumPy only: runtimes, bundles and
-  interpreters share it.
+  interpreters share it. Outputs with a value a token are NO_CHOICE behind those of a row.
 - `values(answers, numbers)`: what each answer is worth; METRIC is their mean.
 - `further(answers, numbers)`: other figures of the whole split, by name.
 - `why_blind(answers, numbers)`: why these answers show that nothing was learned, or None.
@@ -49,6 +49,7 @@ if TYPE_CHECKING:
 Answer = Any  # plain JSON
 Texts = Sequence[tuple[str, ...]]  # of each row one text, or a pair
 UNLABELLED = -100  # the target of a text that has none, as torch marks it
+NO_CHOICE = -1.0e4  # in outputs with a value a token: behind the tokens of a row
 
 
 class Space(Record):

@@ -17,7 +17,8 @@ from pipeline.base.records import open_folder, seal
 from pipeline.data.batches import batches_by_length, pad
 from pipeline.data.prepared import TEST_ANSWERS, TEST_OUTPUTS, EncodedSplit
 from pipeline.data.token_rows import lengths_of
-from pipeline.tasks import UNLABELLED, Answer, Task
+from pipeline.families import head_of
+from pipeline.tasks import NO_CHOICE, UNLABELLED, Answer, Task
 from pipeline.training import processes
 
 log = logging.getLogger(__name__)
@@ -35,7 +36,7 @@ def predict(
 ) -> Outputs:
     """Every output of a model on encoded rows, with a bar on a terminal.
 
-    An output with a value a token is padded with zeros to the longest row.
+    An output with a value a token is NO_CHOICE behind the tokens of a row.
 
     Raises:
         TrainingError: an answer is not finite.
@@ -45,7 +46,7 @@ def predict(
     model.eval()
     device = processes.device()
     nn.Module.to(model, device)
-    lengths = lengths_of(ids)
+    lengths, answers_tokens = lengths_of(ids), head_of(model.config) != "sequence"
     found: Outputs = {}
     batches = batches_by_length(lengths, batch_size)  # the longest come first
     with torch.no_grad():
@@ -53,10 +54,12 @@ def predict(
             batch = pad([ids[i] for i in rows], pad_id)
             for key, values in model(**{k: v.to(device) for k, v in batch.items()}, return_dict=True).items():
                 if key not in found:
-                    found[key] = torch.zeros(len(ids), *values.shape[1:])
-                part = values.float().cpu()
-                for row, own in zip(rows, part, strict=True):
-                    found[key][row][tuple(slice(0, size) for size in own.shape)] = own
+                    found[key] = torch.full((len(ids), *values.shape[1:]), NO_CHOICE)
+                for row, own in zip(rows, values.float().cpu(), strict=True):
+                    if answers_tokens:
+                        found[key][row, : lengths[row]] = own[: lengths[row]]
+                    else:
+                        found[key][row] = own
     for key, values in found.items():
         bad = (~torch.isfinite(values.flatten(1))).any(dim=1).nonzero()
         if len(bad):

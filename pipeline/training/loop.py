@@ -21,6 +21,7 @@ from tqdm import tqdm
 from pipeline.base.errors import SettingsError
 from pipeline.data.batches import LengthGroupedSampler
 from pipeline.data.prepared import EncodedSplit
+from pipeline.families import head_of
 from pipeline.models.layer_maps import CKA
 from pipeline.settings.training import TrainingSettings
 from pipeline.tasks import Task
@@ -124,6 +125,11 @@ def check_settings(distiller: Distiller, settings: TrainingSettings) -> None:
             raise SettingsError(
                 f"training.micro_batches: found {settings.micro_batches}, but distill.losses.{loss} compares the rows "
                 "of a batch with each other, which must then be computed together; use 1, or a smaller batch_size"
+            )
+        if processes.count() > 1 and head_of(distiller.student.config) == "span":
+            raise SettingsError(
+                f"distill.losses.{loss} compares the rows of a batch, whose choices are the tokens of a text and "
+                "differ from process to process; use one process"
             )
         if processes.count() > 1 and loss in distiller.auxiliary:
             raise SettingsError(
