@@ -87,7 +87,8 @@ def _int8_accuracy(params: Params, workspace: Workspace, target: str, name: str)
     folder = workspace.variants / name
     _, test = read_encoded(workspace, "test", params.data.max_length)
     options = to_onnx.Params.model_validate_json(json.dumps(params.targets[target].options))
-    plan = plans_for(params, workspace, folder).entry(to_onnx.scheme("int8", options))
+    alone = params.model_copy(update={"targets": {target: params.targets[target]}})  # one scheme, not those of all
+    plan = plans_for(alone, workspace, folder).entry(to_onnx.scheme("int8", options))
     with tempfile.TemporaryDirectory() as temporary:
         out = Path(temporary)
         artefact = to_onnx.convert(folder, out, "int8", options, params.data.max_length, plan)

@@ -113,7 +113,12 @@ def export(source, folder, name, precision):
     return exporter, exporter.convert(source, folder, precision, params, LONGEST, plan)
 
 
-@pytest.mark.parametrize("name", RUNTIMES)
+# The rest by `make test-all`: conversions take seconds, and heads differ before any format does.
+def formats(names, fast):
+    return [name if name in fast else pytest.param(name, marks=pytest.mark.slow) for name in names]
+
+
+@pytest.mark.parametrize("name", formats(RUNTIMES, ("onnx", "litert", "coreml")))
 def test_every_format_answers_as_the_model(saved, tmp_path, name):
     """Rows of 3 to 15 tokens: a format of listed lengths pads them, and takes the padding out of its answers."""
     head, source = saved
@@ -134,7 +139,7 @@ def test_every_format_answers_as_the_model(saved, tmp_path, name):
             assert values.shape == model.run(plain)[output].shape
 
 
-@pytest.mark.parametrize("name", ["onnx", "litert", "executorch", "openvino"])
+@pytest.mark.parametrize("name", formats(("onnx", "litert", "executorch", "openvino"), ("onnx",)))
 def test_int8_covers_the_head(saved, tmp_path, name):
     """The layer that answers is 8-bit like the others, as the runtime sees it, and the answers stay near."""
     _, source = saved
