@@ -87,8 +87,9 @@ def weights(graph):
 
 
 def modules_of(name):
-    """The modules in an operator's name: '/bert/pooler/dense/Gemm/WithoutBiases', 'a.query+a.key/product'."""
-    return name.removesuffix("/WithoutBiases").strip("/").rpartition("/")[0].replace("/", ".").split("+")
+    """The modules in an operator's name: '/bert/pooler/dense/Gemm/WithoutBiases', '/a/query/MatMul+/a/key/MatMul'."""
+    parts = (part.removesuffix("/WithoutBiases").strip("/") for part in name.split("+"))
+    return [part.rpartition("/")[0].replace("/", ".") for part in parts]
 
 
 def eight_bit(graph):
@@ -187,6 +188,14 @@ def test_only_what_the_plan_says_is_8_bit(source, exported):
     assert pooler and pooler <= set(artefact.kept_in_float)
     tables = added(source[0]) & set(quantizable_modules(source[0], embeddings=True))
     assert tables and all(any(name in note for note in artefact.notes) for name in tables)
+
+
+def test_products_of_one_activation_are_one(exported):
+    """The last layer's query is of the first token alone."""
+    products = [op.get_friendly_name() for op in read(exported["int8"][0]).get_ordered_ops()]
+    several = [modules_of(name) for name in products if "+" in name]
+    joined = [" ".join(name.rpartition(".")[2] for name in modules) for modules in several]
+    assert joined == ["query key value", "query key value", "key value"]
 
 
 def test_a_table_has_a_scale_for_each_row(source, exported):

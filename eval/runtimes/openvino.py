@@ -136,7 +136,7 @@ def pair_summed_weights(folder: Path, artefact: Artefact) -> dict[str, Int8[np.n
 
     path = folder / artefact.file
     model = openvino.Core().read_model(path if artefact.format == "onnx" else path / "model.xml")
-    return {product.name: product.weights.copy() for product in eight_bit_products(model)}
+    return {product.op.get_friendly_name(): product.weights.copy() for product in eight_bit_products(model)}
 
 
 def _module_of(layers: str) -> str:

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 class Product(NamedTuple):
     """MatMul(x, Multiply(Convert(codes), scale)) of a graph."""
 
-    name: str
+    op: "openvino.Node"
     # a row for each output channel
     weights: Int8[np.ndarray, "rows columns"]
     # whether the graph holds them so, or the other way round
@@ -33,4 +33,4 @@ def eight_bit_products(model: "openvino.Model") -> Iterator[Product]:
         if codes is None or codes.get_element_type().to_dtype() != np.int8:
             continue
         by_rows = op.get_attributes()["transpose_b"]
-        yield Product(op.get_friendly_name(), codes.data if by_rows else codes.data.T, by_rows, widened, scaled)
+        yield Product(op, codes.data if by_rows else codes.data.T, by_rows, widened, scaled)
