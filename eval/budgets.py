@@ -13,8 +13,8 @@ Sampling goes on in rounds until a verdict is reached, which looks at the data u
 three rounds, a 99 % bound is wrong in at most 3 % of runs.
 """
 
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import TypeVar
 
 from eval import figures
@@ -71,6 +71,8 @@ class Facts:
     # of the exported artefact's card, and of the exported teacher's: records of others are not believed
     artefact_digest: str | None = None
     reference_digest: str | None = None
+    # of the other folders that records are made from, those that can be read: data, teacher, student
+    sources: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def metric(self) -> Metric:
@@ -101,25 +103,29 @@ class FloorComparison:
 
 def judge(target: Target, facts: Facts) -> list[BudgetVerdict]:
     """A verdict for every budget of a target that is set, in the order of `TABLE`, and one for its checks."""
-    return [*_judge(target.budgets, target.required, facts, _FIGURES), _judge_checks(target.required, facts)]
+    return [*_judge(target.budgets, target.required, facts, _FIGURES), _judge_checks(target, facts)]
 
 
 def judge_timing(name: str, budgets: Budgets, measurement: Measurement) -> list[BudgetVerdict]:
     """Verdicts for the budgets that a longer measurement could decide: latency, load time and memory."""
     timed = [budget for budget in _FIGURES if TABLE[budget].evidence[0] == "measurement"]
-    return _judge(budgets, True, Facts(name, measurement=measurement), timed)
+    facts = Facts(name, measurement=measurement, reference_digest=measurement.reference_digest)
+    return _judge(budgets, True, facts, timed)
 
 
-def overall(verdicts: Iterable[BudgetVerdict]) -> Status:
+def overall(verdicts: Iterable[BudgetVerdict], problems: Collection[str] = ()) -> Status:
     """How the required budgets stand together: a fail beats undecided, undecided beats a pass.
 
-    No required budget at all is "not measured": without evidence nothing is green.
+    No required budget at all is "not measured": without evidence nothing is green. So is a run of which something
+    could not be read: what is damaged may be what a figure was made from.
     """
     found = {verdict.status for verdict in verdicts if verdict.required}
-    for status in (Status.FAIL, Status.INCONCLUSIVE, Status.NOT_MEASURED, Status.PASS):
-        if status in found:
-            return status
-    return Status.NOT_MEASURED
+    return _worst(found | {Status.NOT_MEASURED} if problems else found)
+
+
+def _worst(statuses: Collection[Status]) -> Status:
+    order = (Status.FAIL, Status.INCONCLUSIVE, Status.NOT_MEASURED, Status.PASS)
+    return next((status for status in order if status in statuses), Status.NOT_MEASURED)
 
 
 def exit_status(status: Status) -> int:
@@ -276,22 +282,27 @@ def _verdict(
     )
 
 
-def _judge_checks(required: bool, facts: Facts) -> BudgetVerdict:
-    """The verdict on the checks that every artefact must pass whatever its budgets are: none may fail."""
+def _judge_checks(target: Target, facts: Facts) -> BudgetVerdict:
+    """The verdict on the checks that every artefact must pass whatever its budgets are: none may fail or be unmade."""
     absent = _ABSENT["examination"](facts)
     if absent is not None:
-        return _verdict(facts, CHECKS, TABLE[CHECKS], 0, required, Status.NOT_MEASURED, None, [absent])
+        return _verdict(facts, CHECKS, TABLE[CHECKS], 0, target.required, Status.NOT_MEASURED, None, [absent])
     checks = _given(facts.examination).checks
-    found = {check.status for check in checks}
-    order = (Status.FAIL, Status.INCONCLUSIVE, Status.PASS)
-    status = next((one for one in order if one in found), Status.NOT_MEASURED)
+    excused = [
+        check for check in checks if check.status is Status.NOT_MEASURED and check.name in target.optional_checks
+    ]
+    status = _worst({check.status for check in checks if check not in excused})
+    told = excused if status is Status.PASS else [check for check in checks if check.status is status]
     reasons = [
-        Reason(kind=ReasonKind.CHECK, evidence=check.title, detail=check.reason)
-        for check in checks
-        if check.status is status is not Status.PASS
+        Reason(
+            kind=ReasonKind.CHECK_NOT_MADE if check.status is Status.NOT_MEASURED else ReasonKind.CHECK,
+            evidence=check.title,
+            detail=check.reason,
+        )
+        for check in told
     ]
     figure = _exact(sum(check.status is Status.FAIL for check in checks))
-    return _verdict(facts, CHECKS, TABLE[CHECKS], 0, required, status, figure, reasons)
+    return _verdict(facts, CHECKS, TABLE[CHECKS], 0, target.required, status, figure, reasons)
 
 
 # --- evidence ----------------------------------------------------------------------------------------------------
@@ -311,6 +322,10 @@ def why_strange(record: Score | Measurement | Examination, facts: Facts) -> Reas
     theirs = record.reference_digest if isinstance(record, Measurement) else None
     if theirs is not None and facts.reference_digest not in (None, theirs):
         return differs(ReasonKind.ANOTHER_REFERENCE, theirs, _given(facts.reference_digest))
+    for name, digest in record.sources.items():
+        if facts.sources.get(name, digest) != digest:
+            found = differs(ReasonKind.ANOTHER_SOURCE, digest, facts.sources[name])
+            return found.model_copy(update={"detail": name})
     rows = len(record.values) if isinstance(record, Score) and record.not_measured is None else None
     if rows is not None and facts.floors is not None and rows != facts.floors.examples:
         return differs(ReasonKind.ANOTHER_SPLIT, rows, facts.floors.examples)
@@ -334,6 +349,14 @@ def _absent_measurement(facts: Facts) -> Reason | None:
     return absent
 
 
+def _absent_reference(facts: Facts) -> Reason | None:
+    if _given(facts.measurement).reference_digest is None:
+        return Reason(kind=ReasonKind.MISSING, evidence="reference")
+    if facts.reference_digest is None:
+        return Reason(kind=ReasonKind.MISSING, evidence="exported reference")
+    return None
+
+
 def _absent_artefact(facts: Facts) -> Reason | None:
     if facts.size_bytes is not None:
         return None
@@ -349,7 +372,7 @@ _ABSENT: dict[Evidence, Callable[[Facts], Reason | None]] = {
     "score": lambda facts: _absent_record("score", facts.score, facts),
     "floors": lambda facts: _absent("floors", facts.floors),
     "measurement": _absent_measurement,
-    "reference": lambda facts: _absent("reference", _given(facts.measurement).reference_digest),
+    "reference": _absent_reference,
     "artefact": _absent_artefact,
     "examination": lambda facts: _absent_record("examination", facts.examination, facts),
 }

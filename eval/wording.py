@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 from eval.budgets import FloorComparison
-from pipeline.base.records import BudgetVerdict, Interval, Metric, Reason, ReasonKind, Status
+from pipeline.base.records import BudgetVerdict, Interval, Metric, Reason, ReasonKind, Status, Verdict
 from pipeline.settings.budgets import CHECKS, TABLE
 
 NBSP = "\N{NO-BREAK SPACE}"
@@ -144,12 +144,15 @@ def first_line(found: FloorComparison, name: str) -> str:
     )
 
 
-def headline(status: Status, verdicts: tuple[BudgetVerdict, ...]) -> str:
+def headline(verdict: Verdict) -> str:
     """The verdict as one sentence."""
-    required = [verdict for verdict in verdicts if verdict.required]
-    count = sum(verdict.status is status for verdict in required)
+    required, status = [one for one in verdict.budgets if one.required], verdict.status
+    count = sum(one.status is status for one in required)
     if not required:
         return "No target is required, so nothing was decided"
+    if verdict.problems and status is Status.NOT_MEASURED:
+        more = f", and {len(verdict.problems) - 1} more" if len(verdict.problems) > 1 else ""
+        return f"Not decided, since not all evidence can be read: {verdict.problems[0]}{more}"
     of = f"of {len(required)} required budgets"
     return {
         Status.PASS: f"All {len(required)} required budgets are kept" if count > 1 else "The required budget is kept",
@@ -181,6 +184,7 @@ _ABSENT = {
     "floors": "the floors were not measured",
     "measurement": "there is no measurement",
     "reference": "no reference: the teacher was not exported to this target's format",
+    "exported reference": "the exported teacher that it was timed beside cannot be read; run `dvc repro` to export it",
     "artefact": "there is no artefact",
     "examination": "there is no examination",
 }
@@ -240,6 +244,10 @@ _SENTENCES: dict[ReasonKind, Callable[[Reason], str]] = {
     ReasonKind.ANOTHER_REFERENCE: lambda r: (
         f"measured against reference {_short(r.found)}, expected {_short(r.expected)}; run `dvc repro` to measure again"
     ),
+    ReasonKind.ANOTHER_SOURCE: lambda r: (
+        f"the {r.evidence} was made from {r.detail} {_short(r.found)}, expected {_short(r.expected)}; "
+        "run `dvc repro` to make it again"
+    ),
     ReasonKind.ANOTHER_SPLIT: lambda r: (
         f"found answers to {r.found:.0f} test rows, expected {r.expected:.0f}; run `dvc repro` to score again"
     ),
@@ -256,6 +264,7 @@ _SENTENCES: dict[ReasonKind, Callable[[Reason], str]] = {
         f"it passes by CPU time, but took {show(_figure(r).value)} ms {show_interval(r.figure)} on the wall clock"
     ),
     ReasonKind.CHECK: lambda r: f"{r.evidence}: {r.detail}",
+    ReasonKind.CHECK_NOT_MADE: lambda r: f"{r.evidence}, not made: {r.detail}",
     ReasonKind.CANARY_LEANS: lambda r: (
         f"ratios are off by about {abs(_figure(r).value - 1):.1%}: "
         f"the model was timed at {_figure(r).value:.3f}x of itself"

@@ -16,7 +16,7 @@ from eval.latency import Exported, measure, time_tokenizer
 from eval.statistics import TooFewError
 from pipeline.base import guard, plugins, records
 from pipeline.base.errors import UnusableRuntimeError
-from pipeline.base.records import Measurement, open_folder
+from pipeline.base.records import Measurement, digest_of, open_folder
 from pipeline.base.workspace import Workspace
 from pipeline.data.examples import read_prepared
 from pipeline.data.prepared import read_encoded
@@ -60,6 +60,7 @@ def run(params: Params, workspace: Workspace, name: str, *, append: bool = False
         tokenize_us=time_tokenizer(lambda texts: tokenizer.encode(*texts), read_prepared(workspace.data, "test").texts),
         earlier=records.read(Measurement, workspace.measured(name)) if append else None,
     )
+    found = found.model_copy(update={"sources": {"data": digest_of(workspace.data)}})
     records.write(found, workspace.measured(name))
     log.info("%s: %s", name, _summary(found))
 

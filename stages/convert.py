@@ -20,12 +20,13 @@ from eval.runtimes import pytorch
 from eval.worker import WorkerError
 from pipeline import tasks
 from pipeline.base import guard, plugins
-from pipeline.base.errors import ExportError
+from pipeline.base.errors import ExportError, ParityError
 from pipeline.base.files import output_folder
 from pipeline.base.records import Artefact, Parity, open_folder, seal
 from pipeline.base.workspace import Workspace
 from pipeline.data.prepared import read_encoded
 from pipeline.models.vocabulary import cut_at
+from pipeline.quantization.plan import Plan
 from pipeline.settings.params import Params, load
 from pipeline.settings.targets import Target
 from stages.plans import exporter_of, plan_of
@@ -40,12 +41,14 @@ TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_ma
 def run(params: Params, workspace: Workspace, name: str) -> None:
     """Writes `artifacts/exported/<target>/`; a card without artefact, with the reason, where its tools are missing.
 
+    So it does where an optional target does not answer as the student: it must not keep the others from their verdict.
+
     Raises:
         ExportError: the format cannot have this precision, or the export is not valid.
-        ParityError: the artefact has other names, shapes or values than the student.
+        ParityError: the artefact of a required target has other names, shapes or values than the student.
     """
     target = params.targets[name]
-    exporter, options = exporter_of(target)
+    exporter, _ = exporter_of(target)
     if target.precision not in exporter.PRECISIONS:
         raise ExportError(
             f"targets.{name}.precision is {target.precision}, but {target.format} has {', '.join(exporter.PRECISIONS)}"
@@ -57,11 +60,22 @@ def run(params: Params, workspace: Workspace, name: str) -> None:
         sources["plan"] = open_folder(workspace.quantized, "quantized").digest
         plan = plan_of(target, workspace)
     not_made = exporter.why_unusable() if hasattr(exporter, "why_unusable") else None
+    if not_made is None:
+        try:
+            _export(params, workspace, name, sources, plan)
+        except ParityError as error:
+            if target.required:
+                raise
+            not_made = str(error)
     if not_made is not None:
         with output_folder(workspace.exported(name)) as partial:
             seal(partial, KIND, sources, {"artefact": None, "not_made": not_made})
         log.warning("%s: not made: %s", name, not_made)
-        return
+
+
+def _export(params: Params, workspace: Workspace, name: str, sources: dict[str, str], plan: Plan | None) -> None:
+    target = params.targets[name]
+    exporter, options = exporter_of(target)
     task = tasks.of(params, workspace.data)
     _, dev = read_encoded(workspace, "dev", params.data.max_length)
     with output_folder(workspace.exported(name)) as partial:

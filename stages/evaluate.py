@@ -14,7 +14,7 @@ from eval.worker import WorkerError
 from pipeline import tasks
 from pipeline.base import guard, plugins, records
 from pipeline.base.errors import IntegrityError, UnusableRuntimeError
-from pipeline.base.records import Card, Score, open_folder
+from pipeline.base.records import Card, Score, digest_of, open_folder
 from pipeline.base.workspace import Workspace
 from pipeline.data.prepared import TEST_ANSWERS, TEST_OUTPUTS, read_encoded
 from pipeline.settings.params import Params, load
@@ -73,6 +73,8 @@ def _score(params: Params, workspace: Workspace, name: str, card: Card) -> Score
         stand_in=runtime.STAND_IN,
         runtime_version=session.runtime_version,
     )
+    folders = {"data": workspace.data, "teacher": workspace.teacher, "student": workspace.student}
+    found = found.model_copy(update={"sources": {kind: digest_of(path) for kind, path in folders.items()}})
     assert found.primary is not None and found.agreement is not None
     said, agreement = task.METRIC.say(found.primary.value), show_percent(found.agreement.value, 2)
     log.info("%s: %s on test, %s of answers as the student's", name, said, agreement)

@@ -16,7 +16,7 @@ from eval.worker import WorkerError
 from pipeline.base import guard, plugins, records
 from pipeline.base.errors import ModelError, UnusableRuntimeError
 from pipeline.base.files import sha256_of
-from pipeline.base.records import Card, Check, Examination, Status, open_folder
+from pipeline.base.records import Card, Check, Examination, Status, digest_of, open_folder
 from pipeline.base.workspace import Workspace
 from pipeline.data.prepared import read_encoded
 from pipeline.settings.params import Params, load
@@ -41,7 +41,12 @@ def run(params: Params, workspace: Workspace, name: str) -> None:
     except UnusableRuntimeError as error:
         found = {"not_measured": str(error)}
     examination = Examination(
-        target=name, runtime=target.runtime, artefact_digest=card.digest, stand_in=runtime.STAND_IN, **found
+        target=name,
+        runtime=target.runtime,
+        artefact_digest=card.digest,
+        sources={"data": digest_of(workspace.data), "student": digest_of(workspace.student)},
+        stand_in=runtime.STAND_IN,
+        **found,
     )
     records.write(examination, workspace.examined(name))
     for check in examination.checks:
@@ -103,13 +108,14 @@ def _export_twin(params: Params, workspace: Workspace, name: str, out: Path) -> 
 def make(check: ModuleType, subject: Subject) -> Check:
     """One check, or why it could not be made."""
     try:
-        return check.check(subject)
+        found = check.check(subject)
     except UnusableRuntimeError as error:
-        return Check(title=check.TITLE, status=Status.NOT_MEASURED, reason=str(error))
+        found = Check(title=check.TITLE, status=Status.NOT_MEASURED, reason=str(error))
     except WorkerError as error:
-        return Check(title=check.TITLE, status=Status.FAIL, reason=f"the process with the artefact {error}")
+        found = Check(title=check.TITLE, status=Status.FAIL, reason=f"the process with the artefact {error}")
     except ModelError as error:  # the runtime finds another file than the card describes
-        return Check(title=check.TITLE, status=Status.FAIL, reason=str(error))
+        found = Check(title=check.TITLE, status=Status.FAIL, reason=str(error))
+    return found.model_copy(update={"name": check.__name__.rpartition(".")[2]})
 
 
 def main() -> None:

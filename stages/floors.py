@@ -18,10 +18,10 @@ log = logging.getLogger(__name__)
 
 def run(params: Params, workspace: Workspace) -> None:
     """Writes floors.json."""
-    open_folder(workspace.data, "data")
+    data = open_folder(workspace.data, "data")
     train, test = read_prepared(workspace.data, "train"), read_prepared(workspace.data, "test")
     floors = measure_floors(tasks.of(params, workspace.data), train, test, params.seed)
-    records.write(floors, workspace.floors)
+    records.write(floors.model_copy(update={"sources": {"data": data.digest}}), workspace.floors)
     for floor in floors.floors:
         log.info("floor '%s': %s on test", floor.name, floors.metric.say(floor.primary.value))
 

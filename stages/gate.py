@@ -34,7 +34,9 @@ def run(workspace: Workspace, console: Console | None = None) -> int:
     console.print(_table(verdict))
     for one in sorted((b for b in verdict.budgets if b.status is not Status.PASS), key=lambda b: not b.required):
         console.print(Text(_line(one)), soft_wrap=True)
-    sentence = headline(verdict.status, verdict.budgets)
+    for problem in verdict.problems:
+        console.print(Text(f"could not be read: {problem}"), soft_wrap=True)
+    sentence = headline(verdict)
     console.print(Text(f"{MARKS[verdict.status]} {verdict.status}: {sentence}.", COLOURS[verdict.status]))
     console.print(Text(f"report: {workspace.report / 'index.html'}"), soft_wrap=True)
     return exit_status(verdict.status)

@@ -27,7 +27,11 @@ def run(params: Params, workspace: Workspace) -> Verdict:
     """Writes `artifacts/report/` and gives the verdict. The same records give the same bytes."""
     evidence = gather(params, workspace)
     verdict = Verdict(
-        status=overall(evidence.verdicts), first_line=evidence.first_line, budgets=tuple(evidence.verdicts)
+        status=overall(evidence.verdicts, evidence.problems),
+        first_line=evidence.first_line,
+        budgets=evidence.verdicts,
+        problems=evidence.problems,
+        evidence=dict(evidence.digests),
     )
     rows = compare_models(evidence)
     with output_folder(workspace.report) as partial:

@@ -102,6 +102,7 @@ def verdict(budget, limit, **changes):
 def facts(**changes):
     """Everything that a target is judged by."""
     values = {"score": score(), "measurement": make_measurement(), "floors": floors(), "size_bytes": 12_300_000}
+    values["reference_digest"] = REFERENCE
     return Facts(**{"name": "cpu", **values, **changes})
 
 
@@ -219,6 +220,12 @@ def test_missing_records_are_not_measured():
             {"measurement": alone},
             "reference",
             "no reference: the teacher was not exported to this target's format",
+        ),
+        (
+            "speedup_vs_teacher",
+            {"reference_digest": None},
+            "exported reference",
+            "the exported teacher that it was timed beside cannot be read; run `dvc repro` to export it",
         ),
     ):
         found = verdict(budget, 1.0, **changes)
@@ -338,6 +345,12 @@ def test_swapped_records_are_not_believed():
         ),
         (
             "score",
+            {"score": score().model_copy(update={"sources": {"data": DIGEST}}), "sources": {"data": REFERENCE}},
+            ReasonKind.ANOTHER_SOURCE,
+            "the score was made from data aaaaaaaaaaaaaaaa…, expected bbbbbbbbbbbbbbbb…; run `dvc repro`",
+        ),
+        (
+            "score",
             {"floors": floors(labels=LABELS[:399])},
             ReasonKind.ANOTHER_SPLIT,
             "found answers to 400 test rows, expected 399; run `dvc repro` to score again",
@@ -435,16 +448,18 @@ def examined(*statuses, **values):
     return Examination(target="cpu", runtime="onnxruntime", artefact_digest=DIGEST, checks=checks, **values)
 
 
-def checks(examination):
+def checks(examination, optional=()):
     """The verdict on the checks, which is the last."""
-    return judge(target(size_mb=1), facts(examination=examination))[-1]
+    chosen = target(size_mb=1).model_copy(update={"optional_checks": optional})
+    return judge(chosen, facts(examination=examination))[-1]
 
 
 @pytest.mark.parametrize(
     ("statuses", "status", "count"),
     [
         ((Status.PASS, Status.PASS), Status.PASS, 0),
-        ((Status.PASS, Status.NOT_MEASURED), Status.PASS, 0),
+        ((Status.PASS, Status.NOT_MEASURED), Status.NOT_MEASURED, 0),
+        ((Status.NOT_MEASURED, Status.INCONCLUSIVE), Status.INCONCLUSIVE, 0),
         ((Status.PASS, Status.INCONCLUSIVE), Status.INCONCLUSIVE, 0),
         ((Status.INCONCLUSIVE, Status.FAIL, Status.FAIL), Status.FAIL, 2),
         ((Status.NOT_MEASURED,), Status.NOT_MEASURED, 0),
@@ -455,6 +470,21 @@ def test_checks_stand_together_as_their_worst(statuses, status, count):
     found = checks(examined(*statuses))
     assert (found.status, found.figure.value, found.required) == (status, count, True)
     assert say_verdict(found).count("found so") == (statuses.count(status) if status is not Status.PASS else 0)
+
+
+def test_a_check_may_go_unmade_only_where_the_target_says_so():
+    """Then it is told and decides nothing; once made, it counts, and it never stands for all of them."""
+    made = examined(Status.PASS, Status.NOT_MEASURED, Status.NOT_MEASURED)
+    named = [one.model_copy(update={"name": name}) for one, name in zip(made.checks, "abc", strict=True)]
+    made = made.model_copy(update={"checks": tuple(named)})
+    assert checks(made, ("b",)).status is checks(made, ("c",)).status is Status.NOT_MEASURED
+    found = checks(made, ("b", "c"))
+    assert (found.status, kinds(found)) == (Status.PASS, [ReasonKind.CHECK_NOT_MADE] * 2)
+    assert "check 1, not made: found so" in say_verdict(found)
+    alone = made.model_copy(update={"checks": made.checks[1:]})
+    assert checks(alone, ("b", "c")).status is Status.NOT_MEASURED
+    failed = made.checks[1].model_copy(update={"status": Status.FAIL})
+    assert checks(made.model_copy(update={"checks": (made.checks[0], failed)}), ("b",)).status is Status.FAIL
 
 
 def test_examination_that_was_not_made_is_not_measured():

@@ -120,11 +120,11 @@ def test_the_main_functions_number_is_the_exit_status(monkeypatch, value, status
 
 
 @pytest.mark.parametrize("error", [ZeroDivisionError("bug"), OSError("a library's words"), KeyError("x")])
-def test_a_bug_keeps_its_traceback(monkeypatch, error):
-    """A message without one would hide where it is."""
-    monkeypatch.setattr(guard.signal, "signal", lambda *args: None)
-    with pytest.raises(type(error)):
-        guard.run(raiser(error))
+def test_a_bug_keeps_its_traceback_and_has_a_status_of_its_own(monkeypatch, capsys, error):
+    """A message without one would hide where it is; Python's 1 would say that a budget fails."""
+    assert run_guarded(monkeypatch, raiser(error)) == 70
+    err = capsys.readouterr().err
+    assert err.startswith("Traceback") and type(error).__name__ in err.splitlines()[-1]
 
 
 def test_a_really_full_device_ends_with_4(tmp_path):

@@ -199,14 +199,15 @@ def test_a_file_that_is_no_record_is_refused(tmp_path, content):
         read(Parity, tmp_path / "b.json")
 
 
-def test_another_kind_or_schema_version_is_refused(tmp_path):
+@pytest.mark.parametrize(("version", "writer"), [(SCHEMA_VERSION - 1, "an earlier"), (SCHEMA_VERSION + 1, "a later")])
+def test_another_kind_or_schema_version_is_refused(tmp_path, version, writer):
     """Even with the right hash: fields that mean something else must not be taken for ours."""
     write(Interval(value=1.0, low=0.0, high=2.0), tmp_path / "a.json")
     with pytest.raises(IntegrityError, match=f"not a Parity of schema version {SCHEMA_VERSION}: "):
         read(Parity, tmp_path / "a.json")
-    newer = Parity.model_construct(**PARITY.model_dump() | {"schema_version": SCHEMA_VERSION + 1})
-    write(newer, tmp_path / "b.json")
-    with pytest.raises(IntegrityError, match=f"not a Parity of schema version {SCHEMA_VERSION}: schema_version"):
+    other = Parity.model_construct(**PARITY.model_dump() | {"schema_version": version})
+    write(other, tmp_path / "b.json")
+    with pytest.raises(IntegrityError, match=f"version {version}, which {writer} Decant writes.*dvc repro --force"):
         read(Parity, tmp_path / "b.json")
 
 
@@ -220,13 +221,15 @@ def test_records_take_no_nan_no_unknown_field_and_no_change():
         PARITY.examples = 1
 
 
-def test_a_cards_digest_is_of_names_and_hashes_only():
-    """Two cards of the same files are equal whatever their facts, and whatever the order of files."""
-    facts = {"a": FileFact(bytes=1, sha256="1" * 64), "b": FileFact(bytes=2, sha256="2" * 64)}
-    one = Card(kind="x", files=facts)
-    other = Card(kind="y", files=dict(reversed(facts.items())), facts={"f": 1})
-    renamed = Card(kind="x", files={"a": facts["a"], "c": facts["b"]})
-    assert one.digest == other.digest != renamed.digest
+@pytest.mark.parametrize(
+    "change", [{"kind": "y"}, {"facts": {"lengths": [64]}}, {"sources": {"data": "e" * 64}}, {"files": {}}], ids=str
+)
+def test_a_cards_digest_is_of_all_that_it_says(change):
+    """The lengths that a card declares decide what a runtime is asked, so they are part of what was measured."""
+    files = {"a": FileFact(bytes=1, sha256="1" * 64), "b": FileFact(bytes=2, sha256="2" * 64)}
+    one = Card(kind="x", files=files, facts={"lengths": [32]})
+    assert one.model_copy(update={"files": dict(reversed(files.items()))}).digest == one.digest
+    assert one.model_copy(update=change).digest != one.digest
 
 
 @settings(

@@ -1,6 +1,7 @@
 """The report always finishes, says why a figure is missing, and is one page that needs no network."""
 
 import csv
+import io
 import json
 import math
 import re
@@ -15,6 +16,7 @@ import numpy as np
 import pytest
 from fakes import ROOT, make_measurement
 from report_workspace import NAMES, TARGET, examination, make_workspace, perturb, score, write_floors
+from rich.console import Console
 
 from eval import wording
 from eval.ledger import Ledger
@@ -23,11 +25,11 @@ from eval.statistics import mean_interval
 from eval.wording import say_verdict, show, show_percent
 from pipeline import tasks
 from pipeline.base import records
-from pipeline.base.records import Check, Measurement, Metric, ReasonKind, Status, Verdict
+from pipeline.base.records import Check, Measurement, Metric, ReasonKind, Score, Status, Verdict
 from pipeline.base.workspace import Workspace
 from pipeline.data.examples import read_prepared
 from pipeline.settings.budgets import CHECKS
-from stages import report
+from stages import gate, report
 from stages.reporting.evidence import gather
 
 VOID = {"meta", "br", "path", "use", "line", "img", "rect", "circle"}
@@ -234,7 +236,7 @@ EVERYTHING = {"score", "p90_ms", "speedup_vs_teacher", "size_mb", "failed_checks
         ("teacher/test_answers.json", set(), "test_answers.json: missing"),
         ("student/card.json", set(), "never finished"),
         ("quantized/plan.json", set(), "plan.json: missing"),
-        ("reference/onnx/card.json", set(), "never finished"),
+        ("reference/onnx/card.json", {"speedup_vs_teacher"}, "timed beside cannot be read"),
         ("machine.json", set(), "machine.json: missing"),
     ],
 )
@@ -247,6 +249,57 @@ def test_without_a_record_it_is_said_what_is_missing(fresh, damage, unmeasured, 
     assert {name for name, one in found.items() if one.status is Status.NOT_MEASURED} == unmeasured
     assert all(reason in say_verdict(found[name]) for name in unmeasured)
     assert unmeasured or any(reason in problem for problem in evidence.problems)
+
+
+@pytest.mark.parametrize(
+    "name", ["teacher/model.safetensors", "student/test_answers.json", "data/test.jsonl", "reference/onnx/model.onnx"]
+)
+def test_one_flipped_byte_is_no_pass(fresh, name):
+    """Of what figures were made from: DVC restores a damaged cache file without a word."""
+    params, workspace = fresh
+    assert report.run(params, workspace).status is Status.PASS
+    path = workspace.artifacts / name
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+    verdict = report.run(params, workspace)
+    assert verdict.status is Status.NOT_MEASURED and any(f"{path}: damaged" in one for one in verdict.problems)
+    out = io.StringIO()
+    assert gate.run(workspace, Console(file=out)) == 3
+    assert f"could not be read: {path}: damaged" in out.getvalue()
+    assert "Not decided, since not all evidence can be read" in out.getvalue()
+
+
+def test_without_the_exported_teacher_no_speed_up_passes(fresh):
+    """The record of the times is there; what it was timed beside is not."""
+    params, workspace = fresh
+    shutil.rmtree(workspace.reference)
+    found = status_of(report.run(params, workspace), "speedup_vs_teacher")
+    assert found.status is Status.NOT_MEASURED
+    assert "the exported teacher that it was timed beside cannot be read" in say_verdict(found)
+
+
+@pytest.mark.parametrize("kind", ["data", "teacher", "student"])
+def test_a_score_on_other_labels_is_not_believed(fresh, kind):
+    """As many rows, but of another split, or of another model: the digest of its source tells."""
+    params, workspace = fresh
+    found = records.read(Score, workspace.scored("cpu"))
+    records.write(found.model_copy(update={"sources": {kind: "0" * 64}}), workspace.scored("cpu"))
+    verdict = report.run(params, workspace)
+    (reason,) = status_of(verdict, "score").reasons
+    assert (reason.kind, reason.detail) == (ReasonKind.ANOTHER_SOURCE, kind)
+    assert verdict.status is Status.NOT_MEASURED
+
+
+def test_a_verdict_names_its_evidence(fresh):
+    """By digest, whatever was read; another artefact's card has another."""
+    params, workspace = fresh
+    evidence = report.run(params, workspace).evidence
+    names = {"data", "teacher", "student", "plan", "floors", "reference/onnx"}
+    names |= {f"{kind}/cpu" for kind in ("exported", "scored", "measured", "examined")}
+    assert set(evidence) == names and len(set(evidence.values())) == len(names)
+    assert evidence["exported/cpu"] == records.open_folder(workspace.exported("cpu"), "artefact").digest
+    assert evidence["scored/cpu"] == records.digest(records.read(Score, workspace.scored("cpu")))
 
 
 @pytest.mark.parametrize(
@@ -325,7 +378,7 @@ def test_an_artefact_of_another_student_is_not_believed(fresh):
     records.seal(workspace.exported("cpu"), "artefact", {"student": "0" * 64}, card.facts)
     verdict = report.run(params, workspace)
     for budget in ("score", "size_mb"):
-        assert "exported from another student" in say_verdict(status_of(verdict, budget))
+        assert "made from another student" in say_verdict(status_of(verdict, budget))
 
 
 def test_a_stand_ins_speed_is_in_no_table(fresh):

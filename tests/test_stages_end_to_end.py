@@ -16,8 +16,8 @@ from tokenizers import Tokenizer
 
 from eval.checks import int8
 from export import to_onnx
-from pipeline.base import records
-from pipeline.base.errors import IntegrityError, ModelError, SettingsError, TrainingError
+from pipeline.base import plugins, records
+from pipeline.base.errors import IntegrityError, ModelError, SettingsError, TrainingError, ValuesDifferError
 from pipeline.base.files import sha256_of
 from pipeline.base.records import Examination, Floors, Measurement, Parity, Score, Status, open_folder, seal
 from pipeline.base.workspace import Workspace
@@ -214,7 +214,14 @@ def test_cards_tell_what_each_folder_was_made_from(built):
     exported = open_folder(workspace.exported("cpu"), "artefact")
     assert exported.sources == {"student": student.digest, "plan": plan.digest}
     assert open_folder(workspace.reference / "onnx", "reference").sources == {"teacher": teacher.digest}
-    assert records.read(Score, workspace.scored("cpu")).artefact_digest == exported.digest
+    of_data = {"data": data.digest}
+    scored = records.read(Score, workspace.scored("cpu"))
+    assert (scored.artefact_digest, scored.sources) == (exported.digest, student.sources | {"student": student.digest})
+    assert records.read(Floors, workspace.floors).sources == of_data
+    assert records.read(Measurement, workspace.measured("cpu")).sources == of_data
+    examined = records.read(Examination, workspace.examined("cpu"))
+    assert examined.sources == of_data | {"student": student.digest}
+    assert {check.name for check in examined.checks} <= set(plugins.names("check"))
 
 
 def test_every_check_was_made(built):
@@ -414,6 +421,24 @@ def test_damaged_plan_stops_the_int8_target_only(copy):
     convert.run(params, workspace, "cpu_fp32")
     with pytest.raises(IntegrityError, match=r"quantized/plan.json: damaged"):
         convert.run(params, workspace, "cpu")
+
+
+@pytest.mark.parametrize("required", [True, False])
+def test_only_a_required_target_stops_the_others_by_its_parity(copy, monkeypatch, required):
+    """The optional one has no artefact then, and says why to whoever asks."""
+    params, workspace = copy
+    changed = params.targets["cpu"].model_copy(
+        update={"required": required, "budgets": params.targets["cpu"].budgets.model_copy(update={"size_mb": 9.0})}
+    )
+    params = params.model_copy(update={"targets": {**params.targets, "cpu": changed}})
+    monkeypatch.setattr(to_onnx, "TOLERANCES", dict.fromkeys(to_onnx.TOLERANCES, 0.0))
+    if required:
+        with pytest.raises(ValuesDifferError, match="the conversion changed the model"):
+            convert.run(params, workspace, "cpu")
+        return
+    convert.run(params, workspace, "cpu")
+    evaluate.run(params, workspace, "cpu")
+    assert "the conversion changed the model" in records.read(Score, workspace.scored("cpu")).not_measured
 
 
 def test_damaged_artefact_answers_nothing(copy):

@@ -1,7 +1,8 @@
 """Errors a user can act on: each message says what was found, what was expected and what to do.
 
 The exit status is part of the contract with CI: 1 a required budget or check fails, 2 the settings or the input are
-wrong, 3 evidence is missing or undecided, 4 the environment is broken. `pipeline.base.guard` makes an error its status.
+wrong, 3 evidence is missing or undecided, 4 the environment is broken. `pipeline.base.guard` makes an error its status,
+and a bug 70.
 """
 
 

@@ -14,6 +14,7 @@ import signal
 import sys
 import threading
 import time
+import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import FrameType
@@ -26,13 +27,15 @@ from pipeline.base.files import translate_os_error
 DIES_WITH_PARENT = "DECANT_DIES_WITH_PARENT"  # set by a command for the processes it starts
 _PR_SET_PDEATHSIG = 1
 NOISY = ("httpx", "datasets", "filelock", "onnx_ir", "onnxruntime", "onnxscript", "optimum", "coremltools", "torch")
+BUG = 70  # EX_SOFTWARE of sysexits.h: "an internal software error has been detected"
 STATUS = Path("artifacts/work/failed_status")  # of the last stage that failed under DVC, in its project's folder
 
 
 def run(main: Callable[[], int | None]) -> None:
     """Runs a command's main function and ends the process with its exit status.
 
-    A PipelineError or a full disk prints one message. Anything else is a bug and keeps its traceback.
+    A PipelineError or a full disk prints one message. Anything else is a bug: it keeps its traceback and ends with BUG,
+    since Python's own 1 would say that a budget fails.
     """
     gc.freeze()  # what was imported stays to the end, and need not be walked through
     gc.enable()
@@ -58,9 +61,11 @@ def run(main: Callable[[], int | None]) -> None:
     except Exception as error:
         message = _environment_message(error)
         if message is None:
-            raise
-        print(f"error: {message}", file=sys.stderr)
-        status = EnvironmentFault.exit_status
+            traceback.print_exc()
+            status = BUG
+        else:
+            print(f"error: {message}", file=sys.stderr)
+            status = EnvironmentFault.exit_status
     if status and "DVC_STAGE" in os.environ:
         _tell_status(status)
     sys.exit(status)

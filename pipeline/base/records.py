@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pipeline.base.errors import IntegrityError
 from pipeline.base.files import CARD_NAME, sha256_of, write_atomically
 
-SCHEMA_VERSION = 2  # of every record; a change that old readers cannot take raises it
+SCHEMA_VERSION = 3  # of every record; a change that old readers cannot take raises it
 # Names of the floors.
 MAJORITY, LINEAR = "majority", "linear"
 
@@ -26,7 +26,7 @@ class Record(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
-    schema_version: Literal[2] = 2
+    schema_version: Literal[3] = 3
 
 
 class FileFact(Record):
@@ -48,9 +48,8 @@ class Card(Record):
 
     @property
     def digest(self) -> str:
-        """One hash for the whole folder; equal exactly when all files are."""
-        listing = json.dumps({name: fact.sha256 for name, fact in sorted(self.files.items())})
-        return hashlib.sha256(listing.encode()).hexdigest()
+        """One hash for the whole folder: its files, what it was made from, and what its card says of them."""
+        return digest(self)
 
 
 class TensorFact(Record):
@@ -173,6 +172,8 @@ class Score(Record):
     runtime: str
     device: str
     artefact_digest: str
+    # name of another folder it was made from -> digest of its card: data, teacher, student
+    sources: dict[str, str] = {}
     # Why there are no answers; then nothing below is set.
     not_measured: str | None = None
     # A stand-in (interpreter, emulator) executed it in place of the real runtime.
@@ -222,6 +223,7 @@ class Measurement(Record):
     device: str
     artefact_digest: str
     reference_digest: str | None = None
+    sources: dict[str, str] = {}
     not_measured: str | None = None
     stand_in: str | None = None
     runtime_version: str | None = None
@@ -242,6 +244,8 @@ class Measurement(Record):
 class Check(Record):
     """One thing that an artefact must be, whatever its budgets: see eval/checks."""
 
+    # of its file
+    name: str = ""
     title: str
     status: Status
     # what was found, in words
@@ -255,6 +259,7 @@ class Examination(Record):
     target: str
     runtime: str
     artefact_digest: str
+    sources: dict[str, str] = {}
     # what executed it in place of the real runtime, if so
     stand_in: str | None = None
     not_measured: str | None = None
@@ -279,6 +284,7 @@ class Floors(Record):
 
     examples: int
     metric: Metric
+    sources: dict[str, str] = {}
     # the task's group of each test row, and all that train has; empty where the task has no groups
     groups: tuple[str, ...] = ()
     known_groups: tuple[str, ...] = ()
@@ -293,6 +299,7 @@ class ReasonKind(StrEnum):
     ANOTHER_ARTEFACT = "another artefact"
     ANOTHER_REFERENCE = "another reference"
     ANOTHER_SPLIT = "another test split"
+    ANOTHER_SOURCE = "another source"
     STAND_IN = "stand-in"
     TOO_FEW_EXAMPLES = "too few examples"
     CLASSES_WITHOUT_ROWS = "classes without rows"
@@ -303,6 +310,7 @@ class ReasonKind(StrEnum):
     STRADDLES = "interval straddles"
     SLOW_ON_THE_WALL = "slow on the wall clock"
     CHECK = "check"
+    CHECK_NOT_MADE = "check not made"
     # these decide nothing; they say that timings want to be read with care
     CANARY_LEANS = "canary leans"
     CLOCKS_DISAGREE = "clocks disagree"
@@ -339,11 +347,15 @@ class BudgetVerdict(Record):
 
 
 class Verdict(Record):
-    """Every budget judged. `status` is that of the required ones together."""
+    """Every budget judged. `status` is that of the required ones together, and of the evidence."""
 
     status: Status
     first_line: str
     budgets: tuple[BudgetVerdict, ...]
+    # what could not be read, damaged or missing; with any the status is no pass
+    problems: tuple[str, ...] = ()
+    # what was read: name of a folder or record, as under artifacts/ -> digest
+    evidence: dict[str, str] = {}
 
 
 R = TypeVar("R", bound=Record)
@@ -419,7 +431,7 @@ def read(kind: type[R], path: Path) -> R:
             f"{path}: changed since it was written: content has SHA-256 {found[:16]}…, expected {expected[:16]}…; "
             "delete it and run `dvc repro`"
         )
-    return _parse(kind, path, json.dumps(body))
+    return _parse(kind, path, body)
 
 
 def digest(record: Record) -> str:
@@ -427,7 +439,20 @@ def digest(record: Record) -> str:
     return _content_hash(record.model_dump(mode="json"))
 
 
-def _parse(kind: type[R], path: Path, text: str) -> R:
+def digest_of(folder: Path) -> str:
+    """The digest of a sealed folder by its card alone, for one whose files were hashed before."""
+    return read(Card, folder / CARD_NAME).digest
+
+
+def _parse(kind: type[R], path: Path, body: Any) -> R:
+    version = body.get("schema_version") if isinstance(body, dict) else None
+    if isinstance(version, int) and version != SCHEMA_VERSION:
+        writer = "an earlier" if version < SCHEMA_VERSION else "a later"
+        raise IntegrityError(
+            f"{path}: found schema version {version}, which {writer} Decant writes, expected {SCHEMA_VERSION}; "
+            "run `dvc repro --force` with this one to make it again"
+        )
+    text = json.dumps(body)
     try:
         return kind.model_validate_json(text)
     except ValidationError as error:

@@ -108,6 +108,7 @@ def json_schema() -> dict[str, Any]:
     target = schema["$defs"]["Target"]["properties"]
     for kind in ("format", "runtime", "device"):
         target[kind]["enum"] = plugins.names(kind)
+    target["optional_checks"]["items"] = {"enum": plugins.names("check"), "type": "string"}
     return schema
 
 
@@ -164,6 +165,10 @@ def _named_plugins(values: Any) -> Iterator[tuple[str, str, str]]:
         for kind in ("format", "runtime", "device"):
             if isinstance(_get(target, kind), str):
                 yield f"targets.{target_name}.{kind}", kind, target[kind]
+        checks = _get(target, "optional_checks")
+        for index, name in enumerate(checks if isinstance(checks, list) else []):
+            if isinstance(name, str):
+                yield f"targets.{target_name}.optional_checks.{index}", "check", name
 
 
 def _plugin_problems(values: Any) -> list[tuple[str, str]]:

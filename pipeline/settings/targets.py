@@ -20,6 +20,11 @@ class Target(Settings):
     device: Name = Field(description="Where it runs: a name of eval/devices/.")
     required: bool = Field(description="Whether the gate needs this target's budgets to pass.")
     budgets: Budgets = Field(description="Limits this target must keep.")
+    optional_checks: tuple[Name, ...] = Field(
+        default=(),
+        description="Checks, names of eval/checks/, that may go unmade where this machine cannot make them, such as "
+        "kernels without qemu-user; one that fails still fails. Any other that is not made decides nothing.",
+    )
 
     @model_validator(mode="after")
     def _required_has_budgets(self) -> Self:

@@ -87,6 +87,7 @@ class TargetEvidence:
     parity_not_measured: str | None = None
     examination: Examination | None = None
     verdicts: tuple[BudgetVerdict, ...] = ()
+    digests: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -108,6 +109,8 @@ class Evidence:
     plan: Mapping[str, Any] = field(default_factory=dict)
     machine: Mapping[str, Any] = field(default_factory=dict)
     problems: tuple[str, ...] = ()
+    # of all that was read: name as under artifacts/ -> digest
+    digests: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def metric(self) -> Metric:
@@ -153,16 +156,25 @@ def gather(params: Params, workspace: Workspace) -> Evidence:
     data = _attempt(problems, lambda: records.open_folder(workspace.data, "data"))
     rows = (_attempt(problems, lambda: read_prepared(workspace.data, "test")) if data is not None else None) or NO_ROWS
     task = _attempt(problems, lambda: tasks.of(params, workspace.data)) if data is not None else None
-    floors = _attempt(problems, lambda: _read_floors(workspace, rows))
+    sources = {"data": data.digest} if data is not None else {}
+    floors = _attempt(problems, lambda: _read_floors(workspace, rows, sources))
     test = _Test(rows, task, floors.examples if floors is not None else len(rows))
-    teacher = _attempt(problems, lambda: _read_trained(workspace.teacher, "teacher", test))
-    student = _attempt(problems, lambda: _read_trained(workspace.student, "student", test))
-    references = _read_references(params, workspace, problems)
+    teacher = _attempt(problems, lambda: _read_trained(workspace.teacher, "teacher", test, sources))
+    sources |= {"teacher": teacher.card.digest} if teacher is not None else {}
+    student = _attempt(problems, lambda: _read_trained(workspace.student, "student", test, sources))
+    sources |= {"student": student.card.digest} if student is not None else {}
+    plan = _attempt(problems, lambda: records.open_folder(workspace.quantized, "quantized"))
+    sources |= {"plan": plan.digest} if plan is not None else {}
+    references = _read_references(params, workspace, problems, sources)
     targets = []
     for name, target in params.targets.items():
         reference = references.get(target.format)
         digest = reference.digest if reference is not None else None
-        targets.append(_read_target(name, target, workspace, floors, test, digest, student))
+        targets.append(_read_target(name, target, workspace, floors, test, digest, sources))
+    digests = sources | {f"reference/{name}": card.digest for name, card in references.items()}
+    digests |= {"floors": records.digest(floors)} if floors is not None else {}
+    for one in targets:
+        digests |= one.digests
     evidence = Evidence(
         targets=tuple(targets),
         first_line="",
@@ -174,9 +186,10 @@ def gather(params: Params, workspace: Workspace) -> Evidence:
         teacher=teacher,
         student=student,
         reference_bytes={name: artefact_bytes(card, artefact_of(card)) for name, card in references.items()},
-        plan=_attempt(problems, lambda: _read_plan(workspace)) or {},
+        plan=(_attempt(problems, lambda: _read_plan(workspace)) if plan is not None else None) or {},
         machine=_attempt(problems, lambda: _read_object(workspace.machine)) or {},
         problems=tuple(problems),
+        digests=digests,
     )
     return replace(evidence, first_line=_first_line(evidence))
 
@@ -217,7 +230,6 @@ def _read_object(path: Path) -> dict[str, Any]:
 
 def _read_plan(workspace: Workspace) -> dict[str, Any]:
     # As plain JSON, since the plan's own model is defined beside code that imports torch.
-    records.open_folder(workspace.quantized, "quantized")
     return _read_object(workspace.quantized / "plan.json").get("entries", {})
 
 
@@ -230,15 +242,17 @@ class _Test:
     examples: int
 
 
-def _read_floors(workspace: Workspace, rows: Examples) -> Floors:
+def _read_floors(workspace: Workspace, rows: Examples, sources: Mapping[str, str]) -> Floors:
     floors = records.read(Floors, workspace.floors)
+    _refuse_other_sources(workspace.floors, floors.sources, sources)
     if len(rows) and (floors.examples, floors.groups) != (len(rows), rows.groups):
         raise IntegrityError(f"{workspace.floors}: of another test split; run `dvc repro` to make it again")
     return floors
 
 
-def _read_trained(folder: Path, kind: str, test: _Test) -> Trained:
+def _read_trained(folder: Path, kind: str, test: _Test, sources: Mapping[str, str]) -> Trained:
     card = records.open_folder(folder, kind)
+    _refuse_other_sources(folder, card.sources, sources)
     log, _ = records.read_lines(folder / "log.jsonl")
     answers = tuple(json.loads((folder / TEST_ANSWERS).read_text("utf-8")))
     if test.examples and len(answers) != test.examples:
@@ -250,20 +264,30 @@ def _read_trained(folder: Path, kind: str, test: _Test) -> Trained:
     return Trained(card, tuple(log), answers, values)
 
 
-def _read_references(params: Params, workspace: Workspace, problems: list[str]) -> dict[str, Card]:
+def _refuse_other_sources(path: Path, made_from: Mapping[str, str], sources: Mapping[str, str]) -> None:
+    """Raises IntegrityError for what was made from something else than lies beside it now."""
+    other = sorted(name for name, digest in made_from.items() if sources.get(name, digest) != digest)
+    if other:
+        raise IntegrityError(f"{path}: made from another {' and '.join(other)}; run `dvc repro` to make it again")
+
+
+def _read_references(
+    params: Params, workspace: Workspace, problems: list[str], sources: Mapping[str, str]
+) -> dict[str, Card]:
     """Format -> card of the teacher exported to it, for the formats that targets use and the teacher has."""
     found = {}
     for name in dict.fromkeys(target.format for target in params.targets.values()):
         folder = workspace.reference / name
         if folder.is_dir():
-            card = _attempt(problems, partial(_open_reference, folder))
+            card = _attempt(problems, partial(_open_reference, folder, sources))
             if card is not None:
                 found[name] = card
     return found
 
 
-def _open_reference(folder: Path) -> Card:
+def _open_reference(folder: Path, sources: Mapping[str, str]) -> Card:
     card = records.open_folder(folder, "reference")
+    _refuse_other_sources(folder, card.sources, sources)
     artefact_of(card)  # a card that says nothing of an artefact is as good as none
     return card
 
@@ -278,12 +302,13 @@ def _read_target(
     floors: Floors | None,
     test: _Test,
     reference_digest: str | None,
-    student: Trained | None,
+    sources: Mapping[str, str],
 ) -> TargetEvidence:
     """A target with its verdicts. Nothing is believed of records whose artefact cannot be read."""
     try:
         card = records.open_folder(workspace.exported(name), "artefact")
-        found = _read_exported(name, target, card, student)
+        _refuse_other_sources(workspace.exported(name), card.sources, sources)
+        found = _read_exported(name, target, card)
     except UNREADABLE as error:
         reason = describe(error)
         nothing = _without_records(name, target, reason)
@@ -305,11 +330,17 @@ def _read_target(
             lambda: records.read(Measurement, workspace.measured(name)), partial(no_measurement, name, target)
         ),
     )
-    facts = _facts(found, floors, artefact_digest=card.digest, reference_digest=reference_digest)
-    return replace(_believed(found, facts), verdicts=tuple(judge(target, facts)))
+    facts = _facts(found, floors, artefact_digest=card.digest, reference_digest=reference_digest, sources=sources)
+    believed = _believed(found, facts)
+    kinds = {"scored": believed.score, "measured": believed.measurement, "examined": believed.examination}
+    digests = {
+        f"{kind}/{name}": records.digest(one) for kind, one in kinds.items() if one is not None and one.artefact_digest
+    }
+    digests[f"exported/{name}"] = card.digest
+    return replace(believed, verdicts=tuple(judge(target, facts)), digests=digests)
 
 
-def _facts(found: TargetEvidence, floors: Floors | None, **digests: str | None) -> Facts:
+def _facts(found: TargetEvidence, floors: Floors | None, **digests: Any) -> Facts:
     return Facts(
         found.name,
         score=found.score,
@@ -332,10 +363,8 @@ def _believed(found: TargetEvidence, facts: Facts) -> TargetEvidence:
     return replace(found, **believed)
 
 
-def _read_exported(name: str, target: Target, card: Card, student: Trained | None) -> TargetEvidence:
+def _read_exported(name: str, target: Target, card: Card) -> TargetEvidence:
     """What the artefact's card says; score and measurement are still to be read."""
-    if student is not None and card.sources.get("student", student.card.digest) != student.card.digest:
-        raise IntegrityError(f"{name}: exported from another student; run `dvc repro` to export it again")
     artefact = artefact_of(card)
     parity = card.facts.get("parity")
     return replace(

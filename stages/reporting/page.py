@@ -91,7 +91,7 @@ def render_page(evidence: Evidence, verdict: Verdict, rows: Sequence[ModelRow]) 
         slices=evidence.slice_rows,
         lead=lead + ("." if separator else ""),
         detail=wording.capitalized(detail),
-        headline=wording.headline(verdict.status, verdict.budgets),
+        headline=wording.headline(verdict),
         marks=wording.MARKS,
         metric=evidence.metric,
         further=list(dict.fromkeys(name for row in rows for name in row.further)),

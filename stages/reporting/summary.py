@@ -29,7 +29,7 @@ def render_summary(evidence: Evidence, verdict: Verdict, rows: Sequence[ModelRow
     metric = evidence.metric
     parts = [
         verdict.first_line,
-        f"**{MARKS[verdict.status]} {verdict.status}: {headline(verdict.status, verdict.budgets)}.**",
+        f"**{MARKS[verdict.status]} {verdict.status}: {headline(verdict)}.**",
         _table(
             ("", "target", "budget", "limit", "measured", "interval", "why"),
             (
