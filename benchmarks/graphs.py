@@ -68,7 +68,7 @@ def write(
     formats: Annotated[str, typer.Option(help="Formats, with commas between.")] = ",".join(FORMATS),
 ) -> None:
     """Writes a folder for each student, format and kind of file."""
-    texts = _texts(64)
+    texts = make_texts(64)
     for size, (layers, width, heads) in SIZES.items():
         model = _student(layers, width, heads)
         source = out / "students" / size
@@ -119,7 +119,7 @@ def _plan(model: Any, scheme: Scheme, texts: EncodedSplit) -> Plan:
     return Plan(scheme=scheme, per_channel=True, embeddings=True, ranges=ranges, calibration_rows=rows)
 
 
-def _texts(count: int) -> EncodedSplit:
+def make_texts(count: int) -> EncodedSplit:
     rng = np.random.default_rng(0)
     rows = [rng.integers(1000, VOCABULARY, rng.integers(5, LENGTHS[-1])).tolist() for _ in range(count)]
     return EncodedSplit([str(i) for i in range(count)], rows, [0] * count, pad_id=0)
@@ -129,7 +129,7 @@ def _texts(count: int) -> EncodedSplit:
 def compare(
     old: Annotated[Path, typer.Argument(help="A folder that `write` has made.")],
     new: Annotated[Path, typer.Argument(help="Another.")],
-    processes: Annotated[int, typer.Option(min=1)] = 5,
+    processes: Annotated[int, typer.Option(min=2)] = 5,
     pairs: Annotated[int, typer.Option(min=10, help="Pairs of calls in each process.")] = 60,
     only: Annotated[str, typer.Option(help="Files whose name holds this.")] = "",
 ) -> None:
@@ -142,7 +142,7 @@ def compare(
         name = card.parent.name
         if only not in name:
             continue
-        before, after = _exported(old / name), _exported(new / name)
+        before, after = open_exported(old / name), open_exported(new / name)
         if before.digest == after.digest:
             print(f"{name}: the same bytes", flush=True)
         else:
@@ -151,7 +151,7 @@ def compare(
     print(json.dumps(found))
 
 
-def _exported(folder: Path) -> Exported:
+def open_exported(folder: Path) -> Exported:
     card = open_folder(folder, KIND)
     artefact = artefact_of(card)
     return Exported(folder, artefact, card.digest, artefact_bytes(card, artefact))
@@ -169,12 +169,11 @@ def _compare(name: str, old: Exported, new: Exported, settings: MeasureSettings)
         device="local",
         candidate=new,
         reference=old,
-        sequences=_texts(200).ids,
+        sequences=make_texts(200).ids,
         pad_id=0,
         settings=settings,
         seed=0,
         with_loads=False,
-        with_canary=False,
     )
     if timed.not_measured is not None:
         raise UnusableRuntimeError(f"{name}: {timed.not_measured}")

@@ -1,6 +1,6 @@
 """Does a million rows go through `prepare` and an epoch of training in bounded memory? Minutes and peak memory of each.
 
-    python -m benchmarks.million                      a million rows; half an hour on two cores
+    python -m benchmarks.million                      a million rows; three quarters of an hour on two cores
     python -m benchmarks.million --rows 100000        fewer
     python -m benchmarks.million --only prepare       no training
 

@@ -159,7 +159,7 @@ def render(name: str, found: dict[str, Any]) -> str:
         f"\n**{name}**, {found['test_rows']:,} test rows, {found['variants']['distilled']['steps']:,} steps for every "
         f"student\n\n| model | test accuracy, mean ± sd | seeds | size |\n|---|---|---|---|\n{''.join(rows)}\n"
         f"The student keeps {kept:.1%} of its teacher's accuracy. int8 against the teacher in the same runtime in the "
-        f"same run: {speedup['value']:.1f} times as fast (99 % interval {speedup['low']:.1f} to "
+        f"same run: {speedup['value']:.1f} times as fast ({speedup['confidence']:.0%} interval {speedup['low']:.1f} to "
         f"{speedup['high']:.1f}), median {latency['p50_ms']:.2f} ms, {latency['threads']} thread, "
         f"{latency['runtime']}, {latency['cpu']}.\n"
     )

@@ -5,7 +5,7 @@ when the limit is inside. What each budget is, on which side its figure must be 
 stands in `pipeline/settings/budgets.py`; here is how its figure is computed. Verdicts give their reasons in values;
 `eval/wording.py` makes sentences of them.
 
-On a runner that times a model against itself and finds a difference of more than 2 %, the ends of every timing are
+On a runner that times a model against its twin and finds a difference of more than 2 %, the ends of every timing are
 moved outwards by twice that difference first; beyond a factor of 1.5 nothing is decided. (measuring.md, B3.5, has such
 a runner decide nothing at all; then a clear pass is undecided on every machine with a neighbour.)
 
@@ -44,7 +44,6 @@ from pipeline.base.records import (
 from pipeline.settings.budgets import CHECKS, OF_SCORES, TABLE, Budget, Budgets, Evidence
 from pipeline.settings.targets import Target
 
-UNFIT_LIMIT = 1.5  # an interval widened by more than this factor is a guess
 MIN_EXAMPLES = 30  # below this even a share of 0.9 has an interval some 20 points wide
 CHANCE = 0.05  # B5: the level of the McNemar alarm
 SCORE_CONFIDENCE = two_sided(OF_SCORES)
@@ -184,7 +183,7 @@ def _judge_one(budget: str, limit: float, required: bool, facts: Facts) -> Budge
 def _weigh(budget: str, row: Budget, figure: Interval, limit: float, facts: Facts) -> tuple[Status, list[Reason]]:
     """Where a figure stands to its limit, as far as its evidence is to be trusted."""
     doubt = _why_in_doubt(row, facts)
-    judged = figure if doubt is None else _widened(figure, doubt)
+    judged = figures.widened(figure, doubt)
     if judged is None:
         assert doubt is not None
         return Status.INCONCLUSIVE, [doubt]
@@ -219,29 +218,20 @@ def _why_in_doubt(row: Budget, facts: Facts) -> Reason | None:
     return None
 
 
-def _widened(figure: Interval, doubt: Reason) -> Interval | None:
-    """The interval of a timing taken on an unfit runner, each end moved by twice what the canary was off; else None.
-
-    Without this a clear pass (twelve times as fast where one and a half was asked) would be undecided whenever a
-    neighbour on the machine moves the canary by a few per cent. Beyond UNFIT_LIMIT nothing is decided.
-    """
-    if doubt.kind is not ReasonKind.NOISY_RUNNER:
-        return None
-    canary = _given(doubt.figure)
-    factor = max(canary.high, 1 / canary.low) ** 2
-    if factor > UNFIT_LIMIT:
-        return None
-    return figure.model_copy(update={"low": figure.low / factor, "high": figure.high * factor})
-
-
 def _slow_on_the_wall(budget: str, row: Budget, limit: float, facts: Facts) -> Reason | None:
-    """Why a latency that passes by CPU time must not pass, or None: its user waits by the clock on the wall."""
-    if budget not in _PERCENTILES:
+    """Why a time that passes by CPU time must not pass, or None: its user waits by the clock on the wall.
+
+    A latency must keep its limit by both clocks. A ratio must be on the good side of it: on the wall its interval has
+    the neighbours in it, which took from both models alike.
+    """
+    if budget not in _CLOCKED:
         return None
-    wall = _PERCENTILES[budget](_given(facts.measurement), clock="wall")
-    if _decide(wall, limit, row) is Status.PASS:
+    wall = _CLOCKED[budget](_given(facts.measurement), clock="wall")
+    exactly = wall.model_copy(update={"low": wall.value, "high": wall.value})
+    judged = wall if budget in _PERCENTILES else exactly
+    if _decide(judged, limit, row) is Status.PASS:
         return None
-    return Reason(kind=ReasonKind.SLOW_ON_THE_WALL, figure=wall)
+    return Reason(kind=ReasonKind.SLOW_ON_THE_WALL, figure=wall, detail=row.unit if row.unit == "×" else f" {row.unit}")
 
 
 def _advice(figure: Interval, limit: float, row: Budget, facts: Facts) -> Reason:
@@ -425,6 +415,7 @@ def _linear_floor(floors: Floors) -> Floor:
 
 
 _PERCENTILES: dict[str, Callable[..., Interval]] = {"p50_ms": figures.p50_ms, "p90_ms": figures.p90_ms}
+_CLOCKED = {**_PERCENTILES, "speedup_vs_teacher": figures.speedup}
 # Every field of Budgets; the confidence is that of the table.
 _FIGURES: dict[str, Callable[[Facts], Interval]] = {
     "score": _score,

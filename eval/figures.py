@@ -1,29 +1,36 @@
 """What a measurement's raw samples say: latency, speed-up, load time and memory, each with its interval.
 
-Latency intervals are two-sided 98 %, so each end is a one-sided 99 % bound, as a gate needs (measuring.md, B3).
-Percentiles keep every sample: an outlier is what a percentile is there to show.
+Latency intervals are two-sided 98 %, so each end is a one-sided 99 % bound, as a gate needs (measuring.md, B3). Each
+process gives one number, since its calls resemble each other, and intervals are over processes. Percentiles keep every
+sample: an outlier is what a percentile is there to show.
+
+In every process each file has two sessions, called A B B' A', then A' B' B A: so that a model beside its own twin says
+how noisy this very run was.
 """
 
-from collections.abc import Iterator
+from collections.abc import Mapping
 from typing import Literal
 
 import numpy as np
 from jaxtyping import Float
 
-from eval.statistics import TooFewError, median_ratio_interval, quantile_interval, two_sided
-from pipeline.base.records import Interval, Measurement, Reason, ReasonKind, Series
+from eval.statistics import TooFewError, process_interval, quantile_interval, two_sided
+from pipeline.base.records import Interval, Measurement, Reason, ReasonKind
 from pipeline.settings.budgets import OF_TIMINGS
 
 Clock = Literal["wall", "cpu"]
-Model = Literal["candidate", "reference", "canary", "canary_twin"]
+Model = Literal["candidate", "reference"]
+Session = Literal["candidate", "candidate_twin", "reference", "reference_twin"]
+
+Samples = Float[np.ndarray, " n"]
 
 LATENCY_CONFIDENCE = two_sided(OF_TIMINGS)
-# How far the median ratio of a model to itself may be from 1, and the confidence of the interval around it. B3.5 also
-# calls a runner unfit when that interval excludes 1, for 40 pairs. The 200 that we take make it narrow enough to show
-# what two sessions owe to their places in memory: in 20 runs on a busy 2-core machine it excluded 1 in 4, of which one
-# was off by more than 2 %. With 40 pairs, 6 of the 20 were off by more than 2 %. So 200 pairs, and only the 2 % decide.
-CANARY_TOLERANCE = 0.02
-CANARY_CONFIDENCE = 0.99
+# How far the ratio of a model to its twin may be from 1, and the confidence of the interval around it. B3.5 also calls
+# a runner unfit when that interval excludes 1, which narrow intervals do for what two sessions owe to their places in
+# memory: so only the 2 % decide.
+TWIN_TOLERANCE = 0.02
+TWIN_CONFIDENCE = 0.99
+UNFIT_LIMIT = 1.5  # an interval widened by more than this factor is a guess
 # B3.3: from here on the two clocks are said to disagree.
 CLOCK_TOLERANCE = 0.10
 # Below this share of the wall time, the process did not do the work itself (an accelerator did), or hardly ran.
@@ -37,13 +44,13 @@ def p50_ms(
     """The median call of a model.
 
     Args:
-        measurement: with at least 7 timed calls at these lengths.
+        measurement: with at least two processes.
         lengths: "data" for the data's own, or a number of tokens.
         clock: None takes `primary_clock`.
-        model: whose calls.
+        model: whose calls, its twin's among them.
 
     Raises:
-        TooFewError: too few calls for an interval, or none at these lengths.
+        TooFewError: fewer than two processes, or none at these lengths.
     """
     return _percentile_ms(measurement, 0.5, lengths, clock, model)
 
@@ -51,20 +58,27 @@ def p50_ms(
 def p90_ms(
     measurement: Measurement, lengths: str = "data", clock: Clock | None = None, model: Model = "candidate"
 ) -> Interval:
-    """The 90th percentile of a model's calls; arguments and errors as for `p50_ms`, with at least 44 timed calls.
+    """The 90th percentile of a model's calls; arguments as for `p50_ms`.
 
-    The upper end is what MLPerf's early stopping would report: the 95.0th percentile of 200 calls, the 92.2nd of 1024.
+    Raises:
+        TooFewError: as there, or a process has fewer than 10 calls.
     """
     return _percentile_ms(measurement, 0.9, lengths, clock, model)
 
 
 def speedup(measurement: Measurement, lengths: str = "data", clock: Clock | None = None) -> Interval:
-    """How many times the candidate's call goes into the reference's: the median of the ratios over pairs.
+    """How many times the candidate's call goes into the reference's: of each process the median ratio over its pairs.
 
     Raises:
-        TooFewError: fewer than 7 pairs.
+        TooFewError: fewer than two processes with both.
     """
-    return _paired_ratio(measurement, "reference", "candidate", lengths, clock, LATENCY_CONFIDENCE)
+    return process_interval(speedups(measurement, lengths, clock), LATENCY_CONFIDENCE)
+
+
+def speedups(measurement: Measurement, lengths: str = "data", clock: Clock | None = None) -> list[float]:
+    """The same of each process by itself, for what is only told."""
+    pairs: tuple[tuple[Session, Session], ...] = (("reference", "candidate"), ("reference_twin", "candidate_twin"))
+    return _ratios(measurement, pairs, lengths, clock)
 
 
 def load_ms(measurement: Measurement) -> Interval:
@@ -86,7 +100,8 @@ def primary_clock(measurement: Measurement) -> Clock:
     """The clock that verdicts use: CPU time for one thread on this machine, else wall time.
 
     CPU time does not count what other processes took away, so it repeats three times better on a shared machine (B2).
-    It would flatter work that was not done on the CPU, so where it is under half the wall time, the wall clock counts.
+    It would flatter work that was not done on the CPU, so where it is under half the wall time, or nobody can tell it,
+    the wall clock counts.
     """
     if measurement.threads != 1 or measurement.device != "local":
         return "wall"
@@ -94,24 +109,55 @@ def primary_clock(measurement: Measurement) -> Clock:
     return "cpu" if wall is not None and cpu is not None and cpu >= LEAST_CPU_SHARE * wall else "wall"
 
 
-def canary_ratio(measurement: Measurement) -> Interval:
-    """The candidate's time against itself, on the primary clock; should be 1.
+def twin_ratio(measurement: Measurement, model: Model = "candidate") -> Interval:
+    """A model's time against its twin's, on the primary clock; should be 1.
 
     Raises:
-        TooFewError: there was no canary, or it was too short.
+        TooFewError: there was no twin, or one process only.
     """
-    return _paired_ratio(measurement, "canary", "canary_twin", "data", None, CANARY_CONFIDENCE)
+    pair: tuple[Session, Session] = (
+        ("candidate", "candidate_twin") if model == "candidate" else ("reference", "reference_twin")
+    )
+    return process_interval(_ratios(measurement, (pair,), "data", None), TWIN_CONFIDENCE)
 
 
 def why_unfit(measurement: Measurement) -> Reason | None:
-    """Why timings of this run cannot be trusted, or None: the machine must find a model as fast as itself."""
+    """Why timings of this run cannot be trusted, or None: the machine must find each model as fast as its twin."""
     try:
-        ratio = canary_ratio(measurement)
+        ratio = _worst_twins(measurement)
     except TooFewError as error:
-        return Reason(kind=ReasonKind.NO_CANARY, detail=str(error))
-    if abs(ratio.value - 1) <= CANARY_TOLERANCE:
+        return Reason(kind=ReasonKind.NO_TWINS, detail=str(error))
+    if abs(ratio.value - 1) <= TWIN_TOLERANCE:
         return None
     return Reason(kind=ReasonKind.NOISY_RUNNER, figure=ratio)
+
+
+def _worst_twins(measurement: Measurement) -> Interval:
+    """Of the two models, the one that is further from its twin."""
+    models: tuple[Model, ...] = ("candidate", "reference")
+    ratios = [twin_ratio(measurement, model) for model in models if model == "candidate" or _has(measurement, model)]
+    return max(ratios, key=lambda ratio: abs(ratio.value - 1))
+
+
+def _has(measurement: Measurement, model: Model) -> bool:
+    return any(series.model == model for series in measurement.series)
+
+
+def widened(figure: Interval, doubt: Reason | None) -> Interval | None:
+    """The interval of a timing as it may be judged; None where nothing can be.
+
+    On a runner that is unfit, each end is moved by twice what the twins were off. Without this a clear pass (twelve
+    times as fast where one and a half was asked) would be undecided whenever a neighbour on the machine moves the twins
+    by a few per cent. Beyond UNFIT_LIMIT nothing is decided.
+    """
+    if doubt is None:
+        return figure
+    if doubt.kind is not ReasonKind.NOISY_RUNNER or doubt.figure is None:
+        return None
+    factor = max(doubt.figure.high, 1 / doubt.figure.low) ** 2
+    if factor > UNFIT_LIMIT:
+        return None
+    return figure.model_copy(update={"low": figure.low / factor, "high": figure.high * factor})
 
 
 def find_warnings(measurement: Measurement) -> tuple[Reason, ...]:
@@ -120,16 +166,16 @@ def find_warnings(measurement: Measurement) -> tuple[Reason, ...]:
         return ()
     unfit = why_unfit(measurement)
     found = (
-        unfit if unfit is not None else _canary_leans(canary_ratio(measurement)),
+        unfit if unfit is not None else _twins_differ(_worst_twins(measurement)),
         _clocks_disagree(measurement),
         _stolen(measurement),
     )
     return tuple(reason for reason in found if reason is not None)
 
 
-def _canary_leans(ratio: Interval) -> Reason | None:
+def _twins_differ(ratio: Interval) -> Reason | None:
     """A difference that is real, but too small to matter."""
-    return None if ratio.low <= 1 <= ratio.high else Reason(kind=ReasonKind.CANARY_LEANS, figure=ratio)
+    return None if ratio.low <= 1 <= ratio.high else Reason(kind=ReasonKind.TWINS_DIFFER, figure=ratio)
 
 
 def _clocks_disagree(measurement: Measurement) -> Reason | None:
@@ -157,34 +203,66 @@ def _stolen(measurement: Measurement) -> Reason | None:
 def _percentile_ms(
     measurement: Measurement, quantile: float, lengths: str, clock: Clock | None, model: Model
 ) -> Interval:
-    samples = _samples_ms(measurement, model, lengths, clock or primary_clock(measurement))
-    return quantile_interval(samples, quantile, LATENCY_CONFIDENCE)
-
-
-def _paired_ratio(
-    measurement: Measurement, above: Model, below: Model, lengths: str, clock: Clock | None, confidence: float
-) -> Interval:
-    clock = clock or primary_clock(measurement)
-    numerator = _samples_ms(measurement, above, lengths, clock)
-    denominator = _samples_ms(measurement, below, lengths, clock)
-    if len(numerator) != len(denominator):
+    needed = round(1 / (1 - quantile))
+    processes = calls_ms(measurement, model, lengths, clock)
+    fewest = min(map(len, processes), default=needed)
+    if fewest < needed:
         raise TooFewError(
-            f"no pairs: found {len(numerator)} calls of the {above} and {len(denominator)} of the {below}"
+            f"too few samples: found {fewest} calls in a process, at least {needed} are needed for its "
+            f"{quantile:.0%} point; raise measure.pairs"
         )
-    return median_ratio_interval(numerator, denominator, confidence)
+    # Of 40 calls numpy's usual 90th percentile is on average their 88th, which no number of processes would mend.
+    estimates = [float(np.quantile(calls, quantile, method="median_unbiased")) for calls in processes]
+    return process_interval(estimates, LATENCY_CONFIDENCE)
+
+
+def _ratios(
+    measurement: Measurement,
+    pairs: tuple[tuple[Session, Session], ...],
+    lengths: str,
+    clock: Clock | None,
+) -> list[float]:
+    """Of each process the median of above / below over its pairs of calls.
+
+    Source: Bulej et al., Duet benchmarking (ICPE 2020), for pairing.
+    """
+    clock = clock or primary_clock(measurement)
+    logs: dict[tuple[int, int], list[Samples]] = {}
+    for above, below in pairs:
+        numerators, denominators = (_by_process(measurement, one, lengths, clock) for one in (above, below))
+        if numerators.keys() != denominators.keys() or any(
+            len(calls) != len(denominators[process]) for process, calls in numerators.items()
+        ):
+            counts = [sum(map(len, found.values())) for found in (numerators, denominators)]
+            raise TooFewError(f"no pairs: found {counts[0]} calls of the {above} and {counts[1]} of the {below}")
+        for process, calls in numerators.items():
+            logs.setdefault(process, []).append(np.log(calls) - np.log(denominators[process]))
+    return [float(np.exp(np.median(np.concatenate(found)))) for found in logs.values() if len(found[0])]
 
 
 def _median_ms(measurement: Measurement, clock: Clock) -> float | None:
-    samples = _samples_ms(measurement, "candidate", "data", clock)
-    return float(np.median(samples)) if len(samples) else None
+    calls = calls_ms(measurement, "candidate", clock=clock)
+    return float(np.median(np.concatenate(calls))) if calls else None
 
 
-def _samples_ms(measurement: Measurement, model: Model, lengths: str, clock: Clock) -> Float[np.ndarray, " n"]:
-    """Timed calls without warm-ups. Sorted by process, so that the same position in two models is the same pair."""
-    chosen = sorted(_select(measurement, model, lengths), key=lambda series: (series.round, series.process))
-    calls = [(one.wall_ns if clock == "wall" else one.cpu_ns)[one.warmup :] for one in chosen]
-    return np.array([value for values in calls for value in values], dtype=np.float64) / 1e6
+def calls_ms(
+    measurement: Measurement, model: Model, lengths: str = "data", clock: Clock | None = None
+) -> list[Samples]:
+    """Of each process the timed calls of a model and of its twin, in ms, without warm-ups."""
+    clock = clock or primary_clock(measurement)
+    twin: Session = "candidate_twin" if model == "candidate" else "reference_twin"
+    found, others = (_by_process(measurement, one, lengths, clock) for one in (model, twin))
+    return [np.concatenate([calls, others.get(process, calls[:0])]) for process, calls in found.items()]
 
 
-def _select(measurement: Measurement, model: Model, lengths: str) -> Iterator[Series]:
-    return (series for series in measurement.series if series.model == model and series.lengths == lengths)
+def _by_process(
+    measurement: Measurement, session: Session, lengths: str, clock: Clock
+) -> Mapping[tuple[int, int], Samples]:
+    """(round, process) -> timed calls in ms, without warm-ups; the same position in two sessions is the same pair."""
+    found = {}
+    for series in measurement.series:
+        if series.model == session and series.lengths == lengths:
+            ns = series.wall_ns if clock == "wall" else series.cpu_ns
+            if ns:
+                found[series.round, series.process] = np.array(ns[series.warmup :], dtype=np.float64) / 1e6
+    return found

@@ -6,6 +6,7 @@ of runs, pairs in none.
 
 import hashlib
 import logging
+import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -29,7 +30,6 @@ log = logging.getLogger(__name__)
 
 # A median needs 7 fresh processes for its interval; a load takes a second or two.
 LOAD_PROCESSES = samples_needed(0.5, LATENCY_CONFIDENCE)
-CANARY_PAIRS = 40  # B3.5: at least
 LOAD_TIMEOUT_S = 60.0
 TIME_TIMEOUT_S = 600.0
 TIMED_TEXTS = 200
@@ -60,11 +60,10 @@ def measure(
     settings: MeasureSettings,
     seed: int,
     reference_sequences: Sequences | None = None,
-    budgets: Budgets | None = None,
+    undecided: Callable[[Measurement], bool] | None = None,
     machine: dict[str, Any] | None = None,
     tokenize_us: float | None = None,
     with_loads: bool = True,
-    with_canary: bool = True,
     earlier: Measurement | None = None,
 ) -> Measurement:
     """Everything timed for one target, every sample kept.
@@ -82,12 +81,11 @@ def measure(
         seed: of the draws.
         reference_sequences: the examples in the reference's tokens, where they are not the candidate's: a distillation
             token is one more to read, and a token that the reference does not know.
-        budgets: rounds are added while one that this measurement could decide is undecided; None: one round.
+        undecided: rounds are added while it says so of the samples so far; None: one round.
         machine: its facts, kept beside the figures.
         tokenize_us: from `time_tokenizer`; never part of a call.
         with_loads: whether load time, first call and memory are measured too, in processes of their own.
-        with_canary: whether the candidate is timed beside itself too, where somebody asks how noisy the run was.
-        earlier: samples of the same artefacts on this machine, to which more are added while a budget is undecided.
+        earlier: samples of the same artefacts on this machine, to which more are added while they leave it undecided.
 
     Returns:
         A record; `not_measured` says why when the device or runtime cannot be used, or a worker failed.
@@ -115,27 +113,25 @@ def measure(
     _refuse_other(earlier, empty)
     theirs = sequences if reference_sequences is None else reference_sequences
     exports = (candidate, reference, sequences, theirs, pad_id)
-    run = _Run(runtime, device, *exports, settings, seed, with_loads, with_canary, earlier)
+    run = _Run(runtime, device, *exports, settings, seed, with_loads, earlier)
     first = 1 + max((series.round for series in earlier.series), default=-1) if earlier is not None else 0
     try:
         measurement = earlier or empty
         for number in range(first, first + settings.max_rounds):
-            if earlier is not None and not should_sample_more(measurement, budgets):
+            if earlier is not None and (undecided is None or not undecided(measurement)):
                 break
             run.add_round(number)
             measurement = empty.model_copy(update=run.found())
-            if not should_sample_more(measurement, budgets):
+            if undecided is None or not undecided(measurement):
                 break
-            log.info("%s: a budget is undecided after round %d of %d", target, number + 1, settings.max_rounds)
+            log.info("%s: undecided after round %d of %d", target, number + 1, settings.max_rounds)
     except (WorkerError, UnusableRuntimeError) as error:
         return empty.model_copy(update={"not_measured": str(error)})
     return measurement
 
 
-def should_sample_more(measurement: Measurement, budgets: Budgets | None) -> bool:
+def leaves_undecided(budgets: Budgets, measurement: Measurement) -> bool:
     """Whether a budget that timing can decide is still inconclusive."""
-    if budgets is None or measurement.not_measured is not None:
-        return False
     verdicts = judge_timing(measurement.target, budgets, measurement)
     return any(verdict.status is Status.INCONCLUSIVE for verdict in verdicts)
 
@@ -164,7 +160,6 @@ class _Run:
     settings: MeasureSettings
     seed: int
     with_loads: bool = True
-    with_canary: bool = True
     earlier: Measurement | None = None
     series: list[Series] = field(default_factory=list)
     conditions: list[dict[str, Any]] = field(default_factory=list)
@@ -172,18 +167,16 @@ class _Run:
     last: Result = field(default_factory=Result)
 
     def add_round(self, number: int) -> None:
-        """Load processes, then timing processes with the canary's in their middle."""
-        processes = self.settings.processes
-        jobs: list[Literal["load", "time", "canary"]] = ["time"] * processes
-        if self.with_canary:
-            jobs.insert((processes + 1) // 2, "canary")
+        """Load processes, then timing processes."""
+        jobs: list[Literal["load", "time"]] = ["time"] * self.settings.processes
         if self.with_loads:
-            jobs[:0] = ["load"] * max(processes, LOAD_PROCESSES - len(self.loads) - len(self._before("load_ms")))
+            loads = LOAD_PROCESSES - len(self.loads) - len(self._before("load_ms"))
+            jobs[:0] = ["load"] * max(self.settings.processes, loads)
         for process, kind in enumerate(tqdm(jobs, desc=f"round {number + 1}", unit="process", disable=None)):
             if kind == "load":
                 self._load(number, process)
             else:
-                self._time(number, process, is_canary=kind == "canary")
+                self._time(number, process)
 
     def found(self) -> dict[str, Any]:
         """The fields of a Measurement that this run has filled."""
@@ -206,28 +199,13 @@ class _Run:
         turn = Turn(lengths="data", warmup=0, sequences=sequences)
         self.loads.append(self._execute("load", None, (turn,), number, process))
 
-    def _time(self, number: int, process: int, *, is_canary: bool) -> None:
-        count = self.settings.pairs
-        if is_canary:  # as many pairs as the figures rest on, so that it repeats as well as they do
-            count = max(CANARY_PAIRS, count * self.settings.processes)
-        ours, theirs = self._draw(number, process, self.settings.warmup + count)
-        if is_canary:
-            theirs = ours  # the candidate stands beside itself
-        lengths: tuple[int | None, ...] = (None,) if is_canary else (None, *self._fixed_lengths())
-        turns = tuple(self._turn(L, ours, theirs) for L in lengths)
-        result = self._execute("time", self.candidate if is_canary else self.reference, turns, number, process)
-        names: dict[str, Any] = {"candidate": "canary", "reference": "canary_twin"} if is_canary else {}
+    def _time(self, number: int, process: int) -> None:
+        # Each round has two pairs: the two models', and their twins'.
+        ours, theirs = self._draw(number, process, self.settings.warmup + math.ceil(self.settings.pairs / 2))
+        turns = tuple(self._turn(L, ours, theirs) for L in (None, *self._fixed_lengths()))
+        result = self._execute("time", self.reference, turns, number, process)
         self.series += [
-            Series(
-                model=names.get(samples.model, samples.model),
-                process=process,
-                round=number,
-                lengths=samples.lengths,
-                wall_ns=samples.wall_ns,
-                cpu_ns=samples.cpu_ns,
-                order=samples.order,
-                warmup=self.settings.warmup,
-            )
+            Series(process=process, round=number, warmup=self.settings.warmup, **samples.model_dump())
             for samples in result.samples
         ]
 
@@ -269,9 +247,17 @@ class _Run:
         )
 
     def _draw(self, number: int, process: int, count: int) -> tuple[Drawn, Drawn]:
-        """The same texts for the candidate and for the reference."""
+        """The same texts for the candidate and for the reference.
+
+        After the warm-ups one from each of as many equal parts of the data, sorted by length: drawn freely, the few
+        texts of a process would be long by chance in one and short in another, which is no difference of processes.
+        """
         rng = np.random.default_rng([self.seed, number, process])
-        rows = rng.integers(len(self.sequences), size=count)
+        by_length = np.argsort([len(sequence) for sequence in self.sequences], kind="stable")
+        warmup = min(self.settings.warmup, count - 1)
+        parts = count - warmup
+        places = ((np.arange(parts) + rng.random(parts)) / parts * len(by_length)).astype(int)
+        rows = [*rng.integers(len(by_length), size=warmup), *by_length[rng.permutation(places)]]
         return tuple(tuple(self.sequences[i]) for i in rows), tuple(tuple(self.reference_sequences[i]) for i in rows)
 
     def _fixed_lengths(self) -> Iterator[int]:

@@ -211,7 +211,7 @@ def _short(digest: str | float | None) -> str:
 def _noisy(reason: Reason) -> str:
     ratio = _figure(reason)
     return (
-        f"the runner is unfit: it timed the model at {ratio.value:.3f}x of itself "
+        f"the runner is unfit: it timed a model at {ratio.value:.3f}x of itself "
         f"[{ratio.low:.3f}, {ratio.high:.3f}]; measure again on a quieter machine"
     )
 
@@ -257,17 +257,17 @@ _SENTENCES: dict[ReasonKind, Callable[[Reason], str]] = {
     ),
     ReasonKind.CLASSES_WITHOUT_ROWS: lambda r: f"too few examples: no test row of class {r.found}",
     ReasonKind.TOO_FEW_SAMPLES: lambda r: r.detail or "",
-    ReasonKind.NO_CANARY: lambda r: f"no A/A canary: {r.detail}",
+    ReasonKind.NO_TWINS: lambda r: f"nobody knows how noisy the run was: {r.detail}",
     ReasonKind.NOISY_RUNNER: _noisy,
     ReasonKind.STRADDLES: _advice,
     ReasonKind.SLOW_ON_THE_WALL: lambda r: (
-        f"it passes by CPU time, but took {show(_figure(r).value)} ms {show_interval(r.figure)} on the wall clock"
+        f"it passes by CPU time, but is {show(_figure(r).value)}{r.detail} {show_interval(r.figure)} on the wall clock"
     ),
     ReasonKind.CHECK: lambda r: f"{r.evidence}: {r.detail}",
     ReasonKind.CHECK_NOT_MADE: lambda r: f"{r.evidence}, not made: {r.detail}",
-    ReasonKind.CANARY_LEANS: lambda r: (
+    ReasonKind.TWINS_DIFFER: lambda r: (
         f"ratios are off by about {abs(_figure(r).value - 1):.1%}: "
-        f"the model was timed at {_figure(r).value:.3f}x of itself"
+        f"a model was timed at {_figure(r).value:.3f}x of itself"
     ),
     ReasonKind.CLOCKS_DISAGREE: _clocks,
     ReasonKind.CPU_STOLEN: lambda r: (

@@ -28,7 +28,9 @@ from pipeline.base import machine, plugins
 from pipeline.base.errors import PipelineError
 from pipeline.base.records import Artefact, Record
 
-Model = Literal["candidate", "reference"]
+# A twin is a second session of the same file.
+Arm = Literal["candidate", "candidate_twin", "reference", "reference_twin"]
+TWINS: dict[Arm, Arm] = {"candidate": "candidate_twin", "reference": "reference_twin"}
 # JSON that says 0, -1, 1.5 where a whole number belongs, or NaN is refused rather than turned into a number.
 Nanoseconds = Annotated[int, Field(gt=0, strict=True)]
 Milliseconds = Annotated[float, Field(gt=0, strict=True)]
@@ -48,7 +50,7 @@ class Loadable(Record):
 
 
 class Turn(Record):
-    """One input length to time: token ids for each pair of calls, the first `warmup` pairs to warm up."""
+    """One input length to time: token ids for each round of calls, the first `warmup` rounds to warm up."""
 
     lengths: str
     warmup: int = Field(ge=0)
@@ -62,9 +64,9 @@ class Turn(Record):
             raise ValueError(f"{len(self.reference_sequences)} texts for the reference, {len(self.sequences)} in all")
         return self
 
-    def inputs_of(self, model: Model) -> tuple[tuple[int, ...], ...]:
+    def inputs_of(self, arm: Arm) -> tuple[tuple[int, ...], ...]:
         """The token ids that one model is given."""
-        if model == "reference" and self.reference_sequences is not None:
+        if arm.startswith("reference") and self.reference_sequences is not None:
             return self.reference_sequences
         return self.sequences
 
@@ -72,7 +74,8 @@ class Turn(Record):
 class Job(Record):
     """What a worker shall do.
 
-    `load` loads the candidate alone and gives its load time, first call and memory; `time` times pairs of calls.
+    `load` loads the candidate alone and gives its load time, first call and memory; `time` times rounds of calls: each
+    of the two files has two sessions, and a round calls all four with one text.
     """
 
     kind: Literal["load", "time"]
@@ -81,17 +84,18 @@ class Job(Record):
     pad_id: int
     candidate: Loadable
     reference: Loadable | None = None
-    # who is called first in the first pair; the next pair turns it round (A B B A)
+    # who is called first in the first round: A B B' A'; the next round turns it round
     candidate_first: bool = True
     turns: tuple[Turn, ...]
 
 
 class Samples(Record):
-    """Every timed call of one model at one length, warm-up included, in the order taken."""
+    """Every timed call of one session at one length, warm-up included, in the order taken."""
 
-    model: Model
+    model: Arm
     lengths: str
     wall_ns: tuple[Nanoseconds, ...]
+    # empty where nobody can tell: the model runs in another process
     cpu_ns: tuple[Nanoseconds, ...]
     # position of each call among all calls of the process
     order: tuple[int, ...]
@@ -115,7 +119,7 @@ class Result(Record):
     @model_validator(mode="after")
     def _series_are_whole(self) -> "Result":
         for series in self.samples:
-            if not len(series.wall_ns) == len(series.cpu_ns) == len(series.order):
+            if not len(series.wall_ns) == len(series.order) or len(series.cpu_ns) not in (0, len(series.order)):
                 raise ValueError(f"series of other lengths for the {series.model} at {series.lengths} tokens")
         return self
 
@@ -185,8 +189,7 @@ def _what_is_missing(result: Result, job: Job) -> str | None:
     if job.kind == "load":
         missing = [name for name in ("load_ms", "first_call_ms", "memory_bytes") if getattr(result, name) is None]
         return f"no {', '.join(missing)}" if missing else None
-    models = ["candidate", *(["reference"] if job.reference is not None else [])]
-    wanted = {(model, turn.lengths): len(turn.sequences) for turn in job.turns for model in models}
+    wanted = {(arm, turn.lengths): len(turn.sequences) for turn in job.turns for arm in arms_of(job)}
     found = {(series.model, series.lengths): len(series.wall_ns) for series in result.samples}
     return None if found == wanted else f"found {found} samples, expected {wanted}"
 
@@ -220,13 +223,14 @@ def _load(runtime: ModuleType, job: Job) -> dict[str, Any]:
 
 
 def _time(runtime: ModuleType, job: Job) -> tuple[Samples, ...]:
-    """Pairs of single calls to the two models, A B B A, at each length in turn."""
-    loadables: dict[Model, Loadable] = {"candidate": job.candidate}
-    if job.reference is not None:
-        loadables["reference"] = job.reference
-    sessions: dict[Model, Session] = {
-        model: runtime.open_session(Path(loadable.folder), loadable.artefact, job.threads)
-        for model, loadable in (loadables.items() if job.candidate_first else reversed(loadables.items()))
+    """Rounds of single calls, A B B' A' and then A' B' B A, at each length in turn.
+
+    Every session follows each model as often as the others do, so that none always finds a warm cache.
+    """
+    arms = arms_of(job)
+    sessions: dict[Arm, Session] = {
+        arm: runtime.open_session(Path(loadable.folder), loadable.artefact, job.threads)
+        for arm, loadable in arms.items()
     }
     samples = []
     position = 0
@@ -234,23 +238,22 @@ def _time(runtime: ModuleType, job: Job) -> tuple[Samples, ...]:
     gc.disable()  # a collection inside a call would be counted as the model's time
     try:
         for turn in job.turns:
-            taken: dict[Model, list[tuple[int, int, int]]] = {model: [] for model in loadables}
+            taken: dict[Arm, list[tuple[int, int | None, int]]] = {arm: [] for arm in arms}
             for i in range(len(turn.sequences)):
-                inputs = {
-                    model: pad([turn.inputs_of(model)[i]], job.pad_id, loadables[model].artefact) for model in loadables
-                }
-                for model in _order(i, job):
+                inputs = {arm: pad([turn.inputs_of(arm)[i]], job.pad_id, one.artefact) for arm, one in arms.items()}
+                for arm in arms if i % 2 == 0 else reversed(arms):
                     cpu_start, start = time.process_time_ns(), time.perf_counter_ns()
-                    sessions[model].run(inputs[model])
+                    sessions[arm].run(inputs[arm])
                     end, cpu_end = time.perf_counter_ns(), time.process_time_ns()
-                    # A model that runs elsewhere has that side's clock alone, which stands for both.
-                    there_ns = getattr(sessions[model], "last_call_ns", None)
-                    call_ns = (end - start, cpu_end - cpu_start) if there_ns is None else (there_ns, there_ns)
-                    taken[model].append((*call_ns, position))
+                    # A model that runs elsewhere has that side's clock alone.
+                    there_ns = getattr(sessions[arm], "last_call_ns", None)
+                    call_ns = (end - start, cpu_end - cpu_start) if there_ns is None else (there_ns, None)
+                    taken[arm].append((*call_ns, position))
                     position += 1
-            for model, calls in taken.items():
+            for arm, calls in taken.items():
                 wall_ns, cpu_ns, order = zip(*calls, strict=True)
-                samples.append(Samples(model=model, lengths=turn.lengths, wall_ns=wall_ns, cpu_ns=cpu_ns, order=order))
+                cpu_ns = cpu_ns if None not in cpu_ns else ()
+                samples.append(Samples(model=arm, lengths=turn.lengths, wall_ns=wall_ns, cpu_ns=cpu_ns, order=order))
     finally:
         gc.enable()
         for session in sessions.values():
@@ -258,11 +261,14 @@ def _time(runtime: ModuleType, job: Job) -> tuple[Samples, ...]:
     return tuple(samples)
 
 
-def _order(pair: int, job: Job) -> tuple[Model, ...]:
-    if job.reference is None:
-        return ("candidate",)
-    first_is_candidate = job.candidate_first == (pair % 2 == 0)
-    return ("candidate", "reference") if first_is_candidate else ("reference", "candidate")
+def arms_of(job: Job) -> dict[Arm, Loadable]:
+    """The sessions of a job, in the order of its first round: both models, then their twins the other way round."""
+    models: dict[Arm, Loadable] = {"candidate": job.candidate}
+    if job.reference is not None:
+        models["reference"] = job.reference
+    if not job.candidate_first:
+        models = dict(reversed(models.items()))
+    return {**models, **{TWINS[model]: loadable for model, loadable in reversed(models.items())}}
 
 
 def _held_bytes(runtime: ModuleType) -> int:

@@ -7,12 +7,13 @@ Run as `python -m stages.benchmark --target cpu`.
 
 import json
 import logging
+from functools import partial
 from pathlib import Path
 
 from tokenizers import Tokenizer
 
 from eval import figures
-from eval.latency import Exported, measure, time_tokenizer
+from eval.latency import Exported, leaves_undecided, measure, time_tokenizer
 from eval.statistics import TooFewError
 from pipeline.base import guard, plugins, records
 from pipeline.base.errors import UnusableRuntimeError
@@ -55,7 +56,7 @@ def run(params: Params, workspace: Workspace, name: str, *, append: bool = False
         settings=params.measure if target.required or append else once,
         seed=params.seed,
         reference_sequences=test.teacher_ids,
-        budgets=target.budgets,
+        undecided=partial(leaves_undecided, target.budgets),
         machine=json.loads(workspace.machine.read_text("utf-8")),
         tokenize_us=time_tokenizer(lambda texts: tokenizer.encode(*texts), read_prepared(workspace.data, "test").texts),
         earlier=records.read(Measurement, workspace.measured(name)) if append else None,

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 import eval.runtimes
-from eval.worker import Job, Loadable, Result, Samples, Turn
+from eval.worker import Job, Loadable, Result, Samples, Turn, arms_of
 from pipeline.base.records import Artefact, Measurement, Series, TensorFact
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -144,42 +144,56 @@ def make_result(job, cost_ns, rng, *, noise=0.02, cpu_share=1.0, second_factor=1
         return Result(load_ms=50 * draw[0], first_call_ms=9 * draw[1], memory_bytes=int(4e7 * draw[2]), **facts)
     samples = []
     for turn in job.turns:
-        for model, loadable in (("candidate", job.candidate), ("reference", job.reference)):
-            if loadable is None:
-                continue
-            factor = second_factor if model == "reference" else 1.0
+        for arm, loadable in arms_of(job).items():
+            factor = second_factor if arm.endswith("twin") else 1.0
             wall = cost_ns[loadable.artefact.file] * factor * rng.lognormal(0, noise, len(turn.sequences))
             order = tuple(range(len(wall)))
             cpu = tuple((wall * cpu_share).astype(int).tolist())
             samples.append(
                 Samples(
-                    model=model, lengths=turn.lengths, wall_ns=tuple(wall.astype(int).tolist()), cpu_ns=cpu, order=order
+                    model=arm, lengths=turn.lengths, wall_ns=tuple(wall.astype(int).tolist()), cpu_ns=cpu, order=order
                 )
             )
     return Result(samples=tuple(samples), **facts)
 
 
-def make_measurement(candidate_ms=2.0, reference_ms=8.0, *, n=200, noise=0.05, canary=1.0, cpu_share=1.0, **changes):
-    """A measurement with n pairs at the data's lengths, a canary whose twin is `canary` times as slow, and 7 loads."""
-    rng = np.random.default_rng(0)
+def make_measurement(
+    candidate_ms=2.0,
+    reference_ms=8.0,
+    *,
+    n=200,
+    noise=0.05,
+    twins=1.0,
+    cpu_share=1.0,
+    processes=5,
+    scatter=0.0,
+    **changes,
+):
+    """A measurement with n pairs at the data's lengths over 5 processes, and 7 loads.
+
+    The candidate is `twins` times as slow as its twin; a process is off by `scatter`, as a standard deviation of logs.
+    """
+    rng = np.random.default_rng(2)
+    calls = n // processes // 2
     series = [
         Series(
             model=model,
-            process=0,
+            process=process,
             round=0,
             lengths="data",
             wall_ns=tuple(wall.astype(int).tolist()),
             cpu_ns=tuple((wall * cpu_share).astype(int).tolist()),
-            order=tuple(range(n)),
+            order=tuple(range(calls)),
             warmup=0,
         )
+        for process, middle in enumerate(rng.lognormal(0, scatter, processes))
         for model, milliseconds in (
-            ("candidate", candidate_ms),
+            ("candidate", candidate_ms * twins**0.5),
             ("reference", reference_ms),
-            ("canary", candidate_ms),
-            ("canary_twin", candidate_ms / canary),
+            ("reference_twin", reference_ms),
+            ("candidate_twin", candidate_ms / twins**0.5),
         )
-        for wall in [milliseconds * 1e6 * rng.lognormal(0, noise, n)]
+        for wall in [milliseconds * 1e6 * middle * rng.lognormal(0, noise, calls)]
     ]
     values = {
         "target": "cpu",

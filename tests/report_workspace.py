@@ -84,7 +84,7 @@ def make_workspace(root, targets=None, texts=None, labels=None, names=NAMES, see
             found = perturb(student, len(names), 0.02, seed + 2 + number, labels)
             records.write(score(name, target, card.digest, labels, teacher, student, found), workspace.scored(name))
             measured = make_measurement(
-                2.1 + number, 8.3, noise=0.12, target=name, runtime=target["runtime"], artefact_digest=card.digest,
+                2.1 + number, 8.3, noise=0.05, target=name, runtime=target["runtime"], artefact_digest=card.digest,
                 reference_digest=reference.digest, reference_size_bytes=WEIGHTS["teacher"], tokenize_us=53.0,
                 runtime_version="1.31.1",
             )  # fmt: skip

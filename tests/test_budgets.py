@@ -252,7 +252,7 @@ TIMINGS = ["speedup_vs_teacher", "p50_ms", "p90_ms", "load_ms", "memory_mb"]
 @pytest.mark.parametrize("budget", TIMINGS)
 def test_very_unfit_runner_decides_nothing(budget, limit):
     """Neither the clearest pass nor the clearest fail."""
-    found = verdict(budget, limit, measurement=make_measurement(canary=1.4))
+    found = verdict(budget, limit, measurement=make_measurement(twins=1.4))
     assert (found.status, kinds(found)) == (Status.INCONCLUSIVE, [ReasonKind.NOISY_RUNNER])
     assert "the runner is unfit" in say_verdict(found)
 
@@ -261,7 +261,7 @@ def test_very_unfit_runner_decides_nothing(budget, limit):
 @pytest.mark.parametrize("budget", TIMINGS)
 def test_slightly_unfit_runner_decides_what_is_clear_and_says_so(budget, limit):
     """A limit far from the figure is decided by the widened interval."""
-    found = verdict(budget, limit, measurement=make_measurement(canary=1.05))
+    found = verdict(budget, limit, measurement=make_measurement(twins=1.05))
     assert found.status in {Status.PASS, Status.FAIL}
     assert kinds(found) == [ReasonKind.WIDENED, ReasonKind.NOISY_RUNNER]
     widened = found.reasons[0].figure
@@ -274,16 +274,20 @@ def test_slightly_unfit_runner_leaves_what_is_close_undecided():
     quiet = make_measurement(noise=0.005)
     limit = 1.05 * verdict("p50_ms", 1000.0, measurement=quiet).figure.value
     assert verdict("p50_ms", limit, measurement=quiet).status is Status.PASS
-    unfit = make_measurement(canary=1.05, noise=0.005)
+    unfit = make_measurement(twins=1.05, noise=0.005)
     assert verdict("p50_ms", limit, measurement=unfit).status is Status.INCONCLUSIVE
 
 
-def test_too_few_calls_are_inconclusive():
-    """40 calls bound no 90th percentile."""
-    found = verdict("p90_ms", 50.0, measurement=make_measurement(n=40))
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [({"n": 40}, "found 8 calls in a process, at least 10"), ({"processes": 1}, "found 1, at least 2 are needed")],
+)
+def test_too_few_calls_or_processes_are_inconclusive(changes, said):
+    """8 calls in a process bound no 90th percentile; one process bounds nothing."""
+    found = verdict("p90_ms", 50.0, measurement=make_measurement(**changes))
     assert found.status is Status.INCONCLUSIVE
     assert kinds(found) == [ReasonKind.TOO_FEW_SAMPLES]
-    assert "too few samples: found 40, at least 44" in say_verdict(found)
+    assert said in say_verdict(found)
 
 
 @pytest.mark.parametrize("budget", ["score", "score_drop", "agreement", "floor_margin"])
@@ -304,7 +308,7 @@ def test_advice_grows_with_the_square_of_closeness():
     assert kinds(found) == [ReasonKind.STRADDLES]
     assert say_verdict(found).endswith("inconclusive (about 1,910 test rows would settle it)")
     assert say_verdict(verdict("score", 0.95)).endswith("(too close to the limit to settle)")
-    assert "times the samples would settle it" in say_verdict(verdict("p50_ms", 2.02))
+    assert "times the samples would settle it" in say_verdict(verdict("p50_ms", 2.01))
 
 
 def test_rows_asked_for_do_settle_it():
@@ -426,6 +430,21 @@ def test_judging_needs_no_heavy_package():
     assert done.stdout == "[]\n"
 
 
+def test_speed_up_that_passes_by_cpu_time_alone_does_not_pass():
+    """Review C6: twice as fast by CPU time, while who waits on the wall sees 1.1 times."""
+    measurement = make_measurement(2.0, 4.2, noise=0.01)
+    slow = [
+        one.model_copy(update={"wall_ns": tuple(int(1.9 * ns) for ns in one.wall_ns)})
+        if one.model.startswith("candidate")
+        else one
+        for one in measurement.series
+    ]
+    assert verdict("speedup_vs_teacher", 2.0, measurement=measurement).status is Status.PASS
+    found = verdict("speedup_vs_teacher", 2.0, measurement=measurement.model_copy(update={"series": tuple(slow)}))
+    assert (found.status, kinds(found)) == (Status.INCONCLUSIVE, [ReasonKind.SLOW_ON_THE_WALL])
+    assert "it passes by CPU time, but is 1.11× [1.10, 1.11] on the wall clock" in say_verdict(found)
+
+
 def test_latency_that_passes_by_cpu_time_alone_does_not_pass():
     """A call that waits 60 ms on the wall is no 50 ms call."""
     measurement = make_measurement()
@@ -437,7 +456,7 @@ def test_latency_that_passes_by_cpu_time_alone_does_not_pass():
     assert verdict("p50_ms", 3 * p50, measurement=measurement).status is Status.PASS
     found = verdict("p50_ms", 1.5 * p50, measurement=measurement)
     assert (found.status, kinds(found)) == (Status.INCONCLUSIVE, [ReasonKind.SLOW_ON_THE_WALL])
-    assert "it passes by CPU time, but took " in say_verdict(found) and "on the wall clock" in say_verdict(found)
+    assert "it passes by CPU time, but is " in say_verdict(found) and "on the wall clock" in say_verdict(found)
 
 
 # --- checks ------------------------------------------------------------------------------------------------------

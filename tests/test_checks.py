@@ -7,7 +7,7 @@ import shutil
 import numpy as np
 import onnx
 import pytest
-from fakes import install_runtime
+from fakes import install_runtime, make_measurement
 from onnx import helper, numpy_helper
 from test_quantization import toy_examples
 from tiny_project import make_rows, make_teacher, make_tokenizer
@@ -124,6 +124,22 @@ def ignore_the_mask(graph):
     graph.node.extend(nodes)
 
 
+def answer_the_first_row(graph):
+    """logits -> logits[:1] + 0 x logits."""
+    (output,) = graph.output
+    for node in graph.node:
+        node.output[:] = ["all_logits" if name == output.name else name for name in node.output]
+    for name, value in (("from", [0]), ("to", [1]), ("nothing", np.float32(0))):
+        graph.initializer.append(numpy_helper.from_array(np.array(value), name))
+    graph.node.extend(
+        [
+            helper.make_node("Slice", ["all_logits", "from", "to"], ["first"], name="first"),
+            helper.make_node("Mul", ["all_logits", "nothing"], ["no_logits"], name="no_logits"),
+            helper.make_node("Add", ["first", "no_logits"], [output.name], name="first_to_all"),
+        ]
+    )
+
+
 def swap_the_inputs(graph):
     other = {"input_ids": "attention_mask", "attention_mask": "input_ids"}
     for node in graph.node:
@@ -179,6 +195,13 @@ def test_swapped_inputs_are_found(subject_of):
     assert (status, "of the spread away from the student" in reason) == (Status.FAIL, True), reason
 
 
+@pytest.mark.parametrize("precision", ["fp32", "int8"])
+def test_first_row_answered_to_everybody_is_found(subject_of, precision):
+    """Planted fault: of a batch, every row gets the answer of row 0."""
+    status, reason = found(lengths, subject_of(precision, change=answer_the_first_row))
+    assert (status, "batch of 3" in reason) == (Status.FAIL, True), reason
+
+
 def test_padding_to_a_bucket_is_counted(subject_of):
     subject = subject_of(lengths=(16, MAX_LENGTH))
     result = lengths.check(subject)
@@ -207,6 +230,15 @@ def test_sound_file_looks_away_from_the_padding(subject_of, precision):
 def test_leak_from_the_padding_is_found(subject_of, precision):
     status, reason = found(padding, subject_of(precision, change=ignore_the_mask))
     assert (status, "random ids in the padding move answers by" in reason) == (Status.FAIL, True), reason
+
+
+@pytest.mark.parametrize("precision", ["fp32", "int8"])
+def test_leak_is_found_where_every_text_fills_the_length(subject_of, precision):
+    """Planted fault, and data whose rows leave no room for padding unless they are cut."""
+    subject = subject_of(precision, change=ignore_the_mask)
+    full = [subject.of_length(MAX_LENGTH, which) for which in range(12)]
+    status, reason = found(padding, dataclasses.replace(subject, sequences=full))
+    assert status is Status.FAIL, reason
 
 
 # --- tokenizer ---------------------------------------------------------------------------------------------------
@@ -315,12 +347,30 @@ def test_module_left_in_float_without_the_plan_is_named(subject_of):
     )
 
 
+def test_no_integer_kernel_at_all_is_found(subject_of):
+    """Planted fault: nothing is left in float, and nothing runs in integers."""
+    none = kernels_with().model_copy(update={"integer": 0})
+    status, reason = judged(subject_of("int8"), 1.5, none)
+    assert (status, "no product with weights runs on integer kernels" in reason) == (Status.FAIL, True)
+
+
+def test_speed_on_a_noisy_runner_is_not_believed(subject_of, monkeypatch):
+    """Review C5: 1.03 times as fast as in float, timed on a machine that finds a model 1.4 times as fast as itself."""
+    subject = subject_of("int8")
+    slow = make_measurement(2.0, 2.06, noise=0.001, twins=1.4)
+    monkeypatch.setattr(int8, "measure", lambda **_: slow)
+    status, reason = found(int8, subject)
+    assert (status, "the runner is unfit" in reason) == (Status.INCONCLUSIVE, True), reason
+    monkeypatch.setattr(int8, "measure", lambda **_: make_measurement(2.0, 2.06, noise=0.001))
+    assert found(int8, subject)[0] is Status.PASS
+
+
 # --- second opinion and graph ------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("precision", ["fp32", "int8"])
 def test_reference_evaluator_agrees(subject_of, monkeypatch, precision):
-    monkeypatch.setattr(second_opinion, "OTHERS", ("onnx_reference",))
+    monkeypatch.setattr(second_opinion, "OF_ONNXRUNTIME", ("onnx_reference",))
     status, reason = found(second_opinion, subject_of(precision))
     assert (status, reason.startswith("onnx_reference ")) == (Status.PASS, True), reason
 
@@ -328,9 +378,17 @@ def test_reference_evaluator_agrees(subject_of, monkeypatch, precision):
 def test_engine_that_disagrees_is_found(subject_of, monkeypatch, tmp_path):
     """Planted fault: a second engine that answers zeros."""
     install_runtime(monkeypatch, tmp_path)
-    monkeypatch.setattr(second_opinion, "OTHERS", ("fake",))
+    monkeypatch.setattr(second_opinion, "OF_ONNXRUNTIME", ("fake",))
     status, reason = found(second_opinion, subject_of())
     assert (status, "fake 1.2 answers" in reason) == (Status.FAIL, True), reason
+
+
+def test_an_engine_is_no_second_opinion_on_itself(subject_of):
+    """Review C4: a file that ships to OpenVINO is asked elsewhere, and so is one that ships to a browser."""
+    pytest.importorskip("openvino", reason="the extra 'openvino' is not installed")
+    status, reason = found(second_opinion, dataclasses.replace(subject_of(), runtime="openvino"))
+    assert (status, reason.startswith("onnxruntime ")) == (Status.PASS, True), reason
+    assert "onnxruntime" not in second_opinion.OTHERS.get("browser", second_opinion.OF_ONNXRUNTIME)
 
 
 def test_spare_nodes_are_found(subject_of):

@@ -7,7 +7,7 @@ from fakes import make_measurement
 from eval import figures
 from eval.statistics import TooFewError
 from eval.wording import say
-from pipeline.base.records import ReasonKind
+from pipeline.base.records import Interval, Reason, ReasonKind
 
 
 def test_percentiles_are_near_the_truth_with_it_inside():
@@ -32,7 +32,7 @@ def test_candidate_slower_than_its_reference_is_found():
 
 
 def test_warmups_are_kept_but_not_judged():
-    """The first five calls of each series are a hundred times slower."""
+    """The first five calls of each session are a hundred times slower."""
     plain = make_measurement()
     series = [
         one.model_copy(
@@ -50,15 +50,40 @@ def test_warmups_are_kept_but_not_judged():
 
 
 def test_pairs_are_matched_by_process_however_series_are_listed():
-    """Two processes, one twice as slow, and series in another order."""
-    one = make_measurement(n=50, noise=0.01)
+    """One process of five is twice as slow, and series come in another order: ratios do not feel it."""
+    one = make_measurement(noise=0.01)
     slow = [
-        series.model_copy(update={"process": 1, "cpu_ns": tuple(2 * ns for ns in series.cpu_ns)})
+        series.model_copy(update={"cpu_ns": tuple(2 * ns for ns in series.cpu_ns)}) if series.process == 1 else series
         for series in one.series
     ]
-    measurement = one.model_copy(update={"series": (slow[1], *one.series, slow[0], *slow[2:])})
+    measurement = one.model_copy(update={"series": tuple(reversed(slow))})
     interval = figures.speedup(measurement)
     assert interval.high - interval.low < 0.1
+    assert figures.p50_ms(measurement).high > 2.5
+
+
+def test_scatter_of_processes_is_in_the_interval():
+    """However many calls each of them has: 5 % between processes, 1 % between calls."""
+    narrow, wide = (make_measurement(n=2000, noise=0.01, scatter=scatter) for scatter in (0.0, 0.05))
+    few, many = (figures.p50_ms(one) for one in (narrow, wide))
+    assert few.high / few.low < 1.005 and 1.03 < many.high / many.low < 1.3
+    assert figures.speedup(wide).high / figures.speedup(wide).low < 1.02  # both models are in the same process
+
+
+@pytest.mark.parametrize("figure", [figures.p50_ms, figures.p90_ms, figures.speedup, figures.twin_ratio])
+def test_one_process_has_no_interval(figure):
+    """Nobody knows how far another one would be."""
+    with pytest.raises(TooFewError, match="found 1, at least 2 are needed; raise measure"):
+        figure(make_measurement(processes=1))
+    assert figures.speedups(make_measurement(processes=1)) == pytest.approx([4.0], rel=0.02)
+
+
+def test_a_process_that_lacks_one_side_is_no_pair():
+    """Ratios are within processes; a reference that was timed in others says nothing."""
+    measurement = make_measurement()
+    series = [one for one in measurement.series if (one.model, one.process) != ("reference", 3)]
+    with pytest.raises(TooFewError, match="no pairs: found 80 calls of the reference and 100 of the candidate"):
+        figures.speedup(measurement.model_copy(update={"series": tuple(series)}))
 
 
 def test_clock_is_cpu_time_for_one_thread_here_and_wall_time_elsewhere():
@@ -68,6 +93,15 @@ def test_clock_is_cpu_time_for_one_thread_here_and_wall_time_elsewhere():
     assert figures.primary_clock(make_measurement(device="ssh")) == "wall"
     assert figures.primary_clock(make_measurement(cpu_share=0.2)) == "wall"
     assert figures.primary_clock(make_measurement(series=())) == "wall"
+
+
+def test_what_runs_elsewhere_has_the_wall_clock_alone():
+    """As a browser: no CPU time is known, so no clock can disagree with another, and none stands for both."""
+    whole = make_measurement()
+    series = tuple(one.model_copy(update={"cpu_ns": ()}) for one in whole.series)
+    found = whole.model_copy(update={"series": series})
+    assert figures.primary_clock(found) == "wall" and figures.find_warnings(found) == ()
+    assert figures.p50_ms(found) == figures.p50_ms(whole, clock="wall")
 
 
 @pytest.mark.parametrize(("cpu_share", "cause"), [(0.8, "preemption"), (1.3, "spinning")])
@@ -89,59 +123,79 @@ def test_time_stolen_by_the_host_is_told():
     assert say(warning) == "the host took 3.0 CPU seconds away during 10.0 s of measuring"
 
 
-def test_quiet_canary_is_fit():
-    """A model against itself comes out at 1."""
+def test_quiet_twins_are_fit():
+    """A model beside a second session of itself comes out at 1."""
     assert figures.why_unfit(make_measurement(noise=0.02)) is None
 
 
-@pytest.mark.parametrize("canary", [0.95, 1.05])
-def test_canary_that_differs_from_itself_is_unfit(canary):
-    """Whichever side."""
-    reason = figures.why_unfit(make_measurement(canary=canary))
+@pytest.mark.parametrize("twins", [0.95, 1.05])
+@pytest.mark.parametrize("swap", [False, True], ids=["candidate", "reference"])
+def test_a_model_that_differs_from_its_twin_is_unfit(twins, swap):
+    """Whichever side, and whichever of the two models."""
+    measurement = make_measurement(twins=twins)
+    if swap:
+        names = {"candidate": "reference", "candidate_twin": "reference_twin"}
+        names |= {there: here for here, there in names.items()}
+        series = (one.model_copy(update={"model": names[one.model]}) for one in measurement.series)
+        measurement = measurement.model_copy(update={"series": tuple(series)})
+    reason = figures.why_unfit(measurement)
     assert reason.kind is ReasonKind.NOISY_RUNNER
-    assert "the runner is unfit: it timed the model at" in say(reason)
+    assert "the runner is unfit: it timed a model at" in say(reason)
 
 
-def test_small_lean_of_the_canary_is_told_and_decides_nothing():
+def test_small_difference_of_twins_is_told_and_decides_nothing():
     """1.5 % at 1 % noise is certain, but less than the tolerance."""
-    measurement = make_measurement(canary=1.015, noise=0.01)
-    assert figures.canary_ratio(measurement).low > 1
+    measurement = make_measurement(twins=1.015, noise=0.01)
+    assert figures.twin_ratio(measurement).low > 1
     assert figures.why_unfit(measurement) is None
     (warning,) = figures.find_warnings(measurement)
-    assert warning.kind is ReasonKind.CANARY_LEANS
+    assert warning.kind is ReasonKind.TWINS_DIFFER
     assert say(warning).startswith("ratios are off by about 1.")
 
 
-def test_canary_off_by_more_than_the_tolerance_is_unfit_however_wide_its_interval():
-    """Noise so large that 1 lies inside, and the median is off by 5 %."""
-    measurement = make_measurement(canary=1.05, n=20, noise=0.3)
-    ratio = figures.canary_ratio(measurement)
+def test_twins_off_by_more_than_the_tolerance_are_unfit_however_wide_their_interval():
+    """Noise so large that 1 lies inside, and the middle is off by 5 %."""
+    measurement = make_measurement(twins=1.1, n=20, noise=0.3)
+    ratio = figures.twin_ratio(measurement)
     assert ratio.low < 1 < ratio.high
     assert figures.why_unfit(measurement).kind is ReasonKind.NOISY_RUNNER
 
 
-def test_missing_canary_is_no_proof_of_fitness():
+def test_missing_twins_are_no_proof_of_fitness():
     """Absence of evidence."""
     measurement = make_measurement()
-    series = tuple(one for one in measurement.series if not one.model.startswith("canary"))
+    series = tuple(one for one in measurement.series if not one.model.endswith("twin"))
     reason = figures.why_unfit(measurement.model_copy(update={"series": series}))
-    assert (reason.kind, reason.figure) == (ReasonKind.NO_CANARY, None)
-    assert say(reason).startswith("no A/A canary: too few samples")
+    assert (reason.kind, reason.figure) == (ReasonKind.NO_TWINS, None)
+    assert say(reason).startswith("nobody knows how noisy the run was: no pairs")
+
+
+def test_an_interval_is_widened_by_twice_what_the_twins_were_off():
+    """Left as it is on a quiet runner; nothing can be judged where nobody knows, or beyond a factor of 1.5."""
+    figure = Interval(value=4.0, low=3.9, high=4.1)
+    off = Interval(value=1.05, low=1.04, high=1.06)
+    noisy = Reason(kind=ReasonKind.NOISY_RUNNER, figure=off)
+    found = figures.widened(figure, noisy)
+    assert (found.low, found.high) == pytest.approx((3.9 / 1.06**2, 4.1 * 1.06**2))
+    assert figures.widened(figure, None) == figure
+    assert figures.widened(figure, Reason(kind=ReasonKind.NO_TWINS, detail="no pairs")) is None
+    far = noisy.model_copy(update={"figure": off.model_copy(update={"high": 1.23})})
+    assert figures.widened(figure, far) is None
 
 
 def test_missing_partner_is_no_pair():
     """A reference that was never timed."""
     measurement = make_measurement()
     series = tuple(one for one in measurement.series if one.model != "reference")
-    with pytest.raises(TooFewError, match="no pairs: found 0 calls of the reference and 200 of the candidate"):
+    with pytest.raises(TooFewError, match="no pairs: found 0 calls of the reference and 100 of the candidate"):
         figures.speedup(measurement.model_copy(update={"series": series}))
 
 
-def test_few_samples_give_no_interval():
-    """40 calls do for a median, not for p90."""
+def test_few_calls_in_a_process_give_no_percentile():
+    """8 do for a median, not for the call that one in ten exceeds."""
     measurement = make_measurement(n=40)
     assert figures.p50_ms(measurement).value > 0
-    with pytest.raises(TooFewError, match="found 40, at least 44"):
+    with pytest.raises(TooFewError, match="found 8 calls in a process, at least 10 are needed for its 90% point"):
         figures.p90_ms(measurement)
 
 

@@ -23,12 +23,12 @@ def test_a_larger_graph_is_seen_and_an_equal_one_is_not_timed(small, monkeypatch
         monkeypatch.setattr(graphs, "SIZES", {"tiny": (layers, 16, 2)})
         graphs.write(tmp_path / name, "onnx,coreml")
     capsys.readouterr()
-    graphs.compare(tmp_path / "old", tmp_path / "same", 1, 10, "")
+    graphs.compare(tmp_path / "old", tmp_path / "same", 2, 10, "")
     lines = capsys.readouterr().out.splitlines()
     assert lines[:2] == ["coreml tiny fp32: the same bytes", "onnx tiny fp32: the same bytes"]
     assert json.loads(lines[-1])["files"] == {}
 
-    graphs.compare(tmp_path / "old", tmp_path / "new", 1, 10, "")
+    graphs.compare(tmp_path / "old", tmp_path / "new", 2, 10, "")
     lines = capsys.readouterr().out.splitlines()
     found = json.loads(lines[-1])
     assert found["cpu"] and found["isa"]
@@ -46,5 +46,5 @@ def test_only_the_files_asked_for_are_compared(small, tmp_path, capsys):
     for name in ("old", "new"):
         graphs.write(tmp_path / name, "onnx")
     capsys.readouterr()
-    graphs.compare(tmp_path / "old", tmp_path / "new", 1, 10, "litert")
+    graphs.compare(tmp_path / "old", tmp_path / "new", 2, 10, "litert")
     assert json.loads(capsys.readouterr().out.splitlines()[-1])["files"] == {}

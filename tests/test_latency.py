@@ -1,12 +1,14 @@
 """How often and in which order is timed, and what becomes of it; workers are simulated."""
 
+from functools import partial
+
 import numpy as np
 import pytest
 from fakes import install_runtime, make_artefact, make_result
 
 from eval import figures
 from eval.devices import local
-from eval.latency import Exported, measure, should_sample_more, time_tokenizer
+from eval.latency import Exported, leaves_undecided, measure, time_tokenizer
 from eval.worker import Result, WorkerError
 from pipeline.base.errors import IntegrityError
 from pipeline.base.records import Measurement, ReasonKind, read, write
@@ -48,7 +50,9 @@ def exported(tmp_path):
 
 
 def run(exported, **changes):
-    """A measurement of the student against the teacher."""
+    """A measurement of the student against the teacher; with `budgets`, until they are decided."""
+    if (budgets := changes.pop("budgets", None)) is not None:
+        changes["undecided"] = partial(leaves_undecided, budgets)
     values = {
         "target": "cpu",
         "runtime": "fake",
@@ -64,11 +68,11 @@ def run(exported, **changes):
 
 
 def test_processes_of_one_round(jobs, exported):
-    """Seven loads for an interval of their median, then timing with the canary in the middle."""
+    """Seven loads for an interval of their median, then timing."""
     run(exported)
     timed = [job for job in jobs if job.kind == "time"]
-    assert [job.kind for job in jobs] == ["load"] * 7 + ["time"] * 4
-    assert [job.reference.artefact.file for job in timed] == ["teacher.fake"] * 2 + ["student.fake", "teacher.fake"]
+    assert [job.kind for job in jobs] == ["load"] * 7 + ["time"] * 3
+    assert {job.reference.artefact.file for job in timed} == {"teacher.fake"}
     assert all(job.reference is None for job in jobs if job.kind == "load")
 
 
@@ -79,13 +83,26 @@ def test_who_goes_first_alternates_from_process_to_process(jobs, exported):
     assert firsts == [i % 2 == 0 for i in range(len(jobs))]
 
 
-def test_canary_has_as_many_pairs_as_the_figures_and_at_least_40(jobs, exported):
-    """So that it repeats as well as they do; warm-ups on top."""
-    run(exported)
-    run(exported, settings=SETTINGS.model_copy(update={"pairs": 2}))
-    canaries = [job for job in jobs if job.reference is not None and job.reference == job.candidate]
-    assert [len(job.turns[0].sequences) for job in canaries] == [62, 42]
-    assert [turn.lengths for turn in canaries[0].turns] == ["data"]
+@pytest.mark.parametrize(("pairs", "rounds"), [(20, 10), (3, 2), (1, 1)])
+def test_a_round_of_calls_has_two_pairs(jobs, exported, pairs, rounds):
+    """The two models', and their twins'; warm-ups on top."""
+    run(exported, settings=SETTINGS.model_copy(update={"pairs": pairs}))
+    assert {len(turn.sequences) for job in jobs if job.kind == "time" for turn in job.turns} == {2 + rounds}
+
+
+def test_every_process_times_texts_of_all_lengths(jobs, exported):
+    """One of each tenth of the data, by length: processes do not differ by the luck of the draw."""
+    sequences = [[1] * length for length in np.random.default_rng(0).permutation(np.arange(1, 1001) % 60 + 2)]
+    run(exported, sequences=sequences)
+    means = []
+    for job in jobs:
+        if job.kind == "time":
+            lengths = sorted(map(len, job.turns[0].sequences[2:]))
+            tenths = np.sort([len(one) for one in sequences]).reshape(10, -1)
+            assert all(part[0] <= length <= part[-1] for length, part in zip(lengths, tenths, strict=True))
+            assert list(map(len, job.turns[0].sequences[2:])) != lengths
+            means.append(np.mean(lengths))
+    assert np.std(means) < 1.5  # of free draws 17.3 / sqrt(10) = 5.5
 
 
 def test_lengths_are_the_datas_own_and_the_fixed_ones_that_fit(jobs, exported):
@@ -114,15 +131,16 @@ def test_record_keeps_every_sample_and_says_what_was_measured(jobs, exported, tm
     """And survives the disk."""
     found = run(exported, machine={"cpu": "simulated"}, tokenize_us=53.0)
     assert {(one.model, one.lengths): len(one.wall_ns) for one in found.series} == {
-        **{(model, lengths): 22 for model in ("candidate", "reference") for lengths in ("data", "4", "8")},
-        ("canary", "data"): 62,
-        ("canary_twin", "data"): 62,
+        (model + twin, lengths): 12
+        for model in ("candidate", "reference")
+        for twin in ("", "_twin")
+        for lengths in ("data", "4", "8")
     }
     assert len(found.load_ms) == len(found.first_call_ms) == len(found.memory_bytes) == 7
     assert (found.runtime_version, found.tokenize_us, found.machine) == ("1.2", 53.0, {"cpu": "simulated"})
     assert (found.size_bytes, found.reference_size_bytes) == (1200, 10800)
     assert [moment["when"] for moment in found.conditions] == ["before", "after"] * len(jobs)
-    assert {(moment["round"], moment["process"]) for moment in found.conditions} == {(0, i) for i in range(11)}
+    assert {(moment["round"], moment["process"]) for moment in found.conditions} == {(0, i) for i in range(10)}
     write(found, tmp_path / "measured.json")
     assert read(Measurement, tmp_path / "measured.json") == found
 
@@ -185,13 +203,14 @@ def test_unfit_runner_is_given_another_chance(jobs, exported):
 def test_budgets_that_time_cannot_decide_add_no_rounds(jobs, exported):
     """Accuracy and size are not here to judge."""
     found = run(exported)
-    assert not should_sample_more(found, Budgets(score=0.9, size_mb=1.0))
+    assert not leaves_undecided(Budgets(score=0.9, size_mb=1.0), found)
 
 
 def test_without_a_reference_only_the_candidate_is_timed(jobs, exported):
-    """The canary stays."""
+    """Beside its twin."""
     found = run(exported, reference=None)
-    assert {one.model for one in found.series} == {"candidate", "canary", "canary_twin"}
+    assert {one.model for one in found.series} == {"candidate", "candidate_twin"}
+    assert figures.twin_ratio(found).low < 1 < figures.twin_ratio(found).high
     assert (found.reference_digest, found.reference_size_bytes) == (None, None)
 
 
@@ -232,7 +251,7 @@ def test_crash_leaves_a_record_that_says_so(exported, monkeypatch):
     monkeypatch.setattr(local, "run_worker", crash)
     found = run(exported)
     assert (found.not_measured, found.series, found.size_bytes) == ("crashed (SIGSEGV)", (), 1200)
-    assert not should_sample_more(found, Budgets(p90_ms=5.0))
+    assert not leaves_undecided(Budgets(p90_ms=5.0), found)
 
 
 def test_unusable_runtime_or_device_is_not_measured(exported, monkeypatch):
@@ -262,9 +281,5 @@ def test_whole_way_through_real_processes(exported, monkeypatch, tmp_path):
     settings = MeasureSettings(processes=1, pairs=3, max_rounds=1, warmup=1, threads=1, lengths=())
     found = run(exported, settings=settings)
     assert found.not_measured is None
-    assert {(one.model, len(one.wall_ns)) for one in found.series} == {
-        ("candidate", 4),
-        ("reference", 4),
-        ("canary", 41),
-        ("canary_twin", 41),
-    }
+    models = ("candidate", "candidate_twin", "reference", "reference_twin")
+    assert {(one.model, len(one.wall_ns)) for one in found.series} == {(model, 3) for model in models}

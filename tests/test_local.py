@@ -21,7 +21,8 @@ def test_local_machine_is_always_at_hand():
 def test_timing_job_comes_back_whole(runtime):
     """Nothing runs in this process; the threads are those of the job."""
     result = local.run_worker(make_job(threads=2), timeout_s=60.0)
-    assert [(one.model, len(one.wall_ns)) for one in result.samples] == [("candidate", 6), ("reference", 6)]
+    sessions = ["candidate", "reference", "reference_twin", "candidate_twin"]
+    assert [(one.model, len(one.wall_ns)) for one in result.samples] == [(session, 6) for session in sessions]
     assert [moment["when"] for moment in result.conditions] == ["before", "after"]
     assert {moment["omp_num_threads"] for moment in result.conditions} == {"2"}
     assert (result.runtime_version, runtime.CALLS) == ("1.2", [])

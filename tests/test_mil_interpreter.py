@@ -164,6 +164,24 @@ def test_ranges_are_over_all_texts(product: Path) -> None:
     assert found.low == pytest.approx((x @ WEIGHT.T).min(), rel=1e-5)
 
 
+@pytest.mark.parametrize("axes", [(-1,), (1,), (1, 2)])
+def test_sums_of_squares_of_a_layer_norm_are_what_was_seen(tmp_path: Path, axes: tuple[int, ...]) -> None:
+    """Over its own axes, of all texts; of other operations none. The width times the largest x^2 is far more."""
+    x = np.random.default_rng(3).normal(size=(4, 1, 96, 3)).astype(np.float32)
+    x[2, 0, 7, 1] = 40.0
+    path = save(
+        tmp_path / "m.mlpackage",
+        lambda mb, x: mb.mul(x=mb.layer_norm(x=x, axes=list(axes), name="normed"), y=np.float32(2)),
+        {"x": (1, 96, 3)},
+    )
+    ranges = Interpreter(read_package(path)).ranges({"x": torch.tensor(x)})
+    over = tuple(axis + 1 if axis > 0 else axis for axis in axes)
+    expected = ((x - x.mean(over, keepdims=True)) ** 2).sum(over).max()
+    found = [one.squares for one in ranges.values()]
+    assert found == [pytest.approx(float(expected), rel=1e-5), 0.0]
+    assert axes != (1,) or expected < 96 * 40.0**2 / 50
+
+
 @pytest.mark.parametrize(
     ("dtype", "given", "kept"),
     [("int16", 40_000, -25_536), ("uint16", 65_537, 1), ("uint8", -1, 255), ("int8", 200, -56)],

@@ -14,6 +14,7 @@ from eval.statistics import (
     mean_interval,
     median_ratio_interval,
     paired_share_interval,
+    process_interval,
     quantile_interval,
     samples_needed,
     share_interval,
@@ -225,3 +226,35 @@ def test_mcnemar_fires_where_the_table_says():
         assert mcnemar(worse, changed - worse) <= 0.05 < mcnemar(worse - 1, changed - worse + 1)
     assert mcnemar(4, 0) > 0.05
     assert mcnemar(0, 0) == 1.0
+
+
+# --- processes ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("processes", [2, 5, 15])
+@pytest.mark.parametrize("scatter", [0.0, 0.04])
+def test_an_interval_over_processes_covers_as_often_as_it_says(processes, scatter):
+    """Where pooled calls do not: 40 calls of 5 % in each process, whose own middle is off by 4 %."""
+    rng = np.random.default_rng(0)
+    runs, confidence = 2000, 0.9
+    middles = rng.normal(0, scatter, (runs, processes, 1))
+    estimates = np.exp(np.median(middles + rng.normal(0, 0.05, (runs, processes, 40)), axis=2))
+    covered = sum(one.low <= 1 <= one.high for one in (process_interval(row, confidence) for row in estimates))
+    assert stats.binomtest(covered, runs, confidence).pvalue > 0.001
+
+
+def test_pooled_calls_cover_too_seldom():
+    """What the interval over processes is for (review C3)."""
+    rng = np.random.default_rng(0)
+    calls = np.exp(rng.normal(0, 0.04, (500, 5, 1)) + rng.normal(0, 0.05, (500, 5, 40))).reshape(500, -1)
+    found = [quantile_interval(row, 0.5, 0.98) for row in calls]
+    assert np.mean([one.low <= 1 <= one.high for one in found]) < 0.85
+
+
+def test_an_interval_over_processes_mirrors_and_takes_two():
+    """a / b and b / a; the scatter of one process is unknown."""
+    there, back = process_interval([1.9, 2.0, 2.2], 0.98), process_interval([1 / 1.9, 1 / 2.0, 1 / 2.2], 0.98)
+    assert (there.value, there.low) == pytest.approx((1 / back.value, 1 / back.high))
+    assert there.value == pytest.approx((1.9 * 2.0 * 2.2) ** (1 / 3))
+    with pytest.raises(TooFewError, match="found 1, at least 2"):
+        process_interval([2.0], 0.98)

@@ -27,10 +27,30 @@ def calls(runtime):
 
 @pytest.mark.parametrize("candidate_first", [True, False])
 def test_calls_alternate_a_b_b_a(runtime, candidate_first):
-    """One inference a turn; the order of the first pair is the job's."""
-    execute(make_job(candidate_first=candidate_first))
+    """One inference a turn, of each file two sessions; the order of the first round is the job's."""
+    result = execute(make_job(candidate_first=candidate_first))
     a, b = ("student.fake", "teacher.fake") if candidate_first else ("teacher.fake", "student.fake")
-    assert calls(runtime) == [a, b, b, a] * 3
+    assert calls(runtime) == [a, b, b, a] * 6
+    first, second = ("candidate", "reference") if candidate_first else ("reference", "candidate")
+    arms = [first, second, f"{second}_twin", f"{first}_twin"]
+    order = {place: one.model for one in result.samples for place in one.order}
+    assert [order[place] for place in range(16)] == [*arms, *reversed(arms), *arms, *reversed(arms)]
+
+
+def test_no_session_finds_a_warmer_cache_than_its_twin(runtime):
+    """Each follows its own model as often as the other one."""
+    order = {place: one.model for one in execute(make_job()).samples for place in one.order}
+    before = {arm: [] for arm in order.values()}
+    for place in range(1, 24):
+        before[order[place]].append(order[place - 1].removesuffix("_twin") == order[place].removesuffix("_twin"))
+    assert all(found.count(True) in {2, 3} for found in before.values())
+
+
+def test_a_model_that_runs_elsewhere_has_one_clock(runtime, monkeypatch):
+    """Its own; nobody knows how much of it was CPU time."""
+    monkeypatch.setattr(runtime.Session, "last_call_ns", 5_000, raising=False)
+    for samples in execute(make_job()).samples:
+        assert (set(samples.wall_ns), samples.cpu_ns) == ({5_000}, ())
 
 
 def test_both_models_get_the_same_sequence_in_a_pair(runtime):
@@ -53,10 +73,14 @@ def test_every_call_is_kept_with_its_position(runtime):
     result = execute(make_job(turns=turns))
     order = {(one.model, one.lengths): one.order for one in result.samples}
     assert order == {
-        ("candidate", "data"): (0, 3, 4),
-        ("reference", "data"): (1, 2, 5),
-        ("candidate", "2"): (6, 9),
-        ("reference", "2"): (7, 8),
+        ("candidate", "data"): (0, 7, 8),
+        ("reference", "data"): (1, 6, 9),
+        ("reference_twin", "data"): (2, 5, 10),
+        ("candidate_twin", "data"): (3, 4, 11),
+        ("candidate", "2"): (12, 19),
+        ("reference", "2"): (13, 18),
+        ("reference_twin", "2"): (14, 17),
+        ("candidate_twin", "2"): (15, 16),
     }
     assert all(len(one.wall_ns) == len(one.cpu_ns) == len(one.order) for one in result.samples)
 
@@ -75,7 +99,7 @@ def test_clocks_are_read_around_each_call(runtime, monkeypatch):
     monkeypatch.setattr(worker.time, "perf_counter_ns", lambda: now["wall"])
     monkeypatch.setattr(worker.time, "process_time_ns", lambda: now["cpu"])
     for samples in execute(make_job()).samples:
-        cost = COSTS["student.fake" if samples.model == "candidate" else "teacher.fake"]
+        cost = COSTS["student.fake" if samples.model.startswith("candidate") else "teacher.fake"]
         assert (set(samples.wall_ns), set(samples.cpu_ns)) == ({cost}, {cost // 2})
 
 

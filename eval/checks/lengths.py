@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 
 import numpy as np
+from jaxtyping import Float
 
 from eval.checks import Subject, difference, failed, passed
 from eval.padding import MASK, padded_length
@@ -12,6 +13,9 @@ from pipeline.base.records import Artefact, Check
 
 TITLE = "lengths and batches"
 BATCHES = (1, 3)
+CHOICE = 16  # texts of each length, of which those of a batch are chosen
+# Share of the spread from which two answers cannot be taken for each other: 2.5 times the most that int8 was seen off.
+APART = 0.2
 
 
 def applies(subject: Subject) -> bool:
@@ -24,18 +28,24 @@ def check(subject: Subject) -> Check:
     artefact = subject.artefact
     lengths, batches = list(_lengths(artefact)), [size for size in BATCHES if size == 1 or artefact.fixed_batch is None]
     with subject.open() as candidate, subject.open_student() as student:
-        expected = {L: subject.flat(student.run(_plain([subject.of_length(L)])), L) for L in lengths}
+        rows, expected = {}, {}
+        for L in lengths:
+            texts = [subject.of_length(L, which) for which in range(CHOICE)]
+            answers = subject.flat(student.run(_plain(texts)), L)
+            # A file may answer the first text to everybody, so those of a batch have answers that lie far apart.
+            chosen = _far_apart(answers, max(batches))
+            rows[L], expected[L] = [texts[i] for i in chosen], answers[chosen]
         # One spread for all: the logits of a single row may lie close together.
         spread = float(max(row.max() for row in expected.values()) - min(row.min() for row in expected.values()))
         worst = 0.0
-        for L, answer in expected.items():
+        for L, answers in expected.items():
             for size in batches:
                 where = f"{L} tokens, batch of {size}"
                 try:
-                    found = subject.flat(candidate.run(subject.padded([subject.of_length(L)] * size)), L)
+                    found = subject.flat(candidate.run(subject.padded(rows[L][:size])), L)
                 except ModelError as error:
                     return failed(TITLE, f"{where}: refused, though the card declares it: {error}; export it again")
-                off = difference(found, np.repeat(answer, size, axis=0), spread)
+                off = difference(found, answers[:size], spread)
                 worst = max(worst, off)
                 if not off <= subject.tolerance:
                     return failed(
@@ -43,6 +53,8 @@ def check(subject: Subject) -> Check:
                         f"{where}: answers {off:.2g} of the spread away from the student, expected at most "
                         f"{subject.tolerance:g}; the file does not take the lengths that its card says",
                     )
+                if (other := _answered_as_another(found, answers[:size], APART * spread)) is not None:
+                    return failed(TITLE, f"{where}: row {other[0]} is answered as row {other[1]} should be")
         if problem := _beyond(candidate, subject):
             return failed(TITLE, problem)
     shares = [padded_length(len(row), artefact) / len(row) for row in subject.sequences]
@@ -57,6 +69,26 @@ def _lengths(artefact: Artefact) -> Iterator[int]:
     for length in artefact.lengths or (16,):
         edges |= {length - 1, length, length + 1}
     yield from sorted(length for length in edges if 1 <= length <= artefact.max_length)
+
+
+def _far_apart(answers: Float[np.ndarray, "rows values"], count: int) -> list[int]:
+    """Row 0, and each time the row that is furthest from the nearest one so far."""
+    chosen = [0]
+    while len(chosen) < count:
+        distances = np.abs(answers[:, None] - answers[chosen]).max(axis=2).min(axis=1)
+        chosen.append(int(distances.argmax()))
+    return chosen
+
+
+def _answered_as_another(
+    found: Float[np.ndarray, "rows values"], expected: Float[np.ndarray, "rows values"], apart: float
+) -> tuple[int, int] | None:
+    """(row, the row whose answer it is nearer to than to its own), of rows that are so far apart; else None."""
+    distances = np.abs(found[:, None] - expected).max(axis=2)
+    between = np.abs(expected[:, None] - expected).max(axis=2)
+    for row, other in zip(*np.nonzero((between >= apart) & (distances < distances.diagonal()[:, None])), strict=True):
+        return int(row), int(other)
+    return None
 
 
 def _plain(sequences: list[list[int]]) -> dict[str, np.ndarray]:

@@ -202,13 +202,14 @@ class Score(Record):
 class Series(Record):
     """Raw latency samples of one model in one process, in the order taken."""
 
-    # The canary is the candidate timed against its twin, a second session of itself: they must come out equal.
-    model: Literal["candidate", "reference", "canary", "canary_twin"]
+    # A twin is a second session of the same file in the same process: the two must come out equal.
+    model: Literal["candidate", "candidate_twin", "reference", "reference_twin"]
     process: int
     round: int
     # "data" for the data's own lengths, or a fixed number of tokens
     lengths: str
     wall_ns: tuple[int, ...]
+    # empty where nobody can tell: the model runs in another process
     cpu_ns: tuple[int, ...]
     # position of each call in the process, so that the A B B A order can be read back
     order: tuple[int, ...]
@@ -304,7 +305,7 @@ class ReasonKind(StrEnum):
     TOO_FEW_EXAMPLES = "too few examples"
     CLASSES_WITHOUT_ROWS = "classes without rows"
     TOO_FEW_SAMPLES = "too few samples"
-    NO_CANARY = "no canary"
+    NO_TWINS = "no twins"
     NOISY_RUNNER = "noisy runner"
     WIDENED = "interval widened"
     STRADDLES = "interval straddles"
@@ -312,7 +313,7 @@ class ReasonKind(StrEnum):
     CHECK = "check"
     CHECK_NOT_MADE = "check not made"
     # these decide nothing; they say that timings want to be read with care
-    CANARY_LEANS = "canary leans"
+    TWINS_DIFFER = "twins differ"
     CLOCKS_DISAGREE = "clocks disagree"
     CPU_STOLEN = "CPU stolen"
 

@@ -35,6 +35,7 @@ from pipeline.mil.ops import (  # noqa: F401  a file of operations registers the
     reduction,
     shapes,
 )
+from pipeline.mil.ops.normalization import squared_deviations
 from pipeline.mil.package import Constant, Operation, Package, Type
 
 FLOATS = ("fp16", "fp32", "fp64")
@@ -68,6 +69,12 @@ class Range:
 
     low: float
     high: float
+    # of a layer_norm, the largest sum of squared deviations that it took on its way; else 0
+    squares: float = 0.0
+
+    def __or__(self, other: "Range") -> "Range":
+        """Of both together."""
+        return Range(min(self.low, other.low), max(self.high, other.high), max(self.squares, other.squares))
 
 
 class Interpreter:
@@ -126,9 +133,9 @@ class Interpreter:
 
     def ranges(self, inputs: Mapping[str, Shaped[Tensor, "batch ..."]]) -> dict[str, Range]:
         """The least and greatest value of every floating result, by its name, over a batch."""
-        low, high = torch.func.vmap(self._extremes)(dict(inputs))
-        found = zip(self.watched, low.amin(0).tolist(), high.amax(0).tolist(), strict=True)
-        return {name: Range(least, greatest) for (name, _, _), least, greatest in found}
+        low, high, squares = torch.func.vmap(self._extremes)(dict(inputs))
+        found = zip(self.watched, low.amin(0).tolist(), high.amax(0).tolist(), squares.amax(0).tolist(), strict=True)
+        return {name: Range(*extremes) for (name, _, _), *extremes in found}
 
     def overflows(self, inputs: Mapping[str, Shaped[Tensor, "batch ..."]]) -> list[Overflow]:
         """Where something infinite or NaN comes from, in the order of the program, over a batch."""
@@ -148,7 +155,8 @@ class Interpreter:
 
     def shapes(self, inputs: Mapping[str, Shaped[Tensor, "batch ..."]]) -> dict[str, tuple[int, ...]]:
         """The shape of every floating result, by its name, for the first text of a batch."""
-        _, seen = self._execute({name: value[0] for name, value in inputs.items()}, lambda value: tuple(value.shape))
+        first = {name: value[0] for name, value in inputs.items()}
+        _, seen = self._execute(first, lambda value, *_: tuple(value.shape))
         return dict(zip((name for name, _, _ in self.watched), seen, strict=True))
 
     # --- one text ------------------------------------------------------------------------------------------------
@@ -157,28 +165,39 @@ class Interpreter:
         values, _ = self._execute(inputs, None)
         return {name: values[name] for name in self.package.outputs if isinstance(values[name], Tensor)}
 
-    def _extremes(self, inputs: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
-        _, seen = self._execute(inputs, lambda value: (value.amin(), value.amax()))
-        return torch.stack([low for low, _ in seen]), torch.stack([high for _, high in seen])
+    def _extremes(self, inputs: dict[str, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+        def look(value: Tensor, op: Operation, known: Mapping[str, Any]) -> tuple[Tensor, Tensor, Tensor]:
+            return value.amin(), value.amax(), self._squares(op, known, like=value)
+
+        _, seen = self._execute(inputs, look)
+        low, high, squares = (torch.stack(list(values)) for values in zip(*seen, strict=True))
+        return low, high, squares
+
+    def _squares(self, op: Operation, known: Mapping[str, Any], *, like: Tensor) -> Tensor:
+        if op.kind != "layer_norm":
+            return torch.zeros_like(like.amax())
+        given = {name: self._argument(name, op.inputs[name], known) for name in ("x", "axes") if name in op.inputs}
+        return squared_deviations(**given)
 
     def _is_finite(self, inputs: dict[str, Tensor]) -> Tensor:
         # a sum is finite unless something in it is not (or 10^38 is reached), and half the work of looking at each
-        _, seen = self._execute(inputs, lambda value: value.sum().isfinite())
+        _, seen = self._execute(inputs, lambda value, *_: value.sum().isfinite())
         return torch.stack(seen)
 
     def _count_bad(self, inputs: dict[str, Tensor]) -> Tensor:
-        _, seen = self._execute(inputs, lambda value: value.isfinite().logical_not().sum())
+        _, seen = self._execute(inputs, lambda value, *_: value.isfinite().logical_not().sum())
         return torch.stack(seen)
 
     def _execute(self, inputs: dict[str, Tensor], watch: Any) -> tuple[dict[str, Any], list[Any]]:
-        """Values that are still needed at the end, and what `watch` says of each floating result."""
+        """Values that are still needed at the end, and what `watch(result, op, known)` says of each floating result."""
         values: dict[str, Any] = {name: self._cast(value) for name, value in inputs.items()}
         seen = []
         for op in self._program:
-            results = self._outputs(op, ChainMap(values, self._constants))
+            known = ChainMap(values, self._constants)
+            results = self._outputs(op, known)
             values.update(results)
             if watch is not None:
-                seen += [watch(results[name]) for name, kind in op.outputs if kind.dtype in FLOATS]
+                seen += [watch(results[name], op, known) for name, kind in op.outputs if kind.dtype in FLOATS]
             for name in self._last_use.get(id(op), ()):
                 values.pop(name, None)
         return values, seen

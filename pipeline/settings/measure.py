@@ -11,7 +11,12 @@ class MeasureSettings(Settings):
     processes: int = Field(
         default=5, ge=1, le=100, description="Fresh processes; the order of the two models alternates."
     )
-    pairs: int = Field(default=40, ge=1, le=10_000, description="Timed pairs of calls (A B B A) in each process.")
+    pairs: int = Field(
+        default=40,
+        ge=1,
+        le=10_000,
+        description="Timed pairs of calls in each process (A B B' A': each file has two sessions).",
+    )
     max_rounds: int = Field(
         default=3, ge=1, le=20, description="Times the processes may be repeated while a budget is undecided."
     )

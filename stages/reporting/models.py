@@ -75,13 +75,7 @@ def compare_models(evidence: Evidence) -> list[ModelRow]:
 
 def calls_ms(measurement: Measurement, model: figures.Model) -> list[float]:
     """Every timed call at the data's own lengths without warm-ups, on the clock that verdicts use."""
-    clock = figures.primary_clock(measurement)
-    return [
-        nanoseconds / 1e6
-        for series in measurement.series
-        if series.model == model and series.lengths == "data"
-        for nanoseconds in (series.wall_ns if clock == "wall" else series.cpu_ns)[series.warmup :]
-    ]
+    return [call for process in figures.calls_ms(measurement, model) for call in process.tolist()]
 
 
 def figure_or_none(figure: Callable[..., Interval], measurement: Measurement, **arguments: str) -> Interval | None:

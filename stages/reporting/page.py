@@ -39,9 +39,16 @@ METHODS = (
         "floor",
         "TF-IDF with a linear classifier, trained on train; compared on the same test rows, paired",
     ),
-    ("latency", "one text a call at the data's own lengths, order statistics, each end at 99 %; no sample left out"),
-    ("speed-up", "median ratio over pairs of calls, teacher and artefact in turn (A B B A), in the same processes"),
-    ("canary", "the artefact timed against itself in the same run; if they differ, no timing is judged"),
+    (
+        "latency",
+        "one text a call at the data's own lengths; a percentile of each process, Student's interval over processes, "
+        "each end at 99 %; no sample left out",
+    ),
+    ("speed-up", "of each process the median ratio over pairs of calls, teacher and artefact in turn (A B B A)"),
+    (
+        "twins",
+        "both timed against second sessions of themselves in the same processes; if they differ, nothing is sure",
+    ),
     ("load, first call, memory", "median over fresh processes that hold this one model"),
     ("size", "bytes of the exported artefact, without tokenizer; 1 MB is 10^6 bytes"),
     ("tokenizing", "timed by itself, never part of a call"),
@@ -58,7 +65,7 @@ class LatencyView:
     calls: int
     processes: int
     rounds: int
-    canary: Any
+    twins: Any
     first_call_ms: Any
     warnings: tuple[Reason, ...]
 
@@ -163,9 +170,10 @@ def _key_score(metric: Metric, teacher: Interval, shipped: Interval, drop: Inter
 
 def _latency(one: TargetEvidence) -> LatencyView:
     found = one.measurement
-    samples = {one.name: calls_ms(found, "candidate"), "teacher": calls_ms(found, "reference")}
+    models: dict[str, timing.Model] = {one.name: "candidate", "teacher": "reference"}
+    samples = {name: calls_ms(found, model) for name, model in models.items()}
     marks = {}
-    for name, model in ((one.name, "candidate"), ("teacher", "reference")):
+    for name, model in models.items():
         percentiles = (("p50", timing.p50_ms), ("p90", timing.p90_ms))
         figures_found = ((label, figure_or_none(get, found, model=model)) for label, get in percentiles)
         marks[name] = [(label, figure) for label, figure in figures_found if figure is not None]
@@ -177,7 +185,7 @@ def _latency(one: TargetEvidence) -> LatencyView:
         calls=len(samples[one.name]),
         processes=len(series),
         rounds=len({series.round for series in series}),
-        canary=figure_or_none(timing.canary_ratio, found),
+        twins=figure_or_none(timing.twin_ratio, found),
         first_call_ms=figure_or_none(timing.first_call_ms, found),
         warnings=timing.find_warnings(found),
     )

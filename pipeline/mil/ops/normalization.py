@@ -15,7 +15,7 @@ def layer_norm(
     epsilon: Tensor | float = 1e-5,
 ) -> Tensor:
     """gamma (x - mean) / sqrt(variance + epsilon) + beta, mean and variance (by n) over the axes."""
-    over = sorted(axis % x.dim() for axis in (ints(axes) or range(x.dim())))
+    over = _over(x, axes)
     variance, mean = torch.var_mean(x, dim=over, correction=0, keepdim=True)
     normed = (x - mean) / (variance + epsilon).sqrt()
     shape = [size if axis in over else 1 for axis, size in enumerate(x.shape)]
@@ -39,3 +39,13 @@ def batch_norm(
     if gamma is not None:
         normed = normed * gamma.reshape(shape)
     return normed if beta is None else normed + beta.reshape(shape)
+
+
+def squared_deviations(x: Tensor, axes: Tensor | None = None) -> Tensor:
+    """The largest sum of (x - mean)^2 over the axes: what a variance is summed from."""
+    over = _over(x, axes)
+    return (x - x.mean(dim=over, keepdim=True)).square().sum(over).amax()
+
+
+def _over(x: Tensor, axes: Tensor | None) -> list[int]:
+    return sorted(axis % x.dim() for axis in (ints(axes) or range(x.dim())))
