@@ -103,7 +103,7 @@ def test_what_the_page_says_of_a_bad_file_is_the_error(source, tmp_path, monkeyp
 
 
 def test_worker_times_it_on_the_page_s_clock(exported):
-    """Load time, memory of the page's process, and pairs of calls."""
+    """Load time, memory of the page's process, and rounds of calls; how much of a call was CPU time nobody knows."""
     _, out, artefact = exported
     one = Loadable(folder=str(out), artefact=artefact)
     job = make_job("load").model_copy(update={"runtime": "browser", "candidate": one, "reference": None})
@@ -112,7 +112,7 @@ def test_worker_times_it_on_the_page_s_clock(exported):
     assert result.load_ms > 0 and result.first_call_ms > 0 and 0 < result.memory_bytes < 1e9
     timed = local.run_worker(job.model_copy(update={"kind": "time", "reference": one}), 120)
     for series in timed.samples:
-        assert series.wall_ns == series.cpu_ns and len(series.wall_ns) == len(job.turns[0].sequences)
+        assert series.cpu_ns == () and len(series.wall_ns) == len(job.turns[0].sequences)
 
 
 def test_browser_ends_with_its_process(exported):

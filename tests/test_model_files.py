@@ -52,12 +52,19 @@ def write_raw(path: Path, header: object, data: bytes = b"", length: int | None 
 
 
 def refused(path: Path, message: str) -> None:
-    """Refused with the file's name and the message, in a tenth of a second."""
-    started = time.process_time()
-    with pytest.raises(ModelError, match=message) as caught:
-        check_safetensors(path)
-    assert time.process_time() - started < MAX_SECONDS
-    assert str(path) in str(caught.value)
+    """Refused with the file's name and the message, in a tenth of a second.
+
+    A slow refusal is slow each time; one that the collector of garbage interrupted is quick the next.
+    """
+    for last in (False, False, True):
+        started = time.process_time()
+        with pytest.raises(ModelError, match=message) as caught:
+            check_safetensors(path)
+        assert str(path) in str(caught.value)
+        seconds = time.process_time() - started
+        if seconds < MAX_SECONDS:
+            return
+        assert not last, f"took {seconds:.2f} s, three times"
 
 
 def test_a_folder_in_order_passes(folder):
