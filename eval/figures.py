@@ -8,19 +8,18 @@ In every process each file has two sessions, called A B B' A', then A' B' B A: s
 how noisy this very run was.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Literal
 
 import numpy as np
 from jaxtyping import Float
 
 from eval.statistics import TooFewError, process_interval, quantile_interval, two_sided
-from pipeline.base.records import Interval, Measurement, Reason, ReasonKind
+from pipeline.base.records import TWINS, Arm, Interval, Measurement, Reason, ReasonKind
 from pipeline.settings.budgets import OF_TIMINGS
 
 Clock = Literal["wall", "cpu"]
 Model = Literal["candidate", "reference"]
-Session = Literal["candidate", "candidate_twin", "reference", "reference_twin"]
 
 Samples = Float[np.ndarray, " n"]
 
@@ -77,7 +76,7 @@ def speedup(measurement: Measurement, lengths: str = "data", clock: Clock | None
 
 def speedups(measurement: Measurement, lengths: str = "data", clock: Clock | None = None) -> list[float]:
     """The same of each process by itself, for what is only told."""
-    pairs: tuple[tuple[Session, Session], ...] = (("reference", "candidate"), ("reference_twin", "candidate_twin"))
+    pairs: list[tuple[Arm, Arm]] = [("reference", "candidate"), (TWINS["reference"], TWINS["candidate"])]
     return _ratios(measurement, pairs, lengths, clock)
 
 
@@ -115,10 +114,7 @@ def twin_ratio(measurement: Measurement, model: Model = "candidate") -> Interval
     Raises:
         TooFewError: there was no twin, or one process only.
     """
-    pair: tuple[Session, Session] = (
-        ("candidate", "candidate_twin") if model == "candidate" else ("reference", "reference_twin")
-    )
-    return process_interval(_ratios(measurement, (pair,), "data", None), TWIN_CONFIDENCE)
+    return process_interval(_ratios(measurement, [(model, TWINS[model])], "data", None), TWIN_CONFIDENCE)
 
 
 def why_unfit(measurement: Measurement) -> Reason | None:
@@ -218,7 +214,7 @@ def _percentile_ms(
 
 def _ratios(
     measurement: Measurement,
-    pairs: tuple[tuple[Session, Session], ...],
+    pairs: Sequence[tuple[Arm, Arm]],
     lengths: str,
     clock: Clock | None,
 ) -> list[float]:
@@ -250,13 +246,12 @@ def calls_ms(
 ) -> list[Samples]:
     """Of each process the timed calls of a model and of its twin, in ms, without warm-ups."""
     clock = clock or primary_clock(measurement)
-    twin: Session = "candidate_twin" if model == "candidate" else "reference_twin"
-    found, others = (_by_process(measurement, one, lengths, clock) for one in (model, twin))
+    found, others = (_by_process(measurement, one, lengths, clock) for one in (model, TWINS[model]))
     return [np.concatenate([calls, others.get(process, calls[:0])]) for process, calls in found.items()]
 
 
 def _by_process(
-    measurement: Measurement, session: Session, lengths: str, clock: Clock
+    measurement: Measurement, session: Arm, lengths: str, clock: Clock
 ) -> Mapping[tuple[int, int], Samples]:
     """(round, process) -> timed calls in ms, without warm-ups; the same position in two sessions is the same pair."""
     found = {}

@@ -26,11 +26,8 @@ from eval.padding import pad
 from eval.runtimes import Session
 from pipeline.base import machine, plugins
 from pipeline.base.errors import PipelineError
-from pipeline.base.records import Artefact, Record
+from pipeline.base.records import TWINS, Arm, Artefact, Record
 
-# A twin is a second session of the same file.
-Arm = Literal["candidate", "candidate_twin", "reference", "reference_twin"]
-TWINS: dict[Arm, Arm] = {"candidate": "candidate_twin", "reference": "reference_twin"}
 # JSON that says 0, -1, 1.5 where a whole number belongs, or NaN is refused rather than turned into a number.
 Nanoseconds = Annotated[int, Field(gt=0, strict=True)]
 Milliseconds = Annotated[float, Field(gt=0, strict=True)]

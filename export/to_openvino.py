@@ -245,9 +245,9 @@ def _join_products(model: "openvino.Model") -> None:
     """Makes products of one rounded activation, such as query, key and value, one product, in place.
 
     x -> MatMul(W1) -> y1, x -> MatMul(W2) -> y2  becomes  x -> MatMul([W1 W2]) -> VariadicSplit -> y1, y2. One kernel
-    for three took 0.98 of their time in a student of 2 x 192, and the same in one of 3 x 384. Behind NNCF, for which
-    one excluded module would keep the others of its product in float too; there it rounds each one's input apart, and
-    they stay apart.
+    for three took 0.98 of their time in a student of 2 x 192, and the same in one of 3 x 384 (x86 without VNNI). Behind
+    NNCF, for which one excluded module would keep the others of its product in float too; there it rounds each one's
+    input apart, and they stay apart.
     """
     from openvino import opset13
 

@@ -385,6 +385,7 @@ def test_engine_that_disagrees_is_found(subject_of, monkeypatch, tmp_path):
 
 def test_an_engine_is_no_second_opinion_on_itself(subject_of):
     """Review C4: a file that ships to OpenVINO is asked elsewhere, and so is one that ships to a browser."""
+    # opened in it; the extra is optional, and `make test` installs it
     pytest.importorskip("openvino", reason="the extra 'openvino' is not installed")
     status, reason = found(second_opinion, dataclasses.replace(subject_of(), runtime="openvino"))
     assert (status, reason.startswith("onnxruntime ")) == (Status.PASS, True), reason

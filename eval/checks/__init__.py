@@ -12,6 +12,7 @@ A check file has:
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -92,13 +93,16 @@ class Subject:
         real = cut(outputs, length, self.artefact)
         return np.concatenate([real[name].reshape(len(real[name]), -1) for name in sorted(real)], axis=1)
 
+    @cached_property  # dev may have many rows, and is read from disk
+    def _longest_first(self) -> list[tuple[int, ...]]:
+        return sorted(set(map(tuple, self.sequences)), key=len, reverse=True)
+
     def of_length(self, length: int, which: int = 0) -> list[int]:
         """A row of exactly this many tokens: real ones, repeated or cut, the last one (a separator) at the end.
 
         Another one for each `which`, from the next longest row, as far as there are others.
         """
-        different = sorted(set(map(tuple, self.sequences)), key=len, reverse=True)
-        row = different[which % len(different)]
+        row = self._longest_first[which % len(self._longest_first)]
         if length == 1:
             return [row[0]]
         return [*(list(row[:-1]) * (length // max(1, len(row) - 1) + 1))[: length - 1], row[-1]]

@@ -199,11 +199,15 @@ class Score(Record):
     teacher_values: tuple[float, ...] = ()
 
 
+# The sessions that are timed. A twin is a second one of the same file in the same process: the two must come out equal.
+Arm = Literal["candidate", "candidate_twin", "reference", "reference_twin"]
+TWINS: dict[Arm, Arm] = {"candidate": "candidate_twin", "reference": "reference_twin"}
+
+
 class Series(Record):
     """Raw latency samples of one model in one process, in the order taken."""
 
-    # A twin is a second session of the same file in the same process: the two must come out equal.
-    model: Literal["candidate", "candidate_twin", "reference", "reference_twin"]
+    model: Arm
     process: int
     round: int
     # "data" for the data's own lengths, or a fixed number of tokens
