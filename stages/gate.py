@@ -10,7 +10,7 @@ from rich.text import Text
 from eval.budgets import exit_status
 from eval.wording import MARKS, headline, say_verdict, show_figure, show_figure_interval, show_limit
 from pipeline.base import guard, records
-from pipeline.base.records import BudgetVerdict, Status, Verdict
+from pipeline.base.records import BudgetVerdict, ReasonKind, Status, Verdict
 from pipeline.base.workspace import Workspace
 
 COLOURS = {Status.PASS: "green", Status.FAIL: "red", Status.INCONCLUSIVE: "yellow", Status.NOT_MEASURED: "yellow"}
@@ -34,6 +34,9 @@ def run(workspace: Workspace, console: Console | None = None) -> int:
     console.print(_table(verdict))
     for one in sorted((b for b in verdict.budgets if b.status is not Status.PASS), key=lambda b: not b.required):
         console.print(Text(_line(one)), soft_wrap=True)
+    if blunt := [one for one in verdict.budgets if any(r.kind is ReasonKind.DOES_NOT_BITE for r in one.reasons)]:
+        names = ", ".join(f"{one.target} {one.budget}" for one in blunt)
+        console.print(Text(f"could hardly fail, so tighten or drop them: {names}"), soft_wrap=True)
     for problem in verdict.problems:
         console.print(Text(f"could not be read: {problem}"), soft_wrap=True)
     sentence = headline(verdict)

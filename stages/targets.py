@@ -2,7 +2,9 @@
 
 import argparse
 
-from pipeline.base.errors import SettingsError, UnusableRuntimeError
+from pydantic import ValidationError
+
+from pipeline.base.errors import IntegrityError, SettingsError, UnusableRuntimeError
 from pipeline.base.plugins import nearest
 from pipeline.base.records import Artefact, Card, Measurement
 from pipeline.settings.params import Params
@@ -28,10 +30,19 @@ def artefact_of(card: Card) -> Artefact:
 
     Raises:
         UnusableRuntimeError: it could not be written on the machine that converted; the message is the reason.
+        IntegrityError: the card names a file that is not one of the folder's, or says something else.
     """
     if card.facts["artefact"] is None:
         raise UnusableRuntimeError(card.facts["not_made"])
-    return Artefact.model_validate(card.facts["artefact"])
+    try:
+        artefact = Artefact.model_validate(card.facts["artefact"])
+    except ValidationError as error:
+        raise IntegrityError(
+            f"a card's artefact: {error.errors()[0]['msg']}; run `dvc repro` to export it again"
+        ) from error
+    if not any(name.split("/")[0] == artefact.file for name in card.files):
+        raise IntegrityError(f"a card's artefact is '{artefact.file}', which is no file of its folder; run `dvc repro`")
+    return artefact
 
 
 def artefact_bytes(card: Card, artefact: Artefact) -> int:

@@ -162,6 +162,39 @@ def test_every_status_is_reached(budget, limit, status):
     assert (found.limit, found.budget, found.target, found.required) == (limit, budget, "cpu", True)
 
 
+# budget -> a limit that bites, and one that a figure twice as bad, or the linear floor (82.5 %), would keep too
+BITES = {
+    "score": (0.84, 0.82),
+    "score_drop": (6.0, 15.0),
+    "quantization_drop": (5.0, 13.0),
+    "agreement": (0.99, 0.97),
+    "speedup_vs_teacher": (3.0, 1.5),
+    "p50_ms": (3.0, 6.0),
+    "p90_ms": (3.0, 6.0),
+    "load_ms": (80.0, 200.0),
+    "memory_mb": (50.0, 100.0),
+    "size_mb": (13.0, 25.0),
+}
+
+
+@pytest.mark.parametrize("budget", BITES)
+def test_a_budget_that_could_hardly_fail_is_said_not_to_bite(budget):
+    """It passes all the same: that it says nothing is for its owner to see."""
+    bites, blunt = (verdict(budget, limit) for limit in BITES[budget])
+    assert (bites.status, kinds(bites)) == (Status.PASS, []), say_verdict(bites)
+    assert (blunt.status, kinds(blunt)) == (Status.PASS, [ReasonKind.DOES_NOT_BITE])
+    assert "does not bite: " in say_verdict(blunt)
+    of_floor = TABLE[budget].evidence[0] == "score" and budget != "agreement"
+    assert ("the linear floor would pass too" in say_verdict(blunt)) == of_floor
+
+
+def test_a_net_below_everything_and_what_is_not_kept_are_no_blunt_budgets():
+    """The floor's own budget is never kept by the floor; and what fails has bitten."""
+    assert kinds(verdict("floor_margin", 0.0)) == []
+    assert ReasonKind.DOES_NOT_BITE not in kinds(verdict("p90_ms", 1.0))
+    assert kinds(verdict("score", 0.5, floors=None)) == []  # nobody knows what the floor scores
+
+
 def test_drops_and_agreement_fail_when_they_should():
     """A conversion that spoils 40 of 400 answers."""
     spoiled = score(wrong=range(60))
@@ -263,7 +296,7 @@ def test_slightly_unfit_runner_decides_what_is_clear_and_says_so(budget, limit):
     """A limit far from the figure is decided by the widened interval."""
     found = verdict(budget, limit, measurement=make_measurement(twins=1.05))
     assert found.status in {Status.PASS, Status.FAIL}
-    assert kinds(found) == [ReasonKind.WIDENED, ReasonKind.NOISY_RUNNER]
+    assert kinds(found)[:2] == [ReasonKind.WIDENED, ReasonKind.NOISY_RUNNER]
     widened = found.reasons[0].figure
     assert widened.low < found.figure.low < found.figure.high < widened.high
     assert "also with the interval widened to " in say_verdict(found) and "the runner is unfit" in say_verdict(found)
@@ -363,7 +396,7 @@ def test_swapped_records_are_not_believed():
         found = verdict(budget, 1000.0, **changes)
         assert (found.status, kinds(found)) == (Status.NOT_MEASURED, [kind])
         assert said in say_verdict(found)
-    found = verdict("score", 0.5, artefact_digest=DIGEST, reference_digest=REFERENCE)
+    found = verdict("score", 0.9, artefact_digest=DIGEST, reference_digest=REFERENCE)
     assert (found.status, found.reasons) == (Status.PASS, ())
 
 

@@ -286,6 +286,64 @@ def test_a_damaged_weight_file_is_refused(copy: Path, fault: str) -> None:
         read_package(copy)
 
 
+def _describe(spec: Any, **changes: Any) -> None:
+    """Another promise of what the only input is."""
+    array = spec.description.input[0].type.multiArrayType
+    for field, value in changes.items():
+        if field == "shape":
+            array.shape[:] = value
+        else:
+            setattr(array, field, value)
+
+
+PROMISES: dict[str, tuple[Callable[[Any], Any], str]] = {
+    "version 1": (lambda spec: setattr(spec, "specificationVersion", 1), "of version 1, expected one of 6 to 10"),
+    "version 99": (lambda spec: setattr(spec, "specificationVersion", 99), "of version 99, expected one of 6 to 10"),
+    "older": (lambda spec: setattr(spec, "specificationVersion", 6), r"'CoreML8' \(iOS18\), .* of version 6 \(iOS15\)"),
+    "no result": (lambda spec: block_of(spec).ClearField("outputs"), "output 'only', which the program does not give"),
+    "batch": (lambda spec: _describe(spec, shape=[2, 48]), r"input 'x' as fp32\[2, 48\], the program as fp32\[1, 48\]"),
+    "length": (lambda spec: _describe(spec, shape=[1, 49]), r"as fp32\[1, 49\], the program as fp32\[1, 48\]"),
+    "rank": (lambda spec: _describe(spec, shape=[48]), r"as fp32\[48\], the program"),
+    "type": (lambda spec: _describe(spec, dataType=65552), r"input 'x' as fp16\[1, 48\], the program as fp32"),
+    "name": (lambda spec: setattr(spec.description.input[0], "name", "y"), "input 'y' as .* the program as nothing"),
+    "no input": (lambda spec: spec.description.ClearField("input"), "description does not have the input 'x'"),
+}
+
+
+@pytest.mark.parametrize("promise", sorted(PROMISES))
+def test_a_description_that_the_program_does_not_keep_is_refused(copy: Path, promise: str) -> None:
+    """A phone refuses the package, or the app's input: here it must not pass."""
+    change, message = PROMISES[promise]
+    with pytest.raises(ModelError, match=message):
+        read_package(edit(copy, change))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda items: items[-1:], "which its manifest does not list"),
+        (lambda items: [*items, {**items[0], "path": "../../outside"}], "'../../outside', which is nothing inside"),
+        (lambda items: [*items, {**items[0], "path": "com.apple.CoreML/gone"}], "gone', which is nothing inside"),
+    ],
+)
+def test_a_manifest_that_does_not_list_what_is_there_is_refused(
+    copy: Path, change: Callable[[list], list], message: str
+) -> None:
+    """What it does not list does not come to a phone."""
+    (copy.parent / "outside").write_bytes(b"x")
+    file = copy / "Manifest.json"
+    manifest = json.loads(file.read_text("utf-8"))
+    root = manifest["rootModelIdentifier"]
+    # the model last
+    items = sorted(manifest["itemInfoEntries"].items(), key=lambda one: one[0] == root)
+    changed = change([item for _, item in items])
+    names = [root if item is items[-1][1] else f"item {place}" for place, item in enumerate(changed)]
+    manifest["itemInfoEntries"] = dict(zip(names, changed, strict=True))
+    file.write_text(json.dumps(manifest), "utf-8")
+    with pytest.raises(ModelError, match=message):
+        read_package(copy)
+
+
 def test_a_package_without_weights_or_manifest_is_refused(copy: Path) -> None:
     """Each by its name."""
     weights(copy).unlink()
@@ -361,7 +419,7 @@ def test_a_package_is_read_by_its_manifest_and_from_inside_only(copy: Path, prod
     manifest.write_text(text, "utf-8")
     (copy / SPECIFICATION).unlink()
     (copy / SPECIFICATION).symlink_to((product / SPECIFICATION).resolve())
-    with pytest.raises(ModelError, match="is no file inside it"):
+    with pytest.raises(ModelError, match="is nothing inside the package"):
         read_package(copy)
 
 

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 from onnx import ModelProto, TensorProto, helper, numpy_helper
 
@@ -121,6 +122,20 @@ def test_external_data_in_an_attribute_is_refused(tmp_path):
     node.attribute.append(helper.make_attribute("value", tensor))
     model.graph.node.insert(0, node)
     with pytest.raises(ModelError, match="external data '/etc/passwd'"):
+        check_onnx_file(saved(model, tmp_path))
+
+
+@pytest.mark.parametrize("field", ["sparse_tensor", "sparse_tensors"])
+def test_sparse_weights_in_an_attribute_are_refused(tmp_path, field):
+    """They hold tensors of their own, which could point outside."""
+    model = tiny_model()
+    sparse = onnx.SparseTensorProto(dims=[4])
+    sparse.values.external_data.add(key="location", value="/etc/passwd")
+    node = helper.make_node("Constant", [], ["c"], name="constant")
+    one = node.attribute.add(name="sparse_value", type=onnx.AttributeProto.SPARSE_TENSOR)
+    getattr(one, field).CopyFrom(sparse) if field == "sparse_tensor" else one.sparse_tensors.append(sparse)
+    model.graph.node.insert(0, node)
+    with pytest.raises(ModelError, match="node 'constant' carries sparse weights"):
         check_onnx_file(saved(model, tmp_path))
 
 

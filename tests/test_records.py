@@ -13,6 +13,7 @@ from pydantic import ValidationError
 from pipeline.base.errors import IntegrityError, PipelineError
 from pipeline.base.records import (
     SCHEMA_VERSION,
+    Artefact,
     Card,
     FileFact,
     Floor,
@@ -127,6 +128,8 @@ def test_a_cut_card_is_found_at_every_length(folder):
             r"model.safetensors: truncated by 500 bytes \(found 1,500, expected 2,000\)",
         ),
         (lambda f: (f / "empty.txt").write_text("more"), r"empty.txt: longer by 4 bytes"),
+        (lambda f: (f / "tokenizer" / "extra.bin").write_bytes(b"x"), r"tokenizer/extra.bin: not listed in the card"),
+        (lambda f: (f / "tokenizer" / "card.json").write_text("{}"), r"tokenizer/card.json: not listed in the card"),
         (
             lambda f: rewrite(f / "card.json", lambda card: card | {"record": card["record"] | {"facts": {}}}),
             r"card.json: changed since it was written: content has SHA-256 .*; delete it and run `dvc repro`",
@@ -139,6 +142,19 @@ def test_a_folder_that_is_not_as_it_was_is_refused(folder, change, message):
     with pytest.raises(IntegrityError, match=message) as caught:
         open_folder(folder, "student")
     assert caught.value.exit_status == 4
+
+
+def test_what_a_desktop_leaves_in_a_folder_is_no_change(folder):
+    """Who looks at a folder on a Mac has not changed it."""
+    (folder / ".DS_Store").write_bytes(b"x")
+    assert open_folder(folder, "student").kind == "student"
+
+
+@pytest.mark.parametrize("file", ["../outside.onnx", "/etc/passwd", "", "..", ".", "deep/model.onnx", "a\\b.onnx"])
+def test_an_artefact_is_a_file_of_its_folder(file):
+    """A sealed card may still say what it likes: what it names must lie beside it."""
+    with pytest.raises(ValidationError, match="expected a name without a folder"):
+        Artefact(format="onnx", precision="fp32", file=file, inputs=(), outputs=(), max_length=8, tools={})
 
 
 def test_a_folder_of_another_kind_is_refused(folder):

@@ -1,7 +1,8 @@
 """Does the file hold the student's weights: each constant decompressed and compared with the weight it is made of.
 
 Answers alone would let a small mistake pass as the price of compression: two swapped entries of a palette, or a
-transposed square matrix in a layer that matters little. Each kind of compression has its own bound:
+transposed square matrix in a layer that matters little. Which weights there must be is asked of the student, not of the exporter: those that a gradient of its answer reaches.
+Each kind of compression has its own bound:
 
 - fp32 and fp16: a rounding.
 - 8 bits: half a step, where a step is the largest weight over 127, of its row or of all as the scales are; and the
@@ -12,6 +13,7 @@ transposed square matrix in a layer that matters little. Each kind of compressio
 
 import json
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -30,6 +32,7 @@ FORMATS = ("coreml",)
 NAMES = "weights.json"  # written by export/to_coreml.py
 # Times the squared error of the best palette. coremltools' own k-means, for groups of channels, came to 1.7.
 WORSE = 2.5
+FLOATS = ("fp16", "fp32")
 
 
 @dataclass(frozen=True)
@@ -45,17 +48,15 @@ class Storage:
 
 
 def applies(subject: Subject) -> bool:
-    """Where a file beside the artefact says which weight is where."""
-    return (subject.folder / NAMES).is_file()
+    """Always: a file that does not say which weight is where fails."""
+    return True
 
 
 def check(subject: Subject) -> Check:
-    """Every constant that has a name in the student, and that every matrix of the student has one."""
+    """Every constant that has a name in the student, and that every weight that answers depend on is in the file."""
     student = _student(subject.student)
-    names = json.loads((subject.folder / NAMES).read_text("utf-8"))
-    if names["missing"] or not names["constants"]:
-        which = ", ".join(names["missing"][:3]) or "any of the student's weights"
-        return failed(TITLE, f"the file does not have {which}; export it again", missing=names["missing"])
+    file = subject.folder / NAMES
+    names = json.loads(file.read_text("utf-8")) if file.is_file() else {"constants": {}}
     worst, kinds = 0.0, []
     with coreml_reference.open_session(subject.folder, subject.artefact, subject.threads) as session:
         made_by = {name: op for op in session.package.operations for name, _ in op.outputs}
@@ -83,6 +84,10 @@ def check(subject: Subject) -> Check:
                     "model's; export it again",
                     constant=constant,
                 )
+        named = {part for parts in names["constants"].values() for part in parts}
+        missing = _missing({name: student[name] for name in _read_weights(subject) - named}, session)
+    if missing:
+        return failed(TITLE, f"the file does not have {', '.join(missing[:3])}; export it again", missing=missing)
     counted = {kind: kinds.count(kind) for kind in sorted(set(kinds))}
     said = ", ".join(f"{count} {kind}" for kind, count in counted.items())
     return passed(TITLE, f"{len(kinds)} tensors are the student's ({said})", worst=worst, kinds=counted)
@@ -92,6 +97,34 @@ def _student(folder: Path) -> dict[str, Float[np.ndarray, "*shape"]]:
     from safetensors.numpy import load_file
 
     return {k: v.astype(np.float64) for file in folder.glob("*.safetensors") for k, v in load_file(file).items()}
+
+
+def _read_weights(subject: Subject) -> set[str]:
+    """Names of the student's weights that an answer is computed from: those that a gradient reaches."""
+    import torch
+
+    from pipeline.families import output_names
+    from pipeline.models.checkpoints import load_classifier
+
+    model = load_classifier(subject.student)
+    ids = torch.tensor([subject.of_length(subject.artefact.max_length)])
+    outputs = model(input_ids=ids, attention_mask=torch.ones_like(ids))
+    torch.stack([outputs[name].sum() for name in output_names(model.config)]).sum().backward()
+    return {name for name, parameter in model.named_parameters() if parameter.grad is not None}
+
+
+def _missing(unnamed: Mapping[str, np.ndarray], session: coreml_reference.CoreMlReferenceSession) -> list[str]:
+    """Those of the weights without a name in the file that no constant holds; equal vectors are stored once."""
+    stored: dict[int, list[np.ndarray]] = {}
+    for op in session.package.operations if unnamed else ():
+        if op.kind.startswith("const") and op.outputs[0][1].dtype in FLOATS:
+            values = session.interpreter.constant(op.outputs[0][0]).numpy().astype(np.float64).ravel()
+            stored.setdefault(values.size, []).append(values)
+    return sorted(
+        name
+        for name, weight in unnamed.items()
+        if not any((np.abs(v - weight.ravel()) <= _rounding(weight.ravel())).all() for v in stored.get(weight.size, ()))
+    )
 
 
 def _expected(parts: list[np.ndarray], stored: np.ndarray) -> np.ndarray:

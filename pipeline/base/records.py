@@ -11,7 +11,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from pipeline.base.errors import IntegrityError
 from pipeline.base.files import CARD_NAME, sha256_of, write_atomically
@@ -77,6 +77,13 @@ class Artefact(Record):
     # Modules that the exporter kept in float though the quantization plan makes them 8-bit; notes say why.
     kept_in_float: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
+
+    @field_validator("file")
+    @classmethod
+    def _lies_in_its_folder(cls, file: str) -> str:
+        if Path(file).name != file or file in ("", "..") or "\\" in file:
+            raise ValueError(f"found the file '{file}', expected a name without a folder")
+        return file
 
     @property
     def fixed_batch(self) -> int | None:
@@ -314,6 +321,7 @@ class ReasonKind(StrEnum):
     WIDENED = "interval widened"
     STRADDLES = "interval straddles"
     SLOW_ON_THE_WALL = "slow on the wall clock"
+    DOES_NOT_BITE = "does not bite"
     CHECK = "check"
     CHECK_NOT_MADE = "check not made"
     # these decide nothing; they say that timings want to be read with care
@@ -368,21 +376,17 @@ R = TypeVar("R", bound=Record)
 
 def seal(folder: Path, kind: str, sources: dict[str, str] | None = None, facts: dict[str, Any] | None = None) -> Card:
     """Writes the card of a folder, last, over every file that is in it now."""
-    files = {
-        file.relative_to(folder).as_posix(): FileFact(bytes=file.stat().st_size, sha256=sha256_of(file))
-        for file in sorted(folder.rglob("*"))
-        if file.is_file() and file.name != CARD_NAME
-    }
+    files = {name: FileFact(bytes=file.stat().st_size, sha256=sha256_of(file)) for name, file in _contents(folder)}
     card = Card(kind=kind, sources=sources or {}, facts=facts or {}, files=files)
     write(card, folder / CARD_NAME)
     return card
 
 
 def open_folder(folder: Path, kind: str) -> Card:
-    """The card of a folder whose files are all as they were when it was sealed.
+    """The card of a folder whose files are all as they were when it was sealed, and no others.
 
     Raises:
-        IntegrityError: no card (never finished), another kind, or a file missing, cut short or changed.
+        IntegrityError: no card (never finished), another kind, or a file missing, cut short, changed or added.
     """
     path = folder / CARD_NAME
     if not path.is_file():
@@ -392,7 +396,18 @@ def open_folder(folder: Path, kind: str) -> Card:
         raise IntegrityError(f"{folder}: found a '{card.kind}', expected a '{kind}'; run `dvc repro` to make it again")
     for name, fact in card.files.items():
         _check_file(folder / name, fact)
+    if added := sorted({name for name, _ in _contents(folder)} - card.files.keys()):
+        raise IntegrityError(
+            f"{folder / added[0]}: not listed in the card beside it: somebody put it there; take it away, or delete the "
+            "folder and run `dvc repro --force` on its stage"
+        )
     return card
+
+
+def _contents(folder: Path) -> list[tuple[str, Path]]:
+    """(name within the folder, file), sorted: all but the card and what a desktop leaves in every folder it shows."""
+    found = (file for file in sorted(folder.rglob("*")) if file.is_file() and file.name != ".DS_Store")
+    return [(name, file) for file in found if (name := file.relative_to(folder).as_posix()) != CARD_NAME]
 
 
 def _check_file(path: Path, fact: FileFact) -> None:

@@ -158,6 +158,10 @@ def _check_tensors(model: ModelProto) -> None:
                 _check_tensor(attribute.t)
             for tensor in attribute.tensors:
                 _check_tensor(tensor)
+            if attribute.HasField("sparse_tensor") or attribute.sparse_tensors:
+                raise _RefusedError(
+                    f"node '{node.name}' carries sparse weights, which an exported classifier never has"
+                )
 
 
 def _check_tensor(tensor: TensorProto) -> None:

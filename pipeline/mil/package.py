@@ -149,6 +149,7 @@ def read_package(path: Path) -> Package:
 
 
 def _read(path: Path) -> Package:
+    manifest = _read_manifest(path)
     spec = _read_specification(path)
     if spec.WhichOneof("Type") != "mlProgram":
         raise ModelError(
@@ -160,21 +161,31 @@ def _read(path: Path) -> Package:
     function = program.functions["main"]
     if function.opset not in function.block_specializations:
         raise ModelError(f"{path}: no block for its own opset '{function.opset}'; export it again")
+    _check_system(path, spec.specificationVersion, function.opset)
     block = function.block_specializations[function.opset]
-    reader = _Reader(path)
+    reader = _Reader(path, manifest)
     try:
         operations = tuple(reader.operation(op) for op in block.operations)
     finally:
         reader.close()
     described = spec.description
     outputs = tuple(value.name for value in described.output)
-    computed = {name for op in operations for name, _ in op.outputs}
+    computed = {name: kind for op in operations for name, kind in op.outputs}
     if missing := [name for name in outputs if name not in computed]:
         raise ModelError(f"{path}: its description has the output '{missing[0]}', which nothing computes")
+    if missing := [name for name in outputs if name not in block.outputs]:
+        raise ModelError(
+            f"{path}: its description has the output '{missing[0]}', which the program does not give; export it again"
+        )
+    inputs = {value.name: reader.type(value.type) for value in function.inputs}
+    _check_described(path, "input", described.input, inputs)
+    if undescribed := sorted(inputs.keys() - {value.name for value in described.input}):
+        raise ModelError(f"{path}: its description does not have the input '{undescribed[0]}'; export it again")
+    _check_described(path, "output", described.output, computed)
     return Package(
         path=path,
         version=spec.specificationVersion,
-        inputs={value.name: reader.type(value.type) for value in function.inputs},
+        inputs=inputs,
         outputs=outputs,
         operations=operations,
         labels=_labels(operations),
@@ -195,15 +206,82 @@ def _described(array: Any) -> InputFact:
     return InputFact(name, tuple(array.shape[-1:]))
 
 
+def _check_system(path: Path, version: int, opset: str) -> None:
+    """Raises ModelError where the specification is of a version whose systems do not know the operations.
+
+    Operation set 'CoreML8' came with version 9, and so on: coremltools 9.0, `converters/mil/_deployment_compatibility`.
+    """
+    if version not in SYSTEMS:
+        raise ModelError(
+            f"{path}: its specification is of version {version}, expected one of {min(SYSTEMS)} to {max(SYSTEMS)}; "
+            "export it again"
+        )
+    needed = int(opset.removeprefix("CoreML")) + 1
+    if needed > version:
+        raise ModelError(
+            f"{path}: its operations are of '{opset}' ({SYSTEMS.get(needed, 'a later system')}), its specification of "
+            f"version {version} ({SYSTEMS[version]}), whose systems do not know them; export it again"
+        )
+
+
+def _check_described(path: Path, side: str, described: Any, types: Mapping[str, Type]) -> None:
+    """Raises ModelError where the description promises an app another type, rank or size than the program has."""
+    for value in described:
+        if value.type.WhichOneof("Type") != "multiArrayType":  # the label and its probabilities
+            continue
+        array, declared = value.type.multiArrayType, types.get(value.name)
+        dtype = array.ArrayDataType.Name(array.dataType).lower().replace("float", "fp").replace("double", "fp64")
+        shapes = _shapes(array)
+        if (
+            declared is None
+            or dtype != declared.dtype
+            or any(
+                len(shape) != len(declared.shape)
+                or any(size not in (None, found) for found, size in zip(shape, declared.shape, strict=True))
+                for shape in shapes
+            )
+        ):
+            found = f"{dtype}{list(shapes[0]) if shapes else ''}"
+            raise ModelError(
+                f"{path}: its description has the {side} '{value.name}' as {found}, the program as "
+                f"{declared or 'nothing'}; export it again"
+            )
+
+
+def _shapes(array: Any) -> list[tuple[int, ...]]:
+    """Shapes that a multi-array accepts: the usual one, those that are listed, and both ends of a range."""
+    shapes = [tuple(array.shape)] if array.shape else []
+    shapes += [tuple(shape.shape) for shape in array.enumeratedShapes.shapes]
+    ranges = array.shapeRange.sizeRanges
+    if ranges:
+        shapes += [tuple(one.lowerBound for one in ranges), tuple(one.upperBound for one in ranges)]
+    return shapes
+
+
+def _read_manifest(path: Path) -> tuple[Path, ...]:
+    """The items of the package, files and folders that are there: what is not listed does not come to a phone."""
+    manifest = json.loads(_content(path, "Manifest.json", MAX_MANIFEST_BYTES))
+    entries = manifest["itemInfoEntries"]
+    root = entries[manifest["rootModelIdentifier"]]["path"]
+    if root != SPECIFICATION.removeprefix("Data/"):
+        raise ModelError(f"{path}: its manifest names the model '{root}', expected '{SPECIFICATION}'; export it again")
+    data = (path / "Data").resolve()
+    items = []
+    for entry in entries.values():
+        item = (data / entry["path"]).resolve()
+        if not item.is_relative_to(data) or item == data or not item.exists():
+            raise ModelError(
+                f"{path}: its manifest lists '{entry['path']}', which is nothing inside the package; export it again"
+            )
+        items.append(item)
+    return tuple(items)
+
+
 def _read_specification(path: Path) -> Any:
     from google.protobuf.message import DecodeError
 
     from pipeline.mil.quiet import import_specification
 
-    manifest = json.loads(_content(path, "Manifest.json", MAX_MANIFEST_BYTES))
-    root = manifest["itemInfoEntries"][manifest["rootModelIdentifier"]]["path"]
-    if root != SPECIFICATION.removeprefix("Data/"):
-        raise ModelError(f"{path}: its manifest names the model '{root}', expected '{SPECIFICATION}'; export it again")
     spec = import_specification().Model_pb2.Model()
     try:
         spec.ParseFromString(_content(path, SPECIFICATION, MAX_SPECIFICATION_BYTES))
@@ -239,10 +317,11 @@ def _labels(operations: Sequence[Operation]) -> tuple[str, ...] | None:
 class _Reader:
     """Turns the messages of one program into operations."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, items: tuple[Path, ...]) -> None:
         from pipeline.mil.quiet import import_specification
 
         self._path = path
+        self._items = items  # of the manifest
         self._enum = import_specification().MIL_pb2.DataType
         self._files: dict[str, WeightFile] = {}
         self._bytes = 0  # of all constants: a blob may be named any number of times
@@ -329,6 +408,10 @@ class _Reader:
         inside = file.resolve().is_relative_to(self._path.resolve())
         if not name.startswith(prefix) or not inside:
             raise ModelError(f"{self._path}: {place} lies in '{name}', expected a file inside the package")
+        if not any(file.resolve().is_relative_to(item) for item in self._items):
+            raise ModelError(
+                f"{self._path}: {place} lies in '{name}', which its manifest does not list; export it again"
+            )
         if name not in self._files:
             self._files[name] = WeightFile(file, MAX_WEIGHTS_BYTES)
         if declared.dtype not in BITS:
