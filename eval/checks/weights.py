@@ -1,8 +1,8 @@
 """Does the file hold the student's weights: each constant decompressed and compared with the weight it is made of.
 
 Answers alone would let a small mistake pass as the price of compression: two swapped entries of a palette, or a
-transposed square matrix in a layer that matters little. Which weights there must be is asked of the student, not of the exporter: those that a gradient of its answer reaches.
-Each kind of compression has its own bound:
+transposed square matrix in a layer that matters little. Which weights there must be is asked of the student, not of the
+exporter: those that a gradient of its answer reaches. Each kind of compression has its own bound:
 
 - fp32 and fp16: a rounding.
 - 8 bits: half a step, where a step is the largest weight over 127, of its row or of all as the scales are; and the
