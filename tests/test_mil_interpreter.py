@@ -1,5 +1,6 @@
 """Reading a package and executing its program: types, rounding, batches, and what may be wrong with a file."""
 
+import json
 import shutil
 import struct
 from collections.abc import Callable

@@ -398,8 +398,8 @@ def open_folder(folder: Path, kind: str) -> Card:
         _check_file(folder / name, fact)
     if added := sorted({name for name, _ in _contents(folder)} - card.files.keys()):
         raise IntegrityError(
-            f"{folder / added[0]}: not listed in the card beside it: somebody put it there; take it away, or delete the "
-            "folder and run `dvc repro --force` on its stage"
+            f"{folder / added[0]}: not listed in the card beside it: somebody put it there; take it away, or delete "
+            "the folder and run `dvc repro --force` on its stage"
         )
     return card
 
