@@ -120,10 +120,11 @@ def overall(verdicts: Iterable[BudgetVerdict], problems: Collection[str] = ()) -
     could not be read: what is damaged may be what a figure was made from.
     """
     found = {verdict.status for verdict in verdicts if verdict.required}
-    return _worst(found | {Status.NOT_MEASURED} if problems else found)
+    return worst(found | {Status.NOT_MEASURED} if problems else found)
 
 
-def _worst(statuses: Collection[Status]) -> Status:
+def worst(statuses: Collection[Status]) -> Status:
+    """The status of several together; not measured when there are none."""
     order = (Status.FAIL, Status.INCONCLUSIVE, Status.NOT_MEASURED, Status.PASS)
     return next((status for status in order if status in statuses), Status.NOT_MEASURED)
 
@@ -311,7 +312,7 @@ def _judge_checks(target: Target, facts: Facts) -> BudgetVerdict:
     excused = [
         check for check in checks if check.status is Status.NOT_MEASURED and check.name in target.optional_checks
     ]
-    status = _worst({check.status for check in checks if check not in excused})
+    status = worst({check.status for check in checks if check not in excused})
     told = excused if status is Status.PASS else [check for check in checks if check.status is status]
     reasons = [
         Reason(

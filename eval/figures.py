@@ -14,7 +14,7 @@ from typing import Literal
 import numpy as np
 from jaxtyping import Float
 
-from eval.statistics import TooFewError, process_interval, quantile_interval, two_sided
+from eval.statistics import TooFewError, contrast_interval, process_interval, quantile_interval, two_sided
 from pipeline.base.records import TWINS, Arm, Interval, Measurement, Reason, ReasonKind
 from pipeline.settings.budgets import OF_TIMINGS
 
@@ -80,6 +80,20 @@ def speedups(measurement: Measurement, lengths: str = "data", clock: Clock | Non
     return _ratios(measurement, pairs, lengths, clock)
 
 
+def slowdown(measurement: Measurement, clock: Clock | None = None) -> Interval:
+    """How many times the reference's call goes into the candidate's, of two versions of one model.
+
+    Their sessions differ by as little as twins do where nothing was changed, so the twins' noise is counted in.
+
+    Raises:
+        TooFewError: fewer than two processes with both, or without twins.
+    """
+    pairs: list[tuple[Arm, Arm]] = [("candidate", "reference"), (TWINS["candidate"], TWINS["reference"])]
+    models: tuple[Model, ...] = ("candidate", "reference")
+    twins = [ratio for model in models for ratio in _ratios(measurement, [(model, TWINS[model])], "data", clock)]
+    return contrast_interval(np.log(_ratios(measurement, pairs, "data", clock)), np.log(twins), LATENCY_CONFIDENCE)
+
+
 def load_ms(measurement: Measurement) -> Interval:
     """The median load time of a fresh process, on the wall clock."""
     return quantile_interval(measurement.load_ms, 0.5, LATENCY_CONFIDENCE)
@@ -120,7 +134,7 @@ def twin_ratio(measurement: Measurement, model: Model = "candidate") -> Interval
 def why_unfit(measurement: Measurement) -> Reason | None:
     """Why timings of this run cannot be trusted, or None: the machine must find each model as fast as its twin."""
     try:
-        ratio = _worst_twins(measurement)
+        ratio = worst_twins(measurement)
     except TooFewError as error:
         return Reason(kind=ReasonKind.NO_TWINS, detail=str(error))
     if abs(ratio.value - 1) <= TWIN_TOLERANCE:
@@ -128,7 +142,7 @@ def why_unfit(measurement: Measurement) -> Reason | None:
     return Reason(kind=ReasonKind.NOISY_RUNNER, figure=ratio)
 
 
-def _worst_twins(measurement: Measurement) -> Interval:
+def worst_twins(measurement: Measurement) -> Interval:
     """Of the two models, the one that is further from its twin."""
     models: tuple[Model, ...] = ("candidate", "reference")
     ratios = [twin_ratio(measurement, model) for model in models if model == "candidate" or _has(measurement, model)]
@@ -162,7 +176,7 @@ def find_warnings(measurement: Measurement) -> tuple[Reason, ...]:
         return ()
     unfit = why_unfit(measurement)
     found = (
-        unfit if unfit is not None else _twins_differ(_worst_twins(measurement)),
+        unfit if unfit is not None else _twins_differ(worst_twins(measurement)),
         _clocks_disagree(measurement),
         _stolen(measurement),
     )

@@ -130,6 +130,46 @@ def measure(
     return measurement
 
 
+def load_in_turns(
+    exports: Sequence[Exported],
+    *,
+    runtime: str,
+    device: str,
+    sequences: Sequence[Sequences],
+    pad_id: int,
+    threads: int,
+    times: int = LOAD_PROCESSES,
+) -> list[list[Result]]:
+    """Load time, first call and memory of several artefacts, each in fresh processes, taken in turn.
+
+    Args:
+        exports: the artefacts.
+        runtime: what executes them.
+        device: where.
+        sequences: of each artefact token ids of real examples, for the first call.
+        pad_id: the token to pad with.
+        threads: of the runtime.
+        times: processes for each.
+
+    Raises:
+        WorkerError: a process crashed, hung, or printed what cannot be used.
+        UnusableRuntimeError: the runtime does not run here.
+    """
+    found: list[list[Result]] = [[] for _ in exports]
+    for _ in range(times):
+        for place, one in enumerate(exports):
+            text = tuple(sequences[place][0])
+            turn = Turn(lengths="data", warmup=0, sequences=(text,))
+            job = Job(
+                kind="load", runtime=runtime, threads=threads, pad_id=pad_id, candidate=_loadable(one), turns=(turn,)
+            )
+            result: Result = plugins.load("device", device).run_worker(job, LOAD_TIMEOUT_S)
+            if result.unusable is not None:
+                raise UnusableRuntimeError(result.unusable)
+            found[place].append(result)
+    return found
+
+
 def leaves_undecided(budgets: Budgets, measurement: Measurement) -> bool:
     """Whether a budget that timing can decide is still inconclusive."""
     verdicts = judge_timing(measurement.target, budgets, measurement)
@@ -269,7 +309,7 @@ def _refuse_same(target: str, candidate: Exported, reference: Exported | None) -
     """A speed-up of a model over itself says nothing; folders that differ may still hold the same model file."""
     if reference is None or reference.artefact.settings != candidate.artefact.settings:
         return
-    digests = [_model_digest(one) for one in (candidate, reference)]
+    digests = [model_digest(one) for one in (candidate, reference)]
     if candidate.digest == reference.digest or digests[0] == digests[1]:
         raise IntegrityError(
             f"{target}: candidate '{candidate.folder}' and reference '{reference.folder}' are the same artefact "
@@ -290,7 +330,7 @@ def _refuse_other(earlier: Measurement | None, now: Measurement) -> None:
             )
 
 
-def _model_digest(exported: Exported) -> str:
+def model_digest(exported: Exported) -> str:
     """One hash of the artefact's file, or of all files where it is a folder (.mlpackage)."""
     path = exported.folder / exported.artefact.file
     files = sorted(path.rglob("*")) if path.is_dir() else [path]

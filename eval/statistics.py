@@ -21,6 +21,9 @@ from pipeline.base.records import Flips, Interval, Metric
 
 # Below this many changed answers the normal approximation is too coarse (measuring.md, B5).
 MIN_FLIPS_FOR_NORMAL = 25
+# Of the test whether processes differ by more than the sessions of one: of 5 processes that differ as much as twice
+# that, 2.6 % are beyond an end that should have 1 (simulated, tests/test_changes.py); at a level of 0.1 it was 3.5 %.
+F_LEVEL = 0.25
 
 Samples = Sequence[float] | Sequence[int] | Float[np.ndarray, " n"] | Int[np.ndarray, " n"]
 Labels = Sequence[int] | Int[np.ndarray, " n"]
@@ -119,6 +122,53 @@ def process_interval(estimates: Samples, confidence: float = 0.95) -> Interval:
     mean = float(logs.mean())
     half = float(stats.t.ppf((1 + confidence) / 2, n - 1) * logs.std(ddof=1)) / math.sqrt(n)
     return Interval(value=math.exp(mean), low=math.exp(mean - half), high=math.exp(mean + half), confidence=confidence)
+
+
+def contrast_interval(effects: Samples, twins: Samples, confidence: float = 0.95) -> Interval:
+    """A ratio of two models' times, judged by the noise that the same run shows between sessions of one model.
+
+    In each process both models have two sessions. Were the models alike, the four would differ by chance alone, with
+    variance v of their logarithms: the mean log ratio of the two pairs then has variance v, and the log ratio of a
+    model to its own twin 2 v. So twins tell as much of the noise as processes do, and few processes are enough. Where
+    processes differ by more than that (an F test at F_LEVEL), they alone are believed.
+
+    Args:
+        effects: of each process the logarithm of the ratio, over both pairs of sessions.
+        twins: of each process and model the logarithm of its ratio to its twin.
+        confidence: two-sided.
+
+    Returns:
+        The geometric mean of the ratios with Student's interval.
+
+    Raises:
+        TooFewError: fewer than two processes, or no twins.
+    """
+    logs, noise = np.asarray(effects, dtype=np.float64), np.asarray(twins, dtype=np.float64)
+    n, m = len(logs), len(noise)
+    if n < 2 or m < 2:
+        raise TooFewError(
+            f"too few processes: found {n} with {m} twins, at least 2 are needed; raise compare.processes"
+        )
+    own, of_twins = float(logs.var(ddof=1)), float((noise**2).mean()) / 2  # a model's ratio to itself is 1
+    df, variance = n - 1 + m, (own * (n - 1) + of_twins * m) / (n - 1 + m)
+    if of_twins == 0 or stats.f.sf(own / of_twins, n - 1, m) < F_LEVEL:
+        df, variance = n - 1, own
+    mean = float(logs.mean())
+    half = float(stats.t.ppf((1 + confidence) / 2, df)) * math.sqrt(variance / n)
+    return Interval(value=math.exp(mean), low=math.exp(mean - half), high=math.exp(mean + half), confidence=confidence)
+
+
+def holm(chances: Sequence[float]) -> list[float]:
+    """Each chance as it is when so many were tried: at most a level in any of them with a chance of that level.
+
+    Source: Holm, Scandinavian Journal of Statistics 6 (1979).
+    """
+    adjusted = [0.0] * len(chances)
+    highest = 0.0
+    for rank, i in enumerate(sorted(range(len(chances)), key=lambda i: chances[i])):
+        highest = max(highest, (len(chances) - rank) * chances[i])
+        adjusted[i] = min(1.0, highest)
+    return adjusted
 
 
 def share_interval(count: int, n: int, confidence: float = 0.95) -> Interval:

@@ -9,7 +9,17 @@ from collections.abc import Callable
 from typing import Any
 
 from eval.budgets import FloorComparison
-from pipeline.base.records import BudgetVerdict, Interval, Metric, Reason, ReasonKind, Status, Verdict
+from pipeline.base.records import (
+    BudgetVerdict,
+    Change,
+    Comparison,
+    Interval,
+    Metric,
+    Reason,
+    ReasonKind,
+    Status,
+    Verdict,
+)
 from pipeline.settings.budgets import CHECKS, TABLE
 
 NBSP = "\N{NO-BREAK SPACE}"
@@ -177,6 +187,97 @@ def _say(reason: Reason, verdict: BudgetVerdict) -> str:
     return f"also with the interval widened to {show_figure(widened)} {show_figure_interval(widened)}"
 
 
+# --- changes against a base ----------------------------------------------------------------------------------------
+
+# what -> how people call more of it, and less
+_MORE = {
+    "time": ("slower", "faster"),
+    "load": ("slower", "faster"),
+    "first_call": ("slower", "faster"),
+    "size": ("larger", "smaller"),
+    "memory": ("more", "less"),
+    "operations": ("more", "fewer"),
+}
+
+
+def show_side(change: Change, value: float | None) -> str:
+    """What the base has, or the head, with its unit."""
+    return show_with_unit(value, change.unit, 0 if change.what == "operations" else decimals_of(change.unit))
+
+
+def show_harm(change: Change) -> str:
+    """'5.1 % slower', or nothing where nothing differs."""
+    if change.harm is None:
+        return NOTHING
+    amount = show_with_unit(abs(change.harm.value), change.unit_of_harm, _decimals_of_harm(change))
+    if not amount.strip("0." + NBSP + change.unit_of_harm):
+        return "no change"
+    more, less = _MORE.get(change.what, ("worse", "better"))
+    return f"{amount} {more if change.harm.value > 0 else less}"
+
+
+def show_harm_interval(change: Change) -> str:
+    """From the least harm to the greatest; below 0 it is a gain."""
+    return show_interval(change.harm, _decimals_of_harm(change))
+
+
+def show_loss(change: Change, value: float | None) -> str:
+    """A loss without a direction: noise, or what could have been seen."""
+    return show_with_unit(value, change.unit_of_harm, _decimals_of_harm(change))
+
+
+def is_moved(change: Change) -> bool:
+    """Whether there is something to say of it: it is no pass, or it surely gained."""
+    if change.status not in (Status.PASS, None):
+        return True
+    gained = -(change.tolerated or 0.0)
+    return change.harm is not None and change.harm.high < min(gained, 0.0) and change.status is not None
+
+
+def say_change(change: Change) -> str:
+    """Target, both figures, the harm with its interval, the status and reasons, as one line that can be searched."""
+    sides = f" {show_side(change, change.base)} to {show_side(change, change.head)}" if change.base is not None else ""
+    interval = show_harm_interval(change)
+    harm = f", {show_harm(change)}{f' {interval}' if interval else ''}" if change.harm is not None else ""
+    status = "told" if change.status is None else "regression" if change.status is Status.FAIL else str(change.status)
+    reasons = f" ({why_changed(change)})" if change.reasons or change.status is Status.INCONCLUSIVE else ""
+    return f"{change.target}: {change.title}{sides}{harm}: {status}{reasons}".replace(NBSP, " ")
+
+
+def why_changed(change: Change) -> str:
+    """Reasons, and for what is undecided how long it would take."""
+    told = [say(reason) for reason in change.reasons]
+    if change.status is Status.INCONCLUSIVE and change.harm is not None:
+        would = (
+            f"would be seen from {show_loss(change, change.could_see)} on, asked were {show_loss(change, change.seen)}"
+        )
+        needed = change.seconds_needed
+        told.append(f"{would}; about {show(needed, 0)} s of measuring would do" if needed is not None else would)
+    return "; ".join(told)
+
+
+def compared_headline(comparison: Comparison) -> str:
+    """A comparison as one sentence."""
+    required = [change for change in comparison.changes if change.required]
+    counts = {status: sum(change.status is status for change in required) for status in Status}
+    against = f"against {comparison.base}"
+    missing = len(comparison.required_not_compared)
+    if counts[Status.FAIL]:
+        plural = "s" if counts[Status.FAIL] > 1 else ""
+        return f"{counts[Status.FAIL]} regression{plural} {against}"
+    if counts[Status.INCONCLUSIVE]:
+        return f"Undecided {against}: {counts[Status.INCONCLUSIVE]} of {len(required)} figures may be worse or not"
+    if missing:
+        return f"Cannot compare {missing} required target{'s' if missing > 1 else ''} {against}"
+    if not counts[Status.PASS]:
+        return f"Nothing was compared {against}"
+    return f"No regression {against}"
+
+
+def _decimals_of_harm(change: Change) -> int | None:
+    return {"%": 1, "points": 2, "": 0}.get(change.unit_of_harm)
+
+
 # --- reasons -----------------------------------------------------------------------------------------------------
 
 _ABSENT = {
@@ -267,6 +368,10 @@ _SENTENCES: dict[ReasonKind, Callable[[Reason], str]] = {
         "does not bite: "
         + ("the linear floor" if r.evidence == "floors" else "a figure twice as bad")
         + " would pass too"
+    ),
+    ReasonKind.SAME_FILE: lambda r: "the same file, byte for byte",
+    ReasonKind.SLICE_LOST: lambda r: (
+        f"{r.evidence} lost {show(r.found, 1)}{r.detail} (p = {_number(r.expected):.2g}, all slices counted)"
     ),
     ReasonKind.CHECK: lambda r: f"{r.evidence}: {r.detail}",
     ReasonKind.CHECK_NOT_MADE: lambda r: f"{r.evidence}, not made: {r.detail}",

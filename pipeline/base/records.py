@@ -322,6 +322,8 @@ class ReasonKind(StrEnum):
     STRADDLES = "interval straddles"
     SLOW_ON_THE_WALL = "slow on the wall clock"
     DOES_NOT_BITE = "does not bite"
+    SAME_FILE = "same file"
+    SLICE_LOST = "slice lost"
     CHECK = "check"
     CHECK_NOT_MADE = "check not made"
     # these decide nothing; they say that timings want to be read with care
@@ -368,6 +370,51 @@ class Verdict(Record):
     # what could not be read, damaged or missing; with any the status is no pass
     problems: tuple[str, ...] = ()
     # what was read: name of a folder or record, as under artifacts/ -> digest
+    evidence: dict[str, str] = {}
+
+
+class Change(Record):
+    """One thing about a target beside the same thing of its base. All figures are in the units that people read."""
+
+    target: str
+    # time, score, slices, size, and what is only told: load, first_call, memory, operations
+    what: str
+    title: str
+    unit: str
+    base: float | None = None
+    head: float | None = None
+    # how much worse than the base; below 0 it is better
+    harm: Interval | None = None
+    unit_of_harm: str
+    # how far the same files were from themselves in this very run, in the unit of harm
+    noise: float | None = None
+    # surely more than `tolerated` fails, surely less than `seen` passes
+    tolerated: float | None = None
+    seen: float | None = None
+    # the smallest harm that would have failed nine times in ten
+    could_see: float | None = None
+    # taken, and how many in all would see `seen`
+    seconds: float | None = None
+    seconds_needed: float | None = None
+    # None: told, and decides nothing
+    status: Status | None = None
+    required: bool = True
+    reasons: tuple[Reason, ...] = ()
+
+
+class Comparison(Record):
+    """A version of a project beside its base."""
+
+    # what the base was called, and which version that is
+    base: str
+    base_version: str
+    status: Status
+    changes: tuple[Change, ...]
+    # target -> why it could not be compared
+    not_compared: dict[str, str] = {}
+    # targets that could not be compared and whose budgets the gate needs
+    required_not_compared: tuple[str, ...] = ()
+    # name of what was compared -> digest
     evidence: dict[str, str] = {}
 
 

@@ -77,6 +77,11 @@ class Workspace:
     def report(self) -> Path:
         return self.artifacts / "report"
 
+    @property
+    def compared(self) -> Path:
+        """The last comparison with a base."""
+        return self.artifacts / "compared"
+
     def work(self, name: str) -> Path:
         """Checkpoints and caches of a stage: not tracked by DVC, so that a killed run can go on."""
         return self.artifacts / "work" / name

@@ -15,6 +15,7 @@ from pipeline.base import plugins
 from pipeline.base.errors import SettingsError
 from pipeline.settings import yaml_file
 from pipeline.settings.base import Settings
+from pipeline.settings.compare import CompareSettings
 from pipeline.settings.data import DataSettings
 from pipeline.settings.distill import DistillSettings
 from pipeline.settings.measure import MeasureSettings
@@ -45,6 +46,7 @@ class Params(Settings):
         description="Deployment rows by name.", min_length=1
     )
     measure: MeasureSettings = Field(default=MeasureSettings(), description="How latency is measured.")
+    compare: CompareSettings = Field(default=CompareSettings(), description="What `decant compare` calls a regression.")
 
     @model_validator(mode="after")
     def _token_is_trained(self) -> Self:

@@ -156,11 +156,16 @@ def _mirror(source: Path, target: Path) -> None:
 
 
 def dvc(folder: Path, *words: str, check: bool = True) -> int:
-    # The interpreter's folder first, so that `python` in dvc.yaml is the one that runs this.
-    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
-    environment = {**os.environ, "PATH": path, "DVC_NO_ANALYTICS": "1"}
-    environment.pop("DVC_STAGE", None)
-    result = subprocess.run([sys.executable, "-m", "dvc", *words], cwd=folder, env=environment, check=False).returncode
+    command = [sys.executable, "-m", "dvc", *words]
+    result = subprocess.run(command, cwd=folder, env=dvc_environment(), check=False).returncode
     if check and result:
         raise EnvironmentFault(f"dvc {' '.join(words)} failed in {folder} with exit status {result}; see above")
     return result
+
+
+def dvc_environment() -> dict[str, str]:
+    """With the interpreter's folder first, so that `python` in dvc.yaml is the one that runs this."""
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
+    environment = {**os.environ, "PATH": path, "DVC_NO_ANALYTICS": "1"}
+    environment.pop("DVC_STAGE", None)
+    return environment

@@ -1,6 +1,6 @@
 """summary.md: the essentials in Markdown, for the summary of a CI job."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 from eval.wording import (
     MARKS,
@@ -21,6 +21,7 @@ from eval.wording import (
 )
 from pipeline.base.records import Status, Verdict
 from stages.reporting.evidence import Evidence
+from stages.reporting.markdown import escape, table
 from stages.reporting.models import ModelRow
 
 
@@ -30,7 +31,7 @@ def render_summary(evidence: Evidence, verdict: Verdict, rows: Sequence[ModelRow
     parts = [
         verdict.first_line,
         f"**{MARKS[verdict.status]} {verdict.status}: {headline(verdict)}.**",
-        _table(
+        table(
             ("", "target", "budget", "limit", "measured", "interval", "why"),
             (
                 (
@@ -45,7 +46,7 @@ def render_summary(evidence: Evidence, verdict: Verdict, rows: Sequence[ModelRow
                 for one in verdict.budgets
             ),
         ),
-        _table(
+        table(
             ("model", "made of", metric.title, "95 % interval", "parameters", "size", "p50", "p90", "speed-up"),
             (
                 (
@@ -70,20 +71,10 @@ def render_summary(evidence: Evidence, verdict: Verdict, rows: Sequence[ModelRow
             + ", ".join(f"{row.name} {show_value(row.by_slice[name].value, metric)}" for row in sliced)
             for name, count in evidence.slice_rows.items()
         )
-        parts.append(f"{capitalized(metric.title)} by slice of test:\n\n" + "\n".join(_escape(line) for line in lines))
-    unmeasured = [f"- {_escape(say_verdict(one))}" for one in verdict.budgets if one.status is Status.NOT_MEASURED]
+        parts.append(f"{capitalized(metric.title)} by slice of test:\n\n" + "\n".join(escape(line) for line in lines))
+    unmeasured = [f"- {escape(say_verdict(one))}" for one in verdict.budgets if one.status is Status.NOT_MEASURED]
     if unmeasured:
         parts.append("Not measured:\n\n" + "\n".join(unmeasured))
     if evidence.problems:
-        parts.append("Could not be read:\n\n" + "\n".join(f"- {_escape(problem)}" for problem in evidence.problems))
+        parts.append("Could not be read:\n\n" + "\n".join(f"- {escape(problem)}" for problem in evidence.problems))
     return "\n\n".join(parts) + "\n"
-
-
-def _table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    lines = [header, ["---"] * len(header), *rows]
-    return "\n".join("| " + " | ".join(_escape(cell) for cell in line) + " |" for line in lines)
-
-
-def _escape(text: str) -> str:
-    """Text that cannot end a cell or become HTML."""
-    return " ".join(text.replace("|", "\\|").replace("<", "&lt;").split("\n"))

@@ -1,0 +1,218 @@
+"""One target of two versions of a project: timed in the same processes, and asked the same test rows."""
+
+import time
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+from tokenizers import Tokenizer
+
+from eval import changes
+from eval.latency import Exported, load_in_turns, measure, model_digest
+from eval.runtimes import coreml_reference
+from eval.scores import answer
+from eval.statistics import Values
+from eval.worker import Result
+from pipeline import tasks
+from pipeline.base import machine, plugins
+from pipeline.base.errors import IntegrityError, UnusableRuntimeError
+from pipeline.base.records import Card, Change, Measurement, Status, open_folder
+from pipeline.data.examples import Examples
+from pipeline.data.texts import clean
+from pipeline.settings.measure import MeasureSettings
+from pipeline.settings.params import Params
+from pipeline.settings.targets import Target
+from stages.targets import artefact_bytes, artefact_of
+
+# Upper ends of the buckets of length, in tokens, that slices of the test rows are made of.
+BUCKETS = (8, 16, 32, 64, 128)
+MIN_SLICE = 20  # rows; fewer are in no slice: not even all of them wrong would stand out
+
+
+@dataclass(frozen=True)
+class Side:
+    """One version's artefact, and the test rows as its own tokenizer reads them."""
+
+    exported: Exported
+    card: Card
+    texts: Sequence[tuple[str, ...]]
+
+    @classmethod
+    def open(cls, folder: Path, texts: Sequence[tuple[str, ...]]) -> "Side":
+        """The artefact in a folder, once its files are as its card says."""
+        card = open_folder(folder, "artefact")
+        artefact = artefact_of(card)
+        return cls(Exported(folder, artefact, card.digest, artefact_bytes(card, artefact)), card, texts)
+
+    @cached_property
+    def sequences(self) -> list[list[int]]:
+        """Token ids of each row, as an app would make them."""
+        tokenizer = Tokenizer.from_file(str(self.exported.folder / "tokenizer.json"))
+        return [tokenizer.encode(*map(clean, text)).ids for text in self.texts]
+
+
+def compare_target(params: Params, name: str, base: Path, head: Path, rows: Examples) -> list[Change]:
+    """Everything that can be said of a target beside its base.
+
+    Args:
+        params: the head's settings.
+        name: of the target.
+        base: folder of the base's artefact.
+        head: folder of the head's.
+        rows: the test split; both sides answer it.
+
+    Raises:
+        IntegrityError: an artefact is damaged, or the two are no versions of one model: other classes, another task.
+        UnusableRuntimeError: the target's runtime does not run here.
+        WorkerError: a process of it crashed or hung.
+    """
+    old, new = (Side.open(folder, rows.texts) for folder in (base, head))
+    if old.card.facts["task"] != new.card.facts["task"]:
+        raise IntegrityError(
+            "base and head have other classes, or another task, so their answers mean different things"
+        )
+    is_required = params.targets[name].required
+    if model_digest(old.exported) == model_digest(new.exported) and old.sequences == new.sequences:
+        return [changes.same_file(name).model_copy(update={"required": is_required})]
+    _refuse_unusable(params.targets[name])
+    found = [*_answered(params, name, old, new, rows), *_timed(params, name, old, new)]
+    found.append(changes.judge_size(name, old.exported.size_bytes, new.exported.size_bytes, params.compare.size))
+    return [change.model_copy(update={"required": is_required}) for change in found]
+
+
+def _refuse_unusable(target: Target) -> None:
+    reason = (
+        plugins.load("device", target.device).why_unusable() or plugins.load("runtime", target.runtime).why_unusable()
+    )
+    if reason is not None:
+        raise UnusableRuntimeError(reason)
+
+
+# --- time --------------------------------------------------------------------------------------------------------
+
+
+def take_times(params: Params, name: str, old: Side, new: Side) -> Measurement:
+    """The two artefacts timed in the same processes until the time is decided, or the rounds or seconds are spent."""
+    target, settings = params.targets[name], params.compare
+    end = time.monotonic() + settings.seconds
+
+    def is_undecided(so_far: Measurement) -> bool:
+        status = changes.judge_time(so_far, settings.time).status
+        return status is Status.INCONCLUSIVE and time.monotonic() < end
+
+    return measure(
+        target=name,
+        runtime=target.runtime,
+        device=target.device,
+        candidate=new.exported,
+        reference=old.exported,
+        sequences=new.sequences,
+        reference_sequences=old.sequences,
+        pad_id=0,  # one text a call needs no padding but up to a fixed length, which the mask leaves out
+        settings=MeasureSettings(
+            processes=settings.processes,
+            pairs=settings.pairs,
+            max_rounds=settings.max_rounds,
+            threads=params.measure.threads,
+            lengths=(),
+        ),
+        seed=params.seed,
+        undecided=is_undecided,
+        machine=machine.facts(),
+        with_loads=False,
+    )
+
+
+def _timed(params: Params, name: str, old: Side, new: Side) -> list[Change]:
+    target = params.targets[name]
+    found: list[Change] = []
+    if target.format in coreml_reference.FORMATS:
+        found = _operations(name, old, new)
+    if hasattr(plugins.load("runtime", target.runtime), "NOT_TIMED"):  # a stand-in, whose times say nothing
+        return found
+    found.append(changes.judge_time(take_times(params, name, old, new), params.compare.time))
+    loads = load_in_turns(
+        [old.exported, new.exported],
+        runtime=target.runtime,
+        device=target.device,
+        sequences=[old.sequences, new.sequences],
+        pad_id=0,
+        threads=params.measure.threads,
+    )
+    for what, title, unit, field, scale in (
+        ("load", "load time", "ms", "load_ms", 1.0),
+        ("first_call", "first call", "ms", "first_call_ms", 1.0),
+        ("memory", "memory added", "MB", "memory_bytes", 1e-6),
+    ):
+        before, after = ([scale * getattr(one, field) for one in side] for side in loads)
+        if (told := changes.tell(name, what, title, unit, before, after)) is not None:
+            found.append(told)
+    return found + _library(name, *(side[-1] for side in loads))
+
+
+def _library(name: str, before: Result, after: Result) -> list[Change]:
+    """Both sides run in this environment's library, so it is one size unless a runtime comes in parts."""
+    if before.library_bytes is None or after.library_bytes is None:
+        return []
+    change = changes.judge_size(name, before.library_bytes, after.library_bytes, None)
+    return [change.model_copy(update={"what": "library", "title": "runtime's library"})]
+
+
+def _operations(name: str, old: Side, new: Side) -> list[Change]:
+    before, after = (
+        coreml_reference.count_kernels(one.exported.folder, one.exported.artefact).nodes for one in (old, new)
+    )
+    return [changes.tell_count(name, "operations", "operations in the package", before, after)]
+
+
+# --- answers -----------------------------------------------------------------------------------------------------
+
+
+def _answered(params: Params, name: str, old: Side, new: Side, rows: Examples) -> list[Change]:
+    metric = tasks.load(params.task.name, params.task.options, _space(new)).METRIC
+    before, after = (_values(params, name, side, rows) for side in (old, new))
+    found = [changes.judge_score(name, before, after, metric, params.compare.score)]
+    if params.compare.slices is not None:
+        slices = {kind: _large(names) for kind, names in _slices(new, rows).items()}
+        change = changes.judge_slices(name, slices, before, after, metric, params.compare.slices)
+        found += [] if change is None else [change]
+    return found
+
+
+def _values(params: Params, name: str, side: Side, rows: Examples) -> Values:
+    """The metric on each test row, as this side answers it in the target's runtime."""
+    target, one = params.targets[name], side.exported
+    task = tasks.load(params.task.name, params.task.options, _space(side))
+    batch = getattr(plugins.load("runtime", target.runtime), "BATCH", None)
+    device = plugins.load("device", target.device)
+    with device.open_session(target.runtime, one.folder, one.artefact, params.measure.threads) as session:
+        outputs = answer(session, side.sequences, one.artefact, 0, batch)
+    return np.asarray(task.values(task.answers(outputs, task.space), rows.numbers), dtype=np.float64)
+
+
+def _space(side: Side) -> tasks.Space:
+    return tasks.Space.model_validate(side.card.facts["task"]["space"])
+
+
+def _slices(side: Side, rows: Examples) -> dict[str, Sequence[str]]:
+    """Kind of slice -> that of each row: the task's groups, the length in tokens, and the data's own column."""
+    found: dict[str, Sequence[str]] = {"length": [_bucket(len(ids)) for ids in side.sequences]}
+    return found | ({"class": rows.groups} if rows.groups else {}) | ({"slice": rows.slices} if rows.slices else {})
+
+
+def _bucket(tokens: int) -> str:
+    low = 1
+    for high in BUCKETS:
+        if tokens <= high:
+            return f"{low} to {high} tokens"
+        low = high + 1
+    return f"over {BUCKETS[-1]} tokens"
+
+
+def _large(names: Sequence[str]) -> list[str]:
+    """The slices with rows enough to say something of."""
+    counts = Counter(names)
+    return [name if counts[name] >= MIN_SLICE else "" for name in names]
