@@ -113,13 +113,14 @@ def judge_timing(name: str, budgets: Budgets, measurement: Measurement) -> list[
     return _judge(budgets, True, facts, timed)
 
 
-def overall(verdicts: Iterable[BudgetVerdict], problems: Collection[str] = ()) -> Status:
+def overall(verdicts: Iterable[BudgetVerdict], problems: Collection[str] = (), *, day: str = "") -> Status:
     """How the required budgets stand together: a fail beats undecided, undecided beats a pass.
 
     No required budget at all is "not measured": without evidence nothing is green. So is a run of which something
-    could not be read: what is damaged may be what a figure was made from.
+    could not be read: what is damaged may be what a figure was made from. What is accepted until `day` or later, as
+    2027-01-31, does not count; without a day every exception is in force.
     """
-    found = {verdict.status for verdict in verdicts if verdict.required}
+    found = {verdict.status for verdict in verdicts if verdict.decides(day)}
     return worst(found | {Status.NOT_MEASURED} if problems else found)
 
 

@@ -202,8 +202,12 @@ def tell_count(target: str, what: str, title: str, base: int, head: int) -> Chan
 
 
 def overall(changes: Iterable[Change], required_not_compared: Sequence[str]) -> Status:
-    """How a comparison stands: a regression beats undecided; a required target without a base is not measured."""
-    found = {change.status for change in changes if change.required and change.status is not None}
+    """How a comparison stands: a regression beats undecided; a required target without a base is not measured.
+
+    What is accepted for now does not count.
+    """
+    judged = (change for change in changes if change.required and change.accepted is None)
+    found = {change.status for change in judged if change.status is not None}
     return worst(found | {Status.NOT_MEASURED} if required_not_compared else found)
 
 

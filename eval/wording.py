@@ -5,11 +5,12 @@ here. Imports nothing heavy.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from eval.budgets import FloorComparison
 from pipeline.base.records import (
+    Accepted,
     BudgetVerdict,
     Change,
     Comparison,
@@ -125,7 +126,13 @@ def show_figure_interval(verdict: BudgetVerdict) -> str:
 
 def why(verdict: BudgetVerdict) -> str:
     """What a table does not say in its other columns; often nothing."""
-    return "; ".join(_say(reason, verdict) for reason in verdict.reasons)
+    told = [_say(reason, verdict) for reason in verdict.reasons]
+    return "; ".join(told if verdict.accepted is None else [say_accepted(verdict.accepted), *told])
+
+
+def say_accepted(accepted: Accepted) -> str:
+    """An exception with its end and its reason."""
+    return f"accepted until {accepted.until}: {accepted.because}"
 
 
 def say_verdict(verdict: BudgetVerdict) -> str:
@@ -133,7 +140,7 @@ def say_verdict(verdict: BudgetVerdict) -> str:
     # a budget that is named for any metric says which one it is
     title = f" ({verdict.title})" if verdict.title != TABLE[verdict.budget].title else ""
     figure = f" {show_figure(verdict)} {show_figure_interval(verdict)}".rstrip() if verdict.figure is not None else ""
-    reasons = f" ({why(verdict)})" if verdict.reasons else ""
+    reasons = f" ({why(verdict)})" if why(verdict) else ""
     line = f"{verdict.target}: {verdict.budget}{title}{figure}, limit {_limit(verdict)}: {verdict.status}{reasons}"
     return line.replace(NBSP, " ")
 
@@ -154,9 +161,15 @@ def first_line(found: FloorComparison, name: str) -> str:
     )
 
 
-def headline(verdict: Verdict) -> str:
-    """The verdict as one sentence."""
-    required, status = [one for one in verdict.budgets if one.required], verdict.status
+def headline(verdict: Verdict, day: str = "") -> str:
+    """The verdict as one sentence, with the exceptions that are in force on a day; without one with all."""
+    excused = [one for one in verdict.budgets if one.required and not one.decides(day)]
+    more = f"; {len(excused)} more not kept and accepted for now" if excused else ""
+    return _headline([one for one in verdict.budgets if one.decides(day)], verdict) + more
+
+
+def _headline(required: Sequence[BudgetVerdict], verdict: Verdict) -> str:
+    status = verdict.status
     count = sum(one.status is status for one in required)
     if not required:
         return "No target is required, so nothing was decided"
@@ -240,13 +253,14 @@ def say_change(change: Change) -> str:
     interval = show_harm_interval(change)
     harm = f", {show_harm(change)}{f' {interval}' if interval else ''}" if change.harm is not None else ""
     status = "told" if change.status is None else "regression" if change.status is Status.FAIL else str(change.status)
-    reasons = f" ({why_changed(change)})" if change.reasons or change.status is Status.INCONCLUSIVE else ""
+    reasons = f" ({why_changed(change)})" if why_changed(change) else ""
     return f"{change.target}: {change.title}{sides}{harm}: {status}{reasons}".replace(NBSP, " ")
 
 
 def why_changed(change: Change) -> str:
     """Reasons, and for what is undecided how long it would take."""
-    told = [say(reason) for reason in change.reasons]
+    told = [] if change.accepted is None else [say_accepted(change.accepted)]
+    told += [say(reason) for reason in change.reasons]
     if change.status is Status.INCONCLUSIVE and change.harm is not None:
         would = (
             f"would be seen from {show_loss(change, change.could_see)} on, asked were {show_loss(change, change.seen)}"
@@ -258,7 +272,7 @@ def why_changed(change: Change) -> str:
 
 def compared_headline(comparison: Comparison) -> str:
     """A comparison as one sentence."""
-    required = [change for change in comparison.changes if change.required]
+    required = [change for change in comparison.changes if change.required and change.accepted is None]
     counts = {status: sum(change.status is status for change in required) for status in Status}
     against = f"against {comparison.base}"
     missing = len(comparison.required_not_compared)

@@ -7,11 +7,13 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from eval.budgets import exit_status
+from eval.budgets import exit_status, overall
 from eval.wording import MARKS, headline, say_verdict, show_figure, show_figure_interval, show_limit
 from pipeline.base import guard, records
 from pipeline.base.records import BudgetVerdict, ReasonKind, Status, Verdict
 from pipeline.base.workspace import Workspace
+from pipeline.settings.accepted import today
+from stages.gating import annotations
 
 COLOURS = {Status.PASS: "green", Status.FAIL: "red", Status.INCONCLUSIVE: "yellow", Status.NOT_MEASURED: "yellow"}
 
@@ -26,6 +28,9 @@ def run(workspace: Workspace, console: Console | None = None) -> int:
         IntegrityError: there is no verdict, or it was changed since it was written.
     """
     verdict = records.read(Verdict, workspace.report / "verdict.json")
+    # of today, since an exception may have ended since the report was made
+    day = today().isoformat()
+    verdict = verdict.model_copy(update={"status": overall(verdict.budgets, verdict.problems, day=day)})
     # Wide when piped, since a log that breaks lines inside a cell cannot be searched.
     console = console or Console()
     if not console.is_terminal:
@@ -39,9 +44,10 @@ def run(workspace: Workspace, console: Console | None = None) -> int:
         console.print(Text(f"could hardly fail, so tighten or drop them: {names}"), soft_wrap=True)
     for problem in verdict.problems:
         console.print(Text(f"could not be read: {problem}"), soft_wrap=True)
-    sentence = headline(verdict)
+    sentence = headline(verdict, day)
     console.print(Text(f"{MARKS[verdict.status]} {verdict.status}: {sentence}.", COLOURS[verdict.status]))
     console.print(Text(f"report: {workspace.report / 'index.html'}"), soft_wrap=True)
+    annotations.show(annotations.of_budgets(one for one in verdict.budgets if one.decides(day)))
     return exit_status(verdict.status)
 
 

@@ -1,4 +1,4 @@
-"""Writes the facts about this machine, digests of inputs, and what each stage depends on.
+"""Writes the facts about this machine, digests of inputs, exceptions in force, and what each stage depends on.
 
 Always runs, in about a second. Its outputs change only when the machine, the data files, the base model, the code or a
 package change, and each stage depends on one file that holds its share of that, so the rest of the pipeline re-runs
@@ -12,10 +12,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 from pipeline.base import dependencies, guard, machine, plugins
-from pipeline.base.errors import DataError
+from pipeline.base.errors import DataError, SettingsError
 from pipeline.base.files import sha256_of, write_atomically
+from pipeline.base.plugins import nearest
 from pipeline.base.workspace import Workspace
 from pipeline.data.inputs import base_model_files, data_files, describe_source
+from pipeline.settings import accepted
 from pipeline.settings.params import Params, load
 from pipeline.settings.targets import Target
 
@@ -41,10 +43,11 @@ PER_TARGET: dict[str, Scope] = {
 
 
 def run(params: Params, workspace: Workspace) -> None:
-    """Writes machine.json, inputs.json and the folder depends/."""
+    """Writes machine.json, inputs.json, accepted.json and the folder depends/."""
     facts = machine.facts()
     write_atomically(workspace.machine, _json(facts))
     write_atomically(workspace.inputs, _json(input_digests(params, workspace.root)))
+    write_atomically(workspace.accepted, _json(accepted_today(params, workspace.root)))
     parsed = workspace.work("code.json")
     dependencies.remember(parsed)
     shutil.rmtree(workspace.artifacts / "depends", ignore_errors=True)  # a target that is gone has no file
@@ -143,6 +146,18 @@ def input_digests(params: Params, root: Path) -> dict[str, object]:
             "sha256": digest.hexdigest() if files else None,
         },
     }
+
+
+def accepted_today(params: Params, root: Path) -> list[dict[str, Any]]:
+    """The exceptions in force: this file changes on the day when one ends, and the report is made again."""
+    found = accepted.in_force(accepted.read(root), accepted.today())
+    for one in found:
+        if one.target not in params.targets:
+            raise SettingsError(
+                f"{root / accepted.FILE}: found target '{one.target}', which params.yaml does not have"
+                f"{nearest(one.target, params.targets)}; take that entry out"
+            )
+    return [one.model_dump(mode="json") for one in found]
 
 
 def _json(value: object) -> str:

@@ -13,6 +13,7 @@ from pipeline.base.files import output_folder
 from pipeline.base.records import Verdict, seal
 from pipeline.base.workspace import Workspace
 from pipeline.settings.params import Params, load
+from stages.gating import junit
 from stages.reporting.evidence import gather
 from stages.reporting.models import compare_models
 from stages.reporting.numbers import metrics, plots
@@ -39,6 +40,7 @@ def run(params: Params, workspace: Workspace) -> Verdict:
         records.write(evidence.ledger, partial / "ledger.json")
         files = {
             "metrics.json": json.dumps(metrics(evidence, rows), indent=1, sort_keys=True) + "\n",
+            "junit.xml": junit.of_verdict(verdict),
             "summary.md": render_summary(evidence, verdict, rows),
             "index.html": render_page(evidence, verdict, rows),
             **{f"plots/{name}": text for name, text in plots(evidence, rows).items()},

@@ -345,6 +345,13 @@ class Reason(Record):
     figure: Interval | None = None
 
 
+class Accepted(Record):
+    """A reviewed exception: what is judged beside it may fail until its last day, in UTC."""
+
+    because: str
+    until: str
+
+
 class BudgetVerdict(Record):
     """One budget of one target, judged. `limit` and `figure` times `scale` have the unit."""
 
@@ -359,6 +366,11 @@ class BudgetVerdict(Record):
     status: Status
     figure: Interval | None = None
     reasons: tuple[Reason, ...] = ()
+    accepted: Accepted | None = None
+
+    def decides(self, day: str = "") -> bool:
+        """Whether the verdict on the whole follows from it on that day, as 2027-01-31; without one: while excepted."""
+        return self.required and (self.accepted is None or self.accepted.until < day)
 
 
 class Verdict(Record):
@@ -400,6 +412,7 @@ class Change(Record):
     status: Status | None = None
     required: bool = True
     reasons: tuple[Reason, ...] = ()
+    accepted: Accepted | None = None
 
 
 class Comparison(Record):

@@ -27,6 +27,11 @@ class Workspace:
         """Digests of the data files and of the base model."""
         return self.artifacts / "inputs.json"
 
+    @property
+    def accepted(self) -> Path:
+        """The exceptions of accepted.yaml that are in force."""
+        return self.artifacts / "accepted.json"
+
     def depends(self, stage: str, target: str | None = None) -> Path:
         """What the result of a stage (for a target) depends on besides data and settings."""
         folder = self.artifacts / "depends"

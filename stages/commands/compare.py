@@ -32,9 +32,10 @@ from pipeline.base import records
 from pipeline.base.errors import PipelineError, SettingsError
 from pipeline.base.files import output_folder
 from pipeline.base.plugins import nearest
-from pipeline.base.records import Change, Comparison
+from pipeline.base.records import Accepted, Change, Comparison, Status
 from pipeline.base.workspace import Workspace
 from pipeline.data.examples import read_prepared
+from pipeline.settings import accepted
 from pipeline.settings.params import Params, load
 from stages.gating import annotations, comment, junit
 from stages.gating.bases import Base, bring
@@ -77,6 +78,8 @@ def run(params: Params, workspace: Workspace, names: list[str], base: Base) -> C
         except PipelineError as error:
             not_compared[name] = str(error)
     required = tuple(name for name in not_compared if params.targets[name].required)
+    exempt = accepted.in_force(accepted.read(workspace.root), accepted.today())
+    changes = [_accept(change, exempt) for change in changes]
     return Comparison(
         base=base.name,
         base_version=base.version,
@@ -86,6 +89,13 @@ def run(params: Params, workspace: Workspace, names: list[str], base: Base) -> C
         required_not_compared=required,
         evidence=evidence,
     )
+
+
+def _accept(change: Change, exempt: list[accepted.Exemption]) -> Change:
+    found = accepted.find(exempt, change.target, change.what)
+    if found is None or change.status in (Status.PASS, None):
+        return change
+    return change.model_copy(update={"accepted": Accepted(because=found.because, until=found.until)})
 
 
 def write(comparison: Comparison, workspace: Workspace) -> None:

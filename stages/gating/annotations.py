@@ -26,7 +26,7 @@ def of_changes(changes: Iterable[Change]) -> list[str]:
     return [
         _line(one.status, f"{one.target}: {one.title}", say_change(one))
         for one in changes
-        if one.required and one.status in _LEVELS
+        if one.required and one.accepted is None and one.status in _LEVELS
     ]
 
 

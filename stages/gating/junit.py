@@ -1,7 +1,7 @@
 """JUnit XML, which every CI service shows: one test case for each budget, or for each figure that was compared.
 
-A failed one is a failure, one that is undecided or was not measured an error, and one of an optional target skipped:
-none of them is ever a passed test.
+A failed one is a failure, one that is undecided or was not measured an error, and one that is optional or
+accepted for now skipped: none of them is ever a passed test.
 """
 
 import re
@@ -29,7 +29,10 @@ class Case:
 
 def of_verdict(verdict: Verdict) -> str:
     """Every budget of a verdict, and what could not be read."""
-    cases = [Case(one.target, one.budget, one.status, one.required, say_verdict(one)) for one in verdict.budgets]
+    cases = [
+        Case(one.target, one.budget, one.status, one.required and one.accepted is None, say_verdict(one))
+        for one in verdict.budgets
+    ]
     cases += [Case("evidence", problem, Status.NOT_MEASURED, True, problem) for problem in verdict.problems]
     return render("decant.budgets", cases)
 
@@ -37,7 +40,7 @@ def of_verdict(verdict: Verdict) -> str:
 def of_comparison(comparison: Comparison) -> str:
     """Every figure that was judged against the base, and each target that could not be."""
     cases = [
-        Case(one.target, one.what, one.status, one.required, say_change(one))
+        Case(one.target, one.what, one.status, one.required and one.accepted is None, say_change(one))
         for one in comparison.changes
         if one.status is not None
     ]

@@ -6,7 +6,7 @@ figures need no second path for it.
 
 import json
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -20,6 +20,7 @@ from pipeline.base import records
 from pipeline.base.errors import IntegrityError, PipelineError
 from pipeline.base.errors import first_line as first_line_of
 from pipeline.base.records import (
+    Accepted,
     Artefact,
     BudgetVerdict,
     Card,
@@ -29,10 +30,12 @@ from pipeline.base.records import (
     Metric,
     Parity,
     Score,
+    Status,
 )
 from pipeline.base.workspace import Workspace
 from pipeline.data.examples import Examples, read_prepared
 from pipeline.data.prepared import TEST_ANSWERS
+from pipeline.settings.accepted import Exemption, find
 from pipeline.settings.params import Params
 from pipeline.settings.targets import Target
 from pipeline.tasks import Task
@@ -175,6 +178,8 @@ def gather(params: Params, workspace: Workspace) -> Evidence:
     digests |= {"floors": records.digest(floors)} if floors is not None else {}
     for one in targets:
         digests |= one.digests
+    exempt = _attempt(problems, lambda: _read_accepted(workspace)) or []
+    targets = [replace(one, verdicts=tuple(_accept(verdict, exempt) for verdict in one.verdicts)) for one in targets]
     evidence = Evidence(
         targets=tuple(targets),
         first_line="",
@@ -205,6 +210,21 @@ def _attempt(problems: list[str], read: Callable[[], T]) -> T | None:
 def describe(error: BaseException) -> str:
     """An error in words; a message of the project's own stands as it is."""
     return str(error) if isinstance(error, PipelineError) else f"{type(error).__name__}: {first_line_of(error)}"
+
+
+def _read_accepted(workspace: Workspace) -> list[Exemption]:
+    """The exceptions that were in force when the machine stage ran last."""
+    if not workspace.accepted.is_file():
+        return []
+    return [Exemption.model_validate_json(json.dumps(one)) for one in json.loads(workspace.accepted.read_text("utf-8"))]
+
+
+def _accept(verdict: BudgetVerdict, exempt: Sequence[Exemption]) -> BudgetVerdict:
+    """The verdict with its exception, where there is one and it needs one."""
+    found = find(exempt, verdict.target, verdict.budget)
+    if found is None or verdict.status is Status.PASS:
+        return verdict
+    return verdict.model_copy(update={"accepted": Accepted(because=found.because, until=found.until)})
 
 
 def _goodness(one: TargetEvidence) -> float:
