@@ -108,6 +108,24 @@ def say_axis(title: str, metric: Metric) -> str:
 # --- verdicts ----------------------------------------------------------------------------------------------------
 
 
+def shorts(metric: Metric) -> dict[str, str]:
+    """Budget -> its name at the head of a narrow column."""
+    return {
+        "score": metric.title,
+        "score_drop": "behind teacher",
+        "quantization_drop": "behind student",
+        "agreement": "agrees",
+        "floor_margin": "ahead of floor",
+        "speedup_vs_teacher": "speed-up",
+        "p50_ms": "median",
+        "p90_ms": "p90",
+        "load_ms": "load",
+        "memory_mb": "memory",
+        "size_mb": "size",
+        CHECKS: "checks failed",
+    }
+
+
 def show_limit(verdict: BudgetVerdict) -> str:
     """'at most 20.0 MB'."""
     return f"{verdict.side} {_limit(verdict)}"

@@ -114,6 +114,8 @@ def _inputs(stage: str, params: Params) -> dict[str, Any]:
         files = {"unlabelled": [Path(augment.unlabelled)] if augment.unlabelled else []}
         files["masked_lm"] = base_model_files(augment.masked_lm) if augment.masked_lm else []
         return {name: {file.name: _digest(file) for file in paths} for name, paths in files.items()}
+    if stage == "report":
+        return params.report.model_dump(mode="json")
     if stage == "quantize":
         targets = [[target.format, target.precision, target.options] for target in params.targets.values()]
         return {"targets": sorted({json.dumps(target, sort_keys=True) for target in targets})}

@@ -22,6 +22,8 @@ UNTRACKED = {
     ("convert", "targets.values"),  # stages.plans, which makes the plan for another stage
     ("examine", "targets.values"),
     # threads of the runtime change the time of scoring, not the answers
+    # so that a settings file needs no such section; it stands in the stage's file of dependencies
+    ("report", "report.publish_texts"),
     ("evaluate", "measure.threads"),
     ("evaluate", "threads"),
 }

@@ -14,6 +14,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import yaml
 from fakes import ROOT, make_measurement
 from report_workspace import NAMES, TARGET, examination, make_workspace, perturb, score, write_floors
 from rich.console import Console
@@ -29,7 +30,9 @@ from pipeline.base.records import Check, Measurement, Metric, ReasonKind, Score,
 from pipeline.base.workspace import Workspace
 from pipeline.data.examples import read_prepared
 from pipeline.settings.budgets import CHECKS
+from pipeline.settings.report import ReportSettings
 from stages import gate, report
+from stages.commands import clean
 from stages.reporting.evidence import gather
 
 VOID = {"meta", "br", "path", "use", "line", "img", "rect", "circle"}
@@ -407,6 +410,65 @@ def test_texts_and_names_are_escaped(tmp_path):
     assert "play 🎵" in page
 
 
+def test_texts_stay_private_where_settings_say_so(tmp_path):
+    """In every file of the report; ids stand for them."""
+    texts = [f"a secret of row {i}" for i in range(200)]
+    params, workspace = make_workspace(tmp_path, texts=texts)
+    report.run(params, workspace)
+    assert "a secret of row" in page_of(workspace)
+    private = params.model_copy(update={"report": ReportSettings(publish_texts=False)})
+    report.run(private, workspace)
+    for file in workspace.report.rglob("*"):
+        assert not file.is_file() or "a secret of row" not in file.read_text("utf-8"), file
+    assert "texts are not published" in page_of(workspace)
+    ids = read_prepared(workspace.data, "test").ids
+    assert set(re.findall(r'<td class="text">(.*?)</td>', page_of(workspace))) <= set(map(str, ids))
+
+
+def test_what_a_removed_target_left_is_named_and_not_judged(tmp_path, capsys):
+    """And cleaned, with what is of no target's."""
+    params, workspace = make_workspace(tmp_path)
+    fewer = params.model_copy(update={"targets": {"cpu": params.targets["cpu"]}})
+    verdict = report.run(fewer, workspace)
+    assert {one.target for one in verdict.budgets} == {"cpu"}
+    left = ["artifacts/examined/ios.json", "artifacts/exported/ios", "artifacts/measured/ios.json"]
+    for text in (page_of(workspace), (workspace.report / "summary.md").read_text("utf-8")):
+        assert all(name in text for name in left) and "decant clean" in text
+    workspace.params.write_text(yaml.safe_dump({"targets": {"cpu": TARGET}}), "utf-8")
+    clean.command(tmp_path, dry_run=True)
+    assert all(f"would remove {tmp_path / name}" in capsys.readouterr().out for name in left[:1])
+    clean.command(tmp_path, dry_run=False)
+    assert workspace.left_by_others(["cpu"]) == [] and workspace.exported("cpu").is_dir()
+    clean.command(tmp_path, dry_run=False)
+    assert "nothing to remove" in capsys.readouterr().out
+
+
+def test_the_share_of_cut_texts_stands_beside_accuracy(tmp_path):
+    params, workspace = make_workspace(tmp_path)
+    report.run(params, workspace)
+    assert "longer than the model reads" not in page_of(workspace)
+    card = records.open_folder(workspace.data, "data")
+    facts = {**card.facts, "tokens": {**card.facts.get("tokens", {}), "test": {"cut": 20}}}
+    records.seal(workspace.data, "data", facts=facts)
+    report.run(params, workspace)
+    for text in (page_of(workspace), (workspace.report / "summary.md").read_text("utf-8")):
+        assert re.search(r"10\.0\s%\sof test texts are longer than the model reads", text)
+
+
+def test_the_first_table_has_a_line_for_each_target_and_a_cell_for_each_budget(finished):
+    """With figure, mark and status in words, and the reason for who points at it or tabs to it."""
+    params, workspace = finished
+    table = page_of(workspace).partition('<table class="matrix')[2].partition("</table>")[0]
+    verdict = records.read(records.Verdict, workspace.report / "verdict.json")
+    tips = dict(re.findall(r'role="tooltip" id="tip-(.*?)">(.*?)</span>', table, re.DOTALL))
+    assert set(tips) == {f"{one.target}-{one.budget}" for one in verdict.budgets}
+    assert table.count('<button type="button"') == len(verdict.budgets)
+    for one in verdict.budgets:
+        tip = re.sub(r"\s+", " ", tips[f"{one.target}-{one.budget}"])
+        assert one.status.value in tip and "limit" in tip
+    assert len(re.findall(r'<th role="rowheader"', table)) == len(params.targets)
+
+
 def test_metrics_are_finite_numbers(finished):
     """`dvc metrics diff` subtracts them; what was not measured is left out."""
     metrics = json.loads((finished[1].report / "metrics.json").read_text())
@@ -468,7 +530,7 @@ def test_a_failed_check_of_a_required_target_fails_the_run(fresh):
     leak = Check(title="padding", status=Status.FAIL, reason="random ids in the padding move answers by 0.3")
     records.write(examination("cpu", TARGET, card, checks=(leak,)), workspace.examined("cpu"))
     assert report.run(params, workspace).status is Status.FAIL
-    assert page_of(workspace).count("random ids in the padding move answers by 0.3") == 2
+    assert page_of(workspace).count("random ids in the padding move answers by 0.3") == 3
     other = examination("cpu", TARGET, card, checks=(leak,)).model_copy(update={"artefact_digest": "f" * 64})
     records.write(other, workspace.examined("cpu"))
     verdict = report.run(params, workspace)

@@ -69,7 +69,11 @@ def check(subject: Subject) -> Check:
     for file, theirs in shipped.items():
         wrong = [i for i, (one, other) in enumerate(zip(theirs, ours, strict=True)) if one != other]
         if wrong:
-            shown = "; ".join(f"{texts[i][0][:40]!r}: {theirs[i][:8]} for {ours[i][:8]}" for i in wrong[:SHOWN])
+            # a text of the data by its place: a report may be public where the data are not
+            names = [f"{odd[i][:40]!r}" if i < len(odd) else f"dev row {i - len(odd)}" for i in wrong[:SHOWN]]
+            shown = "; ".join(
+                f"{name}: {theirs[i][:8]} for {ours[i][:8]}" for name, i in zip(names, wrong, strict=False)
+            )
             return failed(
                 TITLE,
                 f"{file} differs from the tokenizer that the student was trained with on {len(wrong)} of {len(texts)} "

@@ -1,5 +1,6 @@
 """Where everything the pipeline writes lies. One place, so that no stage spells a path of another."""
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -77,6 +78,12 @@ class Workspace:
 
     def measured(self, target: str) -> Path:
         return self.artifacts / "measured" / f"{target}.json"
+
+    def left_by_others(self, targets: Collection[str]) -> list[Path]:
+        """Artefacts and records of targets that are none of these, sorted."""
+        folders = (self.exported(""), *(of("").parent for of in (self.scored, self.examined, self.measured)))
+        there = [path for folder in folders if folder.is_dir() for path in folder.iterdir()]
+        return sorted(path for path in there if not path.name.startswith(".") and path.stem not in targets)
 
     @property
     def report(self) -> Path:

@@ -21,6 +21,7 @@ from pipeline.settings.distill import DistillSettings
 from pipeline.settings.measure import MeasureSettings
 from pipeline.settings.problems import MAX_PROBLEMS_SHOWN, describe_all
 from pipeline.settings.quantize import QuantizeSettings
+from pipeline.settings.report import ReportSettings
 from pipeline.settings.student import StudentSettings
 from pipeline.settings.targets import Target
 from pipeline.settings.task import TaskSettings
@@ -46,6 +47,7 @@ class Params(Settings):
         description="Deployment rows by name.", min_length=1
     )
     measure: MeasureSettings = Field(default=MeasureSettings(), description="How latency is measured.")
+    report: ReportSettings = Field(default=ReportSettings(), description="What reports may show.")
     compare: CompareSettings = Field(default=CompareSettings(), description="What `decant compare` calls a regression.")
 
     @model_validator(mode="after")

@@ -26,7 +26,7 @@ class Confusion:
 
 @dataclass(frozen=True)
 class Flip:
-    """A test row that was answered rightly by one of two models."""
+    """A test row that was answered rightly by one of two models: its text, or its id where texts stay private."""
 
     text: str
     actual: str
@@ -63,7 +63,7 @@ def flipped(evidence: Evidence, hop: Hop) -> list[Flip]:
         return []
     return [
         Flip(
-            " | ".join(rows.texts[row]),
+            " | ".join(rows.texts[row]) if evidence.publishes_texts else str(rows.ids[row]),
             show(rows.numbers[row]),
             show(answers[hop.before][row]),
             show(answers[hop.after][row]),

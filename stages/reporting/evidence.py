@@ -112,6 +112,10 @@ class Evidence:
     plan: Mapping[str, Any] = field(default_factory=dict)
     machine: Mapping[str, Any] = field(default_factory=dict)
     problems: tuple[str, ...] = ()
+    # of targets that are no longer in params.yaml; shown nowhere else
+    left_over: tuple[str, ...] = ()
+    # whether texts of the data may be shown
+    publishes_texts: bool = True
     # of all that was read: name as under artifacts/ -> digest
     digests: Mapping[str, str] = field(default_factory=dict)
 
@@ -131,6 +135,15 @@ class Evidence:
             return self.task.show(answer, self.task.space) if self.task is not None else str(answer)
         except LookupError:  # records of another data set
             return str(answer)
+
+    @property
+    def cut_share(self) -> float | None:
+        """Share of test texts that were longer than data.max_length, of which nobody saw the end."""
+        try:
+            cut = self.data.facts["tokens"]["test"]["cut"] if self.data is not None else None
+        except LookupError:
+            return None
+        return cut / self.examples if isinstance(cut, int) and self.examples else None
 
     @property
     def slice_rows(self) -> dict[str, int]:
@@ -194,6 +207,8 @@ def gather(params: Params, workspace: Workspace) -> Evidence:
         plan=(_attempt(problems, lambda: _read_plan(workspace)) if plan is not None else None) or {},
         machine=_attempt(problems, lambda: _read_object(workspace.machine)) or {},
         problems=tuple(problems),
+        left_over=tuple(str(path.relative_to(workspace.root)) for path in workspace.left_by_others(params.targets)),
+        publishes_texts=params.report.publish_texts,
         digests=digests,
     )
     return replace(evidence, first_line=_first_line(evidence))

@@ -12,7 +12,9 @@ from markupsafe import Markup
 
 from eval import figures as timing
 from eval import wording
-from pipeline.base.records import LINEAR, Interval, Metric, Reason, Status, Verdict
+from eval.budgets import worst
+from pipeline.base.records import LINEAR, BudgetVerdict, Interval, Metric, Reason, Status, Verdict
+from pipeline.settings.budgets import TABLE
 from stages.reporting import figures
 from stages.reporting.changes import Confusion, Flip, confusion_changes, flipped
 from stages.reporting.evidence import DEV_SCORE, Evidence, TargetEvidence
@@ -71,6 +73,15 @@ class LatencyView:
 
 
 @dataclass(frozen=True)
+class Line:
+    """A target in the first table: how its budgets stand together, and each of them, or None."""
+
+    one: TargetEvidence
+    status: Status
+    cells: list[BudgetVerdict | None]
+
+
+@dataclass(frozen=True)
 class HopView:
     """One hop of the ledger with texts that changed hands."""
 
@@ -100,6 +111,9 @@ def render_page(evidence: Evidence, verdict: Verdict, rows: Sequence[ModelRow]) 
         detail=wording.capitalized(detail),
         headline=wording.headline(verdict),
         marks=wording.MARKS,
+        shorts=wording.shorts(evidence.metric),
+        columns=_columns(evidence),
+        matrix=_matrix(evidence),
         metric=evidence.metric,
         further=list(dict.fromkeys(name for row in rows for name in row.further)),
         keys=_key_figures(evidence, rows),
@@ -112,6 +126,21 @@ def render_page(evidence: Evidence, verdict: Verdict, rows: Sequence[ModelRow]) 
         methods=[(name.format(metric=evidence.metric.title), how) for name, how in METHODS],
         machine=_machine(evidence),
     )
+
+
+def _columns(evidence: Evidence) -> list[str]:
+    """Budgets that any target has, in the order of the table."""
+    used = {verdict.budget for verdict in evidence.verdicts}
+    return [budget for budget in TABLE if budget in used]
+
+
+def _matrix(evidence: Evidence) -> list[Line]:
+    lines = []
+    for one in evidence.targets:
+        found = {verdict.budget: verdict for verdict in one.verdicts}
+        status = worst({verdict.status for verdict in one.verdicts if verdict.accepted is None})
+        lines.append(Line(one, status, [found.get(budget) for budget in _columns(evidence)]))
+    return lines
 
 
 def _figures(evidence: Evidence, rows: Sequence[ModelRow], changes: Sequence[Confusion]) -> dict[str, str | None]:

@@ -14,6 +14,7 @@ from eval.wording import (
     show_limit,
     show_megabytes,
     show_millions,
+    show_percent,
     show_value,
     show_whole,
     show_with_unit,
@@ -64,6 +65,11 @@ def render_summary(evidence: Evidence, verdict: Verdict, rows: Sequence[ModelRow
             ),
         ),
     ]
+    if evidence.cut_share:
+        parts.append(f"{show_percent(evidence.cut_share)} of test texts are longer than the model reads, and were cut.")
+    if evidence.left_over:
+        left = ", ".join(map(escape, evidence.left_over))
+        parts.append(f"Left behind by targets that are no longer in params.yaml; `decant clean` removes: {left}")
     sliced = [row for row in rows if row.by_slice]
     if sliced:
         lines = (
