@@ -11,7 +11,7 @@ import numpy as np
 from tokenizers import Tokenizer
 
 from eval import changes
-from eval.latency import Exported, load_in_turns, measure, model_digest
+from eval.latency import Exported, Sequences, load_in_turns, measure, model_digest
 from eval.runtimes import coreml_reference
 from eval.scores import answer
 from eval.statistics import Values
@@ -94,8 +94,17 @@ def _refuse_unusable(target: Target) -> None:
 # --- time --------------------------------------------------------------------------------------------------------
 
 
-def take_times(params: Params, name: str, old: Side, new: Side) -> Measurement:
-    """The two artefacts timed in the same processes until the time is decided, or the rounds or seconds are spent."""
+def take_times(
+    params: Params, name: str, exports: tuple[Exported, Exported], sequences: tuple[Sequences, Sequences]
+) -> Measurement:
+    """Base and head timed in the same processes until the time is decided, or the rounds or seconds are spent.
+
+    Args:
+        params: whose `compare` says how.
+        name: of the target.
+        exports: the base's artefact and the head's.
+        sequences: token ids of the test rows as each of them reads them.
+    """
     target, settings = params.targets[name], params.compare
     end = time.monotonic() + settings.seconds
 
@@ -107,10 +116,10 @@ def take_times(params: Params, name: str, old: Side, new: Side) -> Measurement:
         target=name,
         runtime=target.runtime,
         device=target.device,
-        candidate=new.exported,
-        reference=old.exported,
-        sequences=new.sequences,
-        reference_sequences=old.sequences,
+        candidate=exports[1],
+        reference=exports[0],
+        sequences=sequences[1],
+        reference_sequences=sequences[0],
         pad_id=0,  # one text a call needs no padding but up to a fixed length, which the mask leaves out
         settings=MeasureSettings(
             processes=settings.processes,
@@ -133,12 +142,13 @@ def _timed(params: Params, name: str, old: Side, new: Side) -> list[Change]:
         found = _operations(name, old, new)
     if hasattr(plugins.load("runtime", target.runtime), "NOT_TIMED"):  # a stand-in, whose times say nothing
         return found
-    found.append(changes.judge_time(take_times(params, name, old, new), params.compare.time))
+    exports, sequences = (old.exported, new.exported), (old.sequences, new.sequences)
+    found.append(changes.judge_time(take_times(params, name, exports, sequences), params.compare.time))
     loads = load_in_turns(
-        [old.exported, new.exported],
+        exports,
         runtime=target.runtime,
         device=target.device,
-        sequences=[old.sequences, new.sequences],
+        sequences=sequences,
         pad_id=0,
         threads=params.measure.threads,
     )

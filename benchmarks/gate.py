@@ -1,0 +1,227 @@
+"""How often does `decant compare` cry wolf, and what does it see? The shipped comparison, many times, on real files.
+
+    python -m benchmarks.gate write FOLDER                        an int8 file, its copy, and slower ones by 5 and 10 %
+    python -m benchmarks.gate compare FOLDER same --count 200     base and copy: every alarm is false
+    python -m benchmarks.gate compare FOLDER slower5 --count 50   a planted slowdown: every pass is one that was missed
+    python -m benchmarks.gate table FOLDER                        what was found so far, as JSON
+
+Every second comparison has a neighbour that loads a core at random. Each is a line of FOLDER/<name>.jsonl, so a run
+that was ended goes on where it stopped. The slowdown is extra arithmetic inside the timed call: small matrix products
+in the graph whose result is multiplied by zero, as many as a first measurement found to be that share of a call.
+"""
+
+import json
+import multiprocessing
+import random
+import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import onnx
+import typer
+from onnx import TensorProto, helper, numpy_helper
+
+from benchmarks.graphs import KIND, make_texts, open_exported
+from benchmarks.graphs import write as write_files
+from eval import changes, figures
+from eval.latency import Exported, measure
+from eval.statistics import mean_interval, share_interval
+from pipeline.base import guard, machine
+from pipeline.base.errors import SettingsError, UnusableRuntimeError
+from pipeline.base.records import Status, seal
+from pipeline.settings.budgets import Budgets
+from pipeline.settings.measure import MeasureSettings
+from pipeline.settings.params import Params
+from pipeline.settings.targets import Target
+from stages.gating.sides import take_times
+
+FILES = ("onnx 2x192 int8 dynamic",)
+WIDTH = 32  # of the extra products: one takes about 3 microseconds
+MANY = 64  # of them, by which one is measured
+SHARES = {"slower5": 0.05, "slower10": 0.10}
+TARGET = Target(
+    format="onnx",
+    precision="int8",
+    options={},
+    runtime="onnxruntime",
+    device="local",
+    required=True,
+    budgets=Budgets(size_mb=100.0),
+)
+PARAMS = Params(targets={"cpu": TARGET})
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, help=__doc__)
+
+
+@app.command()
+def write(out: Annotated[Path, typer.Argument(help="A folder to make.")]) -> None:
+    """Writes base, copy, and the files that are slower by so much."""
+    write_files(out / "files", "onnx")
+    base = out / "files" / FILES[0]
+    _variant(base, out / "base", 0)
+    _variant(base, out / "same", 0, "a copy")
+    _variant(base, out / "many", MANY)
+    per_product = (_ratio(open_exported(out / "base"), open_exported(out / "many")) - 1) / MANY
+    for name, share in SHARES.items():
+        count = round(share / per_product)
+        _variant(base, out / name, count)
+        print(f"{name}: {count} products of {WIDTH} x {WIDTH}, each {per_product:.3%} of a call", flush=True)
+
+
+def _variant(source: Path, out: Path, products: int, note: str = "") -> None:
+    """The file with so many products more, and a note that makes its bytes another's."""
+    card = json.loads((source / "card.json").read_text("utf-8"))["record"]
+    name = card["facts"]["artefact"]["file"]
+    model = onnx.load(source / name)
+    model.doc_string = note
+    if products:
+        _add_products(model.graph, products)
+    onnx.checker.check_model(model)
+    out.mkdir(parents=True)
+    onnx.save(model, out / name)
+    seal(out, KIND, facts=card["facts"])
+
+
+def _add_products(graph: onnx.GraphProto, count: int) -> None:
+    """Behind the logits: (A tanh ... ) of a number that depends on the text, times zero."""
+    rng = np.random.default_rng(0)
+    matrix = rng.normal(0, 1 / WIDTH**0.5, (WIDTH, WIDTH)).astype(np.float32)
+    logits = next(value.name for value in graph.output if value.name == "logits")
+    for node in graph.node:  # whoever gave the logits gives them to the sum
+        for place, name in enumerate(node.output):
+            if name == logits:
+                node.output[place] = "extra_logits"
+    constants = {"extra_matrix": matrix, "extra_zero": np.zeros(1, np.float32), "extra_small": np.array([1e-6], "f4")}
+    graph.initializer.extend(numpy_helper.from_array(value, name) for name, value in constants.items())
+    nodes = [
+        helper.make_node("Cast", [graph.input[0].name], ["extra_ids"], to=TensorProto.FLOAT),
+        helper.make_node("ReduceMean", ["extra_ids"], ["extra_mean"], keepdims=0),
+        helper.make_node("Mul", ["extra_mean", "extra_small"], ["extra_scale"]),
+        helper.make_node("Mul", ["extra_matrix", "extra_scale"], ["extra_0"]),
+    ]
+    for i in range(count):
+        nodes.append(helper.make_node("MatMul", [f"extra_{i}", "extra_matrix"], [f"extra_{i + 1}"]))
+    nodes += [
+        helper.make_node("ReduceSum", [f"extra_{count}"], ["extra_sum"], keepdims=0),
+        helper.make_node("Mul", ["extra_sum", "extra_zero"], ["extra_nothing"]),
+        helper.make_node("Add", ["extra_logits", "extra_nothing"], [logits]),
+    ]
+    for node in nodes:
+        node.name = f"/extra/{node.output[0]}"
+    graph.node.extend(nodes)
+
+
+def _ratio(base: Exported, head: Exported) -> float:
+    """How many times as long the head takes, from twenty processes."""
+    texts = make_texts(200).ids
+    found = measure(
+        target="cpu",
+        runtime="onnxruntime",
+        device="local",
+        candidate=head,
+        reference=base,
+        sequences=texts,
+        pad_id=0,
+        settings=MeasureSettings(processes=20, max_rounds=1, lengths=()),
+        seed=0,
+        with_loads=False,
+    )
+    if found.not_measured is not None:
+        raise UnusableRuntimeError(found.not_measured)
+    return figures.slowdown(found).value
+
+
+@app.command()
+def compare(
+    folder: Annotated[Path, typer.Argument(help="That `write` has made.")],
+    name: Annotated[str, typer.Argument(help="same, slower5 or slower10.")],
+    count: Annotated[int, typer.Option(min=1, help="Comparisons in all, those that are there included.")] = 200,
+) -> None:
+    """Compares base and head so often, and adds a line for each."""
+    if not (folder / name).is_dir():
+        raise SettingsError(f"{folder / name}: no such folder; run `python -m benchmarks.gate write {folder}`")
+    exports = (open_exported(folder / "base"), open_exported(folder / name))
+    texts = make_texts(200).ids
+    file = folder / f"{name}.jsonl"
+    done = len(file.read_text("utf-8").splitlines()) if file.is_file() else 0
+    for number in range(done, count):
+        busy = number % 2 == 1
+        params = PARAMS.model_copy(update={"seed": number})
+        start = time.monotonic()
+        with neighbour(number) if busy else _alone():
+            measured = take_times(params, "cpu", exports, (texts, texts))
+        found = changes.judge_time(measured, params.compare.time)
+        line = {
+            "number": number,
+            "busy": busy,
+            "status": found.status,
+            "harm": None if found.harm is None else [found.harm.value, found.harm.low, found.harm.high],
+            "noise": found.noise,
+            "could_see": found.could_see,
+            "rounds": 1 + max((series.round for series in measured.series), default=-1),
+            "seconds": round(time.monotonic() - start, 1),
+            "cpu": machine.facts()["cpu"],
+            "isa": machine.facts()["isa"],
+        }
+        with file.open("a", encoding="utf-8") as out:
+            out.write(json.dumps(line) + "\n")
+        print(f"{name} {number + 1}/{count}: {json.dumps(line)}", flush=True)
+
+
+@contextmanager
+def neighbour(seed: int) -> Iterator[None]:
+    """A process that loads one core for up to two seconds, rests as long, and so on."""
+    process = multiprocessing.get_context("spawn").Process(target=_burn, args=(seed,), daemon=True)
+    process.start()
+    try:
+        yield
+    finally:
+        process.terminate()
+        process.join()
+
+
+@contextmanager
+def _alone() -> Iterator[None]:
+    yield
+
+
+def _burn(seed: int) -> None:
+    rng = random.Random(seed)
+    while True:
+        end = time.monotonic() + rng.uniform(0.05, 2)
+        while time.monotonic() < end:
+            sum(range(10_000))
+        time.sleep(rng.uniform(0.05, 2))
+
+
+@app.command()
+def table(folder: Annotated[Path, typer.Argument(help="That `compare` has written to.")]) -> None:
+    """Prints, for each kind of head, how its comparisons ended."""
+    print(json.dumps({file.stem: summary(file) for file in sorted(folder.glob("*.jsonl"))}, indent=1))
+
+
+def summary(file: Path) -> dict[str, Any]:
+    """How comparisons ended, with the exact 95 % interval of the share of alarms."""
+    lines = [json.loads(line) for line in file.read_text("utf-8").splitlines()]
+    counts = Counter(line["status"] for line in lines)
+    alarms = share_interval(counts[Status.FAIL], len(lines))
+    harms = [line["harm"][0] for line in lines if line["harm"] is not None]
+    return {
+        "comparisons": len(lines),
+        **{status.value: counts[status] for status in Status},
+        "alarms": [alarms.low, alarms.high],
+        "busy": dict(Counter(line["status"] for line in lines if line["busy"])),
+        "harm": mean_interval(harms).model_dump(exclude={"schema_version"}) if len(harms) > 1 else None,
+        "seconds": float(np.median([line["seconds"] for line in lines])),
+        "most_seconds": max(line["seconds"] for line in lines),
+        "machines": sorted(
+            {f"{line['cpu']}, {'VNNI' if 'avx512_vnni' in line['isa'] else 'no VNNI'}" for line in lines}
+        ),
+    }
+
+
+if __name__ == "__main__":
+    guard.run(lambda: app(standalone_mode=False))
