@@ -1,4 +1,4 @@
-"""Writes the facts about this machine, digests of inputs, exceptions in force, and what each stage depends on.
+"""Writes facts about this machine, and digests of all that stages depend on.
 
 Always runs, in about a second. Its outputs change only when the machine, the data files, the base model, the code or a
 package change, and each stage depends on one file that holds its share of that, so the rest of the pipeline re-runs

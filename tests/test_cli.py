@@ -404,6 +404,7 @@ def workspace(tmp_path: Path) -> Workspace:
         format="onnx", precision="int8", file="model.onnx", inputs=(), outputs=(), max_length=8, tools={}
     )
     (folder / "labels.json").write_text('["no", "yes"]')
+    (folder / "model.onnx").write_bytes(b"no model")
     seal(folder, "artefact", facts={"artefact": artefact.model_dump(mode="json")})
     return found
 

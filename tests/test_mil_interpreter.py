@@ -258,6 +258,7 @@ def test_an_answer_of_another_shape_than_declared_is_refused(copy: Path) -> None
     def lie(spec: Any) -> None:
         (op,) = (op for op in block_of(spec).operations if op.type == "linear")
         op.outputs[0].type.tensorType.dimensions[1].constant.size = 63
+        spec.description.output[0].type.multiArrayType.shape[1] = 63
 
     with pytest.raises(ModelError, match=r"gives the shape \(1, 64\), declared fp32\[1, 63\]"):
         run(edit(copy, lie), x=np.ones((1, 1, 48), np.float32))

@@ -117,7 +117,7 @@ def test_five_mistakes_give_five_messages_each_with_its_line_and_path(tmp_path):
         ("hidden_mse:", "hiden_mse:", "no loss 'hiden_mse' .*did you mean 'hidden_mse'.* known: a2d, attention_kl"),
         ("  cpu:", "  Cpu:", "found 'Cpu'; String should match pattern"),
         ("required: true\n    ", "", "targets.cpu.required: missing; add this key"),
-        ("p90_ms: 20.0", "p90: 20.0", "targets.cpu.budgets.p90: unknown key 'p90'; did you mean 'p90_ms'"),
+        ("p90_ms: 10.0", "p90: 10.0", "targets.cpu.budgets.p90: unknown key 'p90'; did you mean 'p90_ms'"),
         ("init: {from:", "init: {form:", "student.init.form: unknown key 'form'; did you mean 'from'"),
         ("hidden: null\n  heads: null", "hidden: 96\n  heads: 7", "hidden 96 is not divisible by heads 7"),
         ("source: bundled", "source: hub", "hub.dataset is null; name a data set id"),

@@ -1,4 +1,4 @@
-"""Removes what targets that are no longer in params.yaml left behind; `--dry-run` only names it.
+"""Removes what targets that params.yaml no longer has left behind.
 
 decant clean --dry-run
 decant clean

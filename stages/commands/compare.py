@@ -1,4 +1,4 @@
-"""Holds this version of the project against another one: slower, worse or larger, and how sure that is.
+"""Says whether this version is slower, worse or larger than another, and how surely.
 
     decant compare main                 artefacts of that git revision, from the DVC cache or a remote
     decant compare v1.2 --build         trains and exports them again where nobody has kept them

@@ -1,4 +1,4 @@
-"""Writes the JSON schemas of params.yaml, for editors, and of verdict.json and comparison.json, for other tools."""
+"""Writes JSON schemas: of params.yaml for editors, of verdicts for other tools."""
 
 import json
 from pathlib import Path

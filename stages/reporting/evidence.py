@@ -141,7 +141,7 @@ class Evidence:
         """Share of test texts that were longer than data.max_length, of which nobody saw the end."""
         try:
             cut = self.data.facts["tokens"]["test"]["cut"] if self.data is not None else None
-        except LookupError:
+        except (LookupError, TypeError):  # a card of another shape
             return None
         return cut / self.examples if isinstance(cut, int) and self.examples else None
 
