@@ -2,10 +2,12 @@
 
     python -m benchmarks.checks simulate                  coverage of each figure under several kinds of noise
     python -m benchmarks.checks measure --processes 60    the same of real files, by drawing some of many processes
+    python -m benchmarks.checks table                     docs/measuring.md from the records of both
 
 Each end of an interval is said to be a bound at 99 %, so a truth lies below the lower end, and above the upper end, in
 at most 1 % of runs: that is what a budget at the very limit would pass or fail by. "pooled" is what was done before:
-order statistics of all calls, as if those of one process were independent of each other. The last line is JSON.
+order statistics of all calls, as if those of one process were independent of each other. Records are written to
+docs/results/coverage.
 """
 
 import json
@@ -19,11 +21,13 @@ import typer
 from jaxtyping import Float
 
 from benchmarks.graphs import make_texts, open_exported, write
+from benchmarks.pages import fill
 from eval import figures
 from eval.latency import measure as take_times
 from eval.statistics import median_ratio_interval, quantile_interval
 from pipeline.base import guard, machine
 from pipeline.base.errors import UnusableRuntimeError
+from pipeline.base.files import write_atomically
 from pipeline.base.records import Interval, Measurement, Series
 from pipeline.settings.measure import MeasureSettings
 
@@ -40,6 +44,8 @@ P90 = float(np.exp(NOISE * 1.2815515655446004))
 MADE_UP = Measurement(target="checks", runtime="none", device="local", artefact_digest="", size_bytes=1)
 # What processes have of their own, as a factor on both models' times, and one on their ratio.
 Scatter = Callable[[np.random.Generator, int], tuple[Float[np.ndarray, " processes"], Float[np.ndarray, " processes"]]]
+RESULTS, PAGE = Path("docs/results/coverage"), Path("docs/measuring.md")
+COMMAND = "python -m benchmarks.checks table"
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, help=__doc__)
 
 
@@ -87,7 +93,7 @@ def simulate(
             row = {"machine": title, "processes": processes, **_outside(taken, truths)}
             found["rows"].append(row)
             print(_line(row), flush=True)
-    print(json.dumps(found))
+    _write(found, "simulated")
 
 
 @app.command()
@@ -134,7 +140,47 @@ def measure(
         }
         found["rows"].append(row)
         print(_line(row), flush=True)
-    print(json.dumps(found))
+    _write(found, f"{facts['cpu'].lower().replace(' ', '_')}_{'_'.join(facts['isa']) or 'plain'}")
+
+
+@app.command()
+def table() -> None:
+    """Writes the table of coverage into docs/measuring.md."""
+    write_atomically(PAGE, with_table(PAGE.read_text("utf-8"), RESULTS))
+    print(f"wrote the table into {PAGE}")
+
+
+def with_table(text: str, folder: Path) -> str:
+    """The page with its table made anew from the records in a folder."""
+    records = [json.loads(file.read_text("utf-8")) for file in sorted(folder.glob("*.json"))]
+    return fill(text, PAGE, "coverage", COMMAND, "".join(f"\n{render(record)}\n" for record in records))
+
+
+def render(record: dict[str, Any]) -> str:
+    """One record as a Markdown table: per cent of runs whose truth lies below and above the interval."""
+    names = [name for name, value in record["rows"][0].items() if isinstance(value, dict)]
+    head = (
+        f"{record['runs']:,} draws of so many processes, of {record['processes']} in all"
+        if "cpu" in record
+        else (f"{record['runs']:,} simulated runs a row, seed {record['seed']}")
+    )
+    where = f"**{record['cpu']}**, ratios scatter by {record['scatter_of_ratios']:.1%}: " if "cpu" in record else ""
+    rows = "".join(
+        f"| {row['machine']} | {row['processes']} | "
+        + " | ".join(f"{100 * row[name]['below']:.1f} / {100 * row[name]['above']:.1f}" for name in names)
+        + f" | {row['speed-up']['width']:.0%} |\n"
+        for row in record["rows"]
+    )
+    return (
+        f"{where}{head}:\n\n| machine | processes | {' | '.join(names)} | width of the speed-up's |\n"
+        f"|---|---|{'---|' * len(names)}---|\n{rows}"
+    )
+
+
+def _write(record: dict[str, Any], name: str) -> None:
+    path = RESULTS / f"{name}.json"
+    write_atomically(path, json.dumps(record, indent=1) + "\n")
+    print(f"wrote {path}")
 
 
 def _draws(

@@ -3,7 +3,7 @@
     python -m benchmarks.gate write FOLDER                        an int8 file, its copy, and slower ones by 5 and 10 %
     python -m benchmarks.gate compare FOLDER same --count 200     base and copy: every alarm is false
     python -m benchmarks.gate compare FOLDER slower5 --count 50   a planted slowdown: every pass is one that was missed
-    python -m benchmarks.gate table FOLDER                        what was found so far, as JSON
+    python -m benchmarks.gate table FOLDER                        its record, and the table in docs/measuring.md
 
 Every second comparison has a neighbour that loads a core at random. Each is a line of FOLDER/<name>.jsonl, so a run
 that was ended goes on where it stopped. The slowdown is extra arithmetic inside the timed call: small matrix products
@@ -27,11 +27,13 @@ from onnx import TensorProto, helper, numpy_helper
 
 from benchmarks.graphs import KIND, make_texts, open_exported
 from benchmarks.graphs import write as write_files
+from benchmarks.pages import fill
 from eval import changes, figures
 from eval.latency import Exported, measure
-from eval.statistics import mean_interval, share_interval
+from eval.statistics import share_interval
 from pipeline.base import guard, machine
 from pipeline.base.errors import SettingsError, UnusableRuntimeError
+from pipeline.base.files import write_atomically
 from pipeline.base.records import Status, seal
 from pipeline.settings.budgets import Budgets
 from pipeline.settings.measure import MeasureSettings
@@ -43,6 +45,9 @@ FILES = ("onnx 2x192 int8 dynamic",)
 WIDTH = 32  # of the extra products: one takes about 3 microseconds
 MANY = 64  # of them, by which one is measured
 SHARES = {"slower5": 0.05, "slower10": 0.10}
+HEADS = {"same": "a copy", "slower5": "5 % slower, planted", "slower10": "10 % slower, planted"}
+RESULTS, PAGE = Path("docs/results/gate"), Path("docs/measuring.md")
+COMMAND = "python -m benchmarks.gate table"
 TARGET = Target(
     format="onnx",
     precision="int8",
@@ -198,29 +203,87 @@ def _burn(seed: int) -> None:
 
 
 @app.command()
-def table(folder: Annotated[Path, typer.Argument(help="That `compare` has written to.")]) -> None:
-    """Prints, for each kind of head, how its comparisons ended."""
-    print(json.dumps({file.stem: summary(file) for file in sorted(folder.glob("*.jsonl"))}, indent=1))
+def table(
+    folder: Annotated[Path | None, typer.Argument(help="That `compare` has written to; none: only the page.")] = None,
+) -> None:
+    """Writes docs/results/gate/<machine>.json from a folder, and the table of docs/measuring.md from all of them."""
+    if folder is not None:
+        record = collect(folder)
+        path = RESULTS / f"{record['cpu'].lower().replace(' ', '_')}_{'_'.join(record['isa']) or 'plain'}.json"
+        write_atomically(path, json.dumps(record, indent=1) + "\n")
+        print(f"wrote {path}")
+    write_atomically(PAGE, with_table(PAGE.read_text("utf-8"), RESULTS))
+    print(f"wrote the table into {PAGE}")
 
 
-def summary(file: Path) -> dict[str, Any]:
-    """How comparisons ended, with the exact 95 % interval of the share of alarms."""
-    lines = [json.loads(line) for line in file.read_text("utf-8").splitlines()]
+def collect(folder: Path) -> dict[str, Any]:
+    """How the comparisons of each kind of head ended; all must be of one machine."""
+    lines = {file.stem: [json.loads(text) for text in file.open(encoding="utf-8")] for file in folder.glob("*.jsonl")}
+    machines = {(line["cpu"], tuple(line["isa"])) for found in lines.values() for line in found}
+    if len(machines) != 1:
+        raise SettingsError(f"{folder}: found comparisons of {len(machines)} machines, expected one: {machines}")
+    ((cpu, isa),) = machines
+    zone = PARAMS.compare.time
+    return {
+        "cpu": cpu,
+        "isa": list(isa),
+        "runtime": f"onnxruntime {machine.facts()['packages'].get('onnxruntime')}",
+        "file": FILES[0],
+        "tolerated": zone.tolerated,
+        "seen": zone.seen,
+        "seconds_limit": PARAMS.compare.seconds,
+        "heads": {name: _summary(lines[name]) for name in ("same", *SHARES) if name in lines},
+    }
+
+
+def _summary(lines: list[dict[str, Any]]) -> dict[str, Any]:
+    """How comparisons ended, with the exact 95 % interval of the share that failed."""
     counts = Counter(line["status"] for line in lines)
     alarms = share_interval(counts[Status.FAIL], len(lines))
     harms = [line["harm"][0] for line in lines if line["harm"] is not None]
     return {
         "comparisons": len(lines),
+        "busy": sum(line["busy"] for line in lines),
         **{status.value: counts[status] for status in Status},
-        "alarms": [alarms.low, alarms.high],
-        "busy": dict(Counter(line["status"] for line in lines if line["busy"])),
-        "harm": mean_interval(harms).model_dump(exclude={"schema_version"}) if len(harms) > 1 else None,
-        "seconds": float(np.median([line["seconds"] for line in lines])),
+        "failed_share": [alarms.low, alarms.high],
+        "failed_busy": sum(line["busy"] and line["status"] == Status.FAIL for line in lines),
+        "harm": float(np.mean(harms)) if harms else None,
+        "harm_sd": float(np.std(harms, ddof=1)) if len(harms) > 1 else None,
+        "median_seconds": float(np.median([line["seconds"] for line in lines])),
         "most_seconds": max(line["seconds"] for line in lines),
-        "machines": sorted(
-            {f"{line['cpu']}, {'VNNI' if 'avx512_vnni' in line['isa'] else 'no VNNI'}" for line in lines}
-        ),
     }
+
+
+def with_table(text: str, folder: Path) -> str:
+    """The page with its table made anew from the records in a folder."""
+    records = [json.loads(file.read_text("utf-8")) for file in sorted(folder.glob("*.json"))]
+    return fill(text, PAGE, "gate", COMMAND, "".join(f"\n{render(record)}\n" for record in records))
+
+
+def render(record: dict[str, Any]) -> str:
+    """One machine's comparisons as a Markdown table."""
+    rows = []
+    for name, found in record["heads"].items():
+        low, high = (f"{100 * end:.1f}" for end in found["failed_share"])
+        sd = "" if found["harm_sd"] is None else f" ± {found['harm_sd']:.2f}"
+        cells = (
+            HEADS[name],
+            f"{found['comparisons']} ({found['busy']} busy)",
+            f"{found['fail']} ({found['failed_busy']} busy)",
+            f"{low} to {high} %",
+            str(found["inconclusive"]),
+            str(found["pass"]),
+            f"{found['harm']:.2f}{sd} %",
+            f"{found['median_seconds']:.0f} (at most {found['most_seconds']:.0f})",
+        )
+        rows.append(f"| {' | '.join(cells)} |\n")
+    return (
+        f"**{record['cpu']}** ({', '.join(record['isa']) or 'none of the instruction sets that matter'}), "
+        f"{record['runtime']}, {record['file']}; tolerated {record['tolerated']:.0%}, to be seen {record['seen']:.0%}, "
+        f"at most {record['seconds_limit']:.0f} s:\n\n"
+        "| head | comparisons | called a regression | of all, 95 % interval | inconclusive | passed | change found, "
+        "mean ± sd | seconds |\n|---|---|---|---|---|---|---|---|\n" + "".join(rows)
+    )
 
 
 if __name__ == "__main__":

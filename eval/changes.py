@@ -21,7 +21,7 @@ from eval.statistics import (
     drop_interval,
     holm,
     mean_interval,
-    process_interval,
+    median_ratio_interval,
     two_sided,
 )
 from pipeline.base.records import Change, Comparison, Interval, Measurement, Metric, Reason, ReasonKind, Status
@@ -179,7 +179,7 @@ def judge_size(target: str, base_bytes: int, head_bytes: int, most: float | None
 def tell(target: str, what: str, title: str, unit: str, base: Samples, head: Samples) -> Change | None:
     """A figure of fresh processes, base and head in turn, which decides nothing; None where there are too few."""
     try:
-        ratio = process_interval(np.asarray(head, dtype=np.float64) / np.asarray(base, dtype=np.float64), CONFIDENCE)
+        ratio = median_ratio_interval(head, base, CONFIDENCE)  # of pairs: a first call has a long tail
     except TooFewError:
         return None
     return Change(

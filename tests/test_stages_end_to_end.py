@@ -8,17 +8,18 @@ import time
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 import torch
 from safetensors.numpy import load_file
-from tiny_project import CLASSES, flip_bit, make_teacher, make_tokenizer, write_project, write_settings
+from tiny_project import CLASSES, TARGET, flip_bit, make_teacher, make_tokenizer, write_project, write_settings
 from tokenizers import Tokenizer
 
 from export import to_onnx
 from pipeline.base import plugins, records
 from pipeline.base.errors import IntegrityError, ModelError, SettingsError, TrainingError, ValuesDifferError
 from pipeline.base.files import sha256_of
-from pipeline.base.records import Examination, Floors, Measurement, Parity, Score, Status, open_folder, seal
+from pipeline.base.records import Comparison, Examination, Floors, Measurement, Parity, Score, Status, open_folder, seal
 from pipeline.base.workspace import Workspace
 from pipeline.data.examples import read_prepared
 from pipeline.data.prepared import TEST_ANSWERS, TEST_OUTPUTS, read_encoded
@@ -28,7 +29,9 @@ from pipeline.models.checkpoints import load_classifier
 from pipeline.models.vocabulary import load_tokenizer
 from pipeline.settings.params import load
 from stages import benchmark, convert, distill, evaluate, examine, floors, machine, prepare, quantize, reference, teach
+from stages.commands import compare
 from stages.commands.predict import predict
+from stages.gating import sides
 
 LABELS = tuple(sorted(CLASSES))
 TARGETS = ("cpu_fp32", "cpu")
@@ -577,3 +580,93 @@ def test_small_student_with_controls_goes_all_the_way(copy):
     assert log[-1]["step"] == 104
     assert records.read(Score, workspace.scored("cpu")).agreement.value > 0.7
     assert load(workspace.params) == params
+
+
+# --- a change against its base ------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def versions(copy):
+    """(workspace with one required target, folder of its artefact as it was)."""
+    _, workspace = copy
+    required = {**TARGET, "precision": "int8", "required": True, "budgets": {"size_mb": 5.0}}
+    quick = {"processes": 3, "pairs": 4, "max_rounds": 1, "time": {"tolerated": 50.0, "seen": 100.0}}
+    write_settings(workspace, targets={"cpu": required}, compare=quick)
+    return workspace, Path(shutil.copytree(workspace.exported("cpu"), workspace.root / "base"))
+
+
+def rewrite(folder, change):
+    """Another model file under the same card."""
+    card = open_folder(folder, "artefact")
+    model = onnx.load(folder / "model.onnx")
+    change(model)
+    onnx.save(model, folder / "model.onnx")
+    seal(folder, "artefact", sources=card.sources, facts=card.facts)
+
+
+def turn_answers_round(model):
+    """The first class's logit is the last one's, and so on."""
+    (output,) = (value for value in model.graph.output if value.name == "logits")
+    for node in model.graph.node:
+        node.output[:] = ["before" if name == output.name else name for name in node.output]
+    order = onnx.numpy_helper.from_array(np.arange(len(LABELS))[::-1].astype(np.int64).copy(), "order")
+    model.graph.initializer.append(order)
+    model.graph.node.append(onnx.helper.make_node("Gather", ["before", "order"], [output.name], name="turn", axis=1))
+
+
+def compared(workspace, base):
+    """(exit status, the record that was written)."""
+    status = compare.command(str(base), folder=workspace.root, target=["cpu"], build=False)
+    return status, records.read(Comparison, workspace.compared / "comparison.json")
+
+
+def test_a_file_that_did_not_change_is_not_timed(versions, monkeypatch):
+    """Byte for byte the same: there is nothing to measure."""
+    workspace, base = versions
+    monkeypatch.setattr(sides, "measure", None)
+    status, found = compared(workspace, base)
+    assert (status, found.status, [one.what for one in found.changes]) == (0, Status.PASS, ["file"])
+
+
+def test_another_file_is_timed_scored_and_weighed(versions, capsys):
+    """Every row of the table, and the files that people and CI read."""
+    workspace, base = versions
+    rewrite(workspace.exported("cpu"), lambda model: setattr(model, "doc_string", "another"))
+    status, found = compared(workspace, base)
+    rows = {one.what: one for one in found.changes}
+    assert list(rows) == ["score", "time", "load", "first_call", "memory", "library", "size"]
+    assert (status, rows["score"].status, rows["size"].status) == (3, Status.INCONCLUSIVE, Status.PASS)
+    assert rows["time"].status is Status.PASS and rows["time"].base and rows["load"].status is None
+    assert set(found.evidence) == {"base/cpu", "head/cpu"} and len(set(found.evidence.values())) == 2
+    assert "Undecided against" in (workspace.compared / "comment.md").read_text("utf-8")
+    assert '<testcase classname="decant.compare.cpu" name="time"' in (workspace.compared / "junit.xml").read_text(
+        "utf-8"
+    )
+    out = capsys.readouterr().out
+    assert "median time of a call" in out and f"comment: {workspace.compared / 'comment.md'}" in out
+
+
+def test_answers_that_became_wrong_are_a_regression(versions):
+    """The same speed, and every answer another."""
+    workspace, base = versions
+    rewrite(workspace.exported("cpu"), turn_answers_round)
+    status, found = compared(workspace, base)
+    assert (status, found.status) == (1, Status.FAIL)
+    (score_row,) = (one for one in found.changes if one.what == "score")
+    assert score_row.status is Status.FAIL and score_row.harm.low > 0
+    turned_back = compared(Workspace(workspace.root), workspace.exported("cpu"))[1]
+    assert turned_back.status is Status.PASS  # the project beside itself
+
+
+def test_what_cannot_be_compared_is_no_pass(versions):
+    """A damaged base, and one with other classes; the reason is in the comment."""
+    workspace, base = versions
+    card = open_folder(base, "artefact")
+    space = {**card.facts["task"]["space"], "names": ["a", "b", "c"]}
+    seal(base, "artefact", facts={**card.facts, "task": {**card.facts["task"], "space": space}})
+    status, found = compared(workspace, base)
+    assert (status, found.status) == (3, Status.NOT_MEASURED)
+    assert "other classes" in found.not_compared["cpu"]
+    flip_bit(base / "model.onnx")
+    with pytest.raises(IntegrityError, match="damaged"):
+        compared(workspace, base)
