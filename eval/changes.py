@@ -194,10 +194,17 @@ def tell(target: str, what: str, title: str, unit: str, base: Samples, head: Sam
     )
 
 
-def tell_count(target: str, what: str, title: str, base: int, head: int) -> Change:
-    """A number of something in the file."""
+def tell_value(target: str, what: str, title: str, unit: str, base: float, head: float) -> Change:
+    """A figure that is as it is, of which more is worse, and that decides nothing."""
     return Change(
-        target=target, what=what, title=title, unit="", unit_of_harm="", base=base, head=head, harm=_exact(head - base)
+        target=target,
+        what=what,
+        title=title,
+        unit=unit,
+        unit_of_harm=unit,
+        base=base,
+        head=head,
+        harm=_exact(head - base),
     )
 
 

@@ -8,6 +8,7 @@ import logging
 
 from safetensors.numpy import load_file
 
+from eval.calibration import calibrate
 from eval.scores import Outputs, answer, score
 from eval.wording import show_percent
 from eval.worker import WorkerError
@@ -73,6 +74,14 @@ def _score(params: Params, workspace: Workspace, name: str, card: Card) -> Score
         stand_in=runtime.STAND_IN,
         runtime_version=session.runtime_version,
     )
+    if task.says_confidence:
+        sides = {"calibration": (outputs, answers), "student_calibration": (student_outputs, student_answers)}
+        found = found.model_copy(
+            update={
+                name: calibrate(task.confidences(outputs_of_one), task.values(answers_of_one, test.targets))
+                for name, (outputs_of_one, answers_of_one) in sides.items()
+            }
+        )
     folders = {"data": workspace.data, "teacher": workspace.teacher, "student": workspace.student}
     found = found.model_copy(update={"sources": {kind: digest_of(path) for kind, path in folders.items()}})
     assert found.primary is not None and found.agreement is not None

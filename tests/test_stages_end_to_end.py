@@ -634,7 +634,7 @@ def test_another_file_is_timed_scored_and_weighed(versions, capsys):
     rewrite(workspace.exported("cpu"), lambda model: setattr(model, "doc_string", "another"))
     status, found = compared(workspace, base)
     rows = {one.what: one for one in found.changes}
-    assert list(rows) == ["score", "time", "load", "first_call", "memory", "library", "size"]
+    assert list(rows) == ["score", "calibration", "time", "load", "first_call", "memory", "library", "size"]
     assert (status, rows["score"].status, rows["size"].status) == (3, Status.INCONCLUSIVE, Status.PASS)
     assert rows["time"].status is Status.PASS and rows["time"].base and rows["load"].status is None
     assert set(found.evidence) == {"base/cpu", "head/cpu"} and len(set(found.evidence.values())) == 2

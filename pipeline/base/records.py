@@ -165,6 +165,13 @@ class Metric(Record):
         return f"{self.title} {self.scale * value:.4g} {self.unit}".rstrip()
 
 
+class Calibration(Record):
+    """How sure a model is of its answers, and how far that is from how often it is right; both shares of 1."""
+
+    error: float
+    confidence: float
+
+
 class Flips(Record):
     """Examples whose value changed from one model to another: of right and wrong answers, those that turned."""
 
@@ -198,6 +205,9 @@ class Score(Record):
     flips_from_student: Flips | None = None
     flips_from_teacher: Flips | None = None
     worst_output_difference: float | None = None
+    # of tasks that say how sure an answer is: before and after the export
+    calibration: Calibration | None = None
+    student_calibration: Calibration | None = None
     # of each row, in the task's words
     answers: tuple[Any, ...] = ()
     # the metric on each row: verdicts take other confidences from them

@@ -28,6 +28,7 @@ as well: `data.files.columns.pair` names the second. A task file has:
 - `why_blind(answers, numbers)`: why these answers show that nothing was learned, or None.
 - `fit_floors(texts, numbers, space, seed)`: `Floor`s, models that a student must beat.
 - `explain(outputs, space)`: of one row, (text, probability) by falling probability: what `decant predict` prints.
+- `confidences(outputs)` (optional): how sure the model is of each answer, 0 to 1.
 - `show(answer, space)`: an answer as a person reads it.
 """
 
@@ -108,6 +109,11 @@ class Task:
     def __getattr__(self, name: str) -> Any:
         """Whatever the file has."""
         return getattr(self.module, name)
+
+    @property
+    def says_confidence(self) -> bool:
+        """Whether the task says how sure an answer is."""
+        return hasattr(self.module, "confidences")
 
     @property
     def head(self) -> Head:

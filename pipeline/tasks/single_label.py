@@ -140,6 +140,12 @@ def explain(outputs: Mapping[str, Float[np.ndarray, " classes"]], space: Space) 
     return [(space.names[i], float(probabilities[i])) for i in np.argsort(-probabilities, kind="stable")]
 
 
+def confidences(outputs: Mapping[str, Float[np.ndarray, "rows classes"]]) -> Float[np.ndarray, " rows"]:
+    """The probability of each answer, by softmax."""
+    logits = outputs["logits"].astype(np.float64)
+    return 1 / np.exp(logits - logits.max(axis=1, keepdims=True)).sum(axis=1)
+
+
 def show(answer: int, space: Space) -> str:
     """The label's name."""
     return space.names[answer]

@@ -11,6 +11,7 @@ import numpy as np
 from tokenizers import Tokenizer
 
 from eval import changes
+from eval.calibration import calibrate
 from eval.latency import Exported, Sequences, load_in_turns, measure, model_digest
 from eval.runtimes import coreml_reference
 from eval.scores import answer
@@ -19,7 +20,7 @@ from eval.worker import Result
 from pipeline import tasks
 from pipeline.base import machine, plugins
 from pipeline.base.errors import IntegrityError, UnusableRuntimeError
-from pipeline.base.records import Card, Change, Measurement, Status, open_folder
+from pipeline.base.records import Calibration, Card, Change, Measurement, Status, open_folder
 from pipeline.data.examples import Examples
 from pipeline.data.texts import clean
 from pipeline.settings.measure import MeasureSettings
@@ -175,7 +176,7 @@ def _operations(name: str, old: Side, new: Side) -> list[Change]:
     before, after = (
         coreml_reference.count_kernels(one.exported.folder, one.exported.artefact).nodes for one in (old, new)
     )
-    return [changes.tell_count(name, "operations", "operations in the package", before, after)]
+    return [changes.tell_value(name, "operations", "operations in the package", "", before, after)]
 
 
 # --- answers -----------------------------------------------------------------------------------------------------
@@ -183,24 +184,29 @@ def _operations(name: str, old: Side, new: Side) -> list[Change]:
 
 def _answered(params: Params, name: str, old: Side, new: Side, rows: Examples) -> list[Change]:
     metric = tasks.load(params.task.name, params.task.options, _space(new)).METRIC
-    before, after = (_values(params, name, side, rows) for side in (old, new))
+    (before, *earlier), (after, *later) = (_values(params, name, side, rows) for side in (old, new))
     found = [changes.judge_score(name, before, after, metric, params.compare.score)]
     if params.compare.slices is not None:
         slices = {kind: _large(names) for kind, names in _slices(new, rows).items()}
         change = changes.judge_slices(name, slices, before, after, metric, params.compare.slices)
         found += [] if change is None else [change]
+    for one, other in zip(earlier, later, strict=True):
+        if one is not None and other is not None:
+            title = "calibration error"
+            found.append(changes.tell_value(name, "calibration", title, "points", 100 * one.error, 100 * other.error))
     return found
 
 
-def _values(params: Params, name: str, side: Side, rows: Examples) -> Values:
-    """The metric on each test row, as this side answers it in the target's runtime."""
+def _values(params: Params, name: str, side: Side, rows: Examples) -> tuple[Values, Calibration | None]:
+    """The metric on each test row, as this side answers it in the target's runtime, and how sure it is."""
     target, one = params.targets[name], side.exported
     task = tasks.load(params.task.name, params.task.options, _space(side))
     batch = getattr(plugins.load("runtime", target.runtime), "BATCH", None)
     device = plugins.load("device", target.device)
     with device.open_session(target.runtime, one.folder, one.artefact, params.measure.threads) as session:
         outputs = answer(session, side.sequences, one.artefact, 0, batch)
-    return np.asarray(task.values(task.answers(outputs, task.space), rows.numbers), dtype=np.float64)
+    values = np.asarray(task.values(task.answers(outputs, task.space), rows.numbers), dtype=np.float64)
+    return values, calibrate(task.confidences(outputs), values) if task.says_confidence else None
 
 
 def _space(side: Side) -> tasks.Space:
