@@ -1,4 +1,4 @@
-"""Writes JSON schemas: of params.yaml for editors, of verdicts for other tools."""
+"""Writes what is made from other files: JSON schemas, and what `decant new` copies."""
 
 import json
 from pathlib import Path
@@ -7,6 +7,8 @@ from typing import Any
 from pipeline.base.files import write_atomically
 from pipeline.base.records import Comparison, Record, Verdict
 from pipeline.settings.params import json_schema
+from stages import project
+from stages.commands.run import PROJECT
 
 PATH = Path("params.schema.json")
 RECORDS: dict[str, type[Record]] = {
@@ -23,8 +25,12 @@ def command() -> None:
 
 def texts() -> dict[str, str]:
     """File -> its content; a test compares them with what is committed."""
+    made = {
+        f"stages/project/{project.DVC}": project.dvc_yaml((PROJECT / project.DVC).read_text("utf-8")),
+        f"stages/project/{project.PARAMS}": project.params_yaml((PROJECT / project.PARAMS).read_text("utf-8")),
+    }
     schemas = {str(PATH): json_schema(), **{name: record_schema(record) for name, record in RECORDS.items()}}
-    return {name: json.dumps(schema, indent=1, ensure_ascii=False) + "\n" for name, schema in schemas.items()}
+    return made | {name: json.dumps(schema, indent=1, ensure_ascii=False) + "\n" for name, schema in schemas.items()}
 
 
 def record_schema(record: type[Record]) -> dict[str, Any]:
