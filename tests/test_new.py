@@ -1,6 +1,7 @@
-"""A project of one's own: what is written, that it is this version's, and that nothing collides with the user's names."""
+"""A project of one's own: what is written, that it is this version's, and that no name of the user's collides."""
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -24,9 +25,8 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_it_has_settings_map_ci_and_a_pinned_decant(made: Path) -> None:
     """And ten lines to read, and a DVC project in a git repository."""
-    files = {
-        path.relative_to(made).as_posix() for path in made.rglob("*") if path.is_file() and ".git/" not in str(path)
-    }
+    every = (path.relative_to(made).as_posix() for path in made.rglob("*") if path.is_file())
+    files = {path for path in every if not path.startswith(".git/")}
     written = {"README.md", "params.yaml", "dvc.yaml", ".gitignore", ".dvcignore", "requirements.txt"}
     assert written | {".github/workflows/decant.yml"} <= files
     assert {path.split("/")[0] for path in files} <= written | {".github", ".dvc"}
@@ -70,18 +70,14 @@ def test_a_stage_is_found_by_its_name_or_the_nearest_is_named() -> None:
 def test_an_installed_decant_runs_beside_folders_of_the_same_names(made: Path, tmp_path: Path) -> None:
     """Installed as users have it, not from this checkout; their own `stages` and `eval` are not what is run."""
     site = tmp_path / "site"
-    install = [
-        sys.executable,
-        "-m",
-        "pip",
-        "install",
-        "--quiet",
-        "--no-deps",
-        "--no-build-isolation",
-        "--target",
-        str(site),
-    ]
-    subprocess.run([*install, str(ROOT)], check=True, capture_output=True)
+    source = tmp_path / "source"  # building writes beside it
+    source.mkdir()
+    for name in ("pipeline", "stages", "export", "eval"):
+        shutil.copytree(ROOT / name, source / name, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, source)
+    options = ["--quiet", "--no-deps", "--no-build-isolation", "--target", str(site)]
+    subprocess.run([sys.executable, "-m", "pip", "install", *options, str(source)], check=True, capture_output=True)
     user = tmp_path / "user"
     user.mkdir()
     for name in ("stages", "eval", "pipeline", "export"):

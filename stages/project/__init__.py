@@ -26,7 +26,7 @@ def dvc_yaml(ours: str) -> str:
 def params_yaml(ours: str) -> str:
     """The settings to begin with: data in files, and no text of them in a report."""
     head = (
-        "# The only source of settings: `dvc exp run -S distill.training.epochs=3` changes any of them for one experiment.\n"
+        "# The only source of settings: `dvc exp run -S distill.training.epochs=3` changes any for one experiment.\n"
         "# `decant check` lists every problem in this file at once. Write small numbers as 3.0e-4.\n"
     )
     text = head + ours[ours.index("seed:") :]
