@@ -76,12 +76,19 @@ def compare_target(params: Params, name: str, base: Path, head: Path, rows: Exam
             "base and head have other classes, or another task, so their answers mean different things"
         )
     is_required = params.targets[name].required
-    if model_digest(old.exported) == model_digest(new.exported) and old.sequences == new.sequences:
+    if _is_same(old, new):
         return [changes.same_file(name).model_copy(update={"required": is_required})]
     _refuse_unusable(params.targets[name])
     found = [*_answered(params, name, old, new, rows), *_timed(params, name, old, new)]
     found.append(changes.judge_size(name, old.exported.size_bytes, new.exported.size_bytes, params.compare.size))
     return [change.model_copy(update={"required": is_required}) for change in found]
+
+
+def _is_same(old: Side, new: Side) -> bool:
+    """Whether nothing can differ: the model byte for byte, how it is opened, and what it reads."""
+    if model_digest(old.exported) != model_digest(new.exported):
+        return False
+    return old.exported.artefact.settings == new.exported.artefact.settings and old.sequences == new.sequences
 
 
 def _refuse_unusable(target: Target) -> None:
