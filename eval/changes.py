@@ -176,6 +176,30 @@ def judge_size(target: str, base_bytes: int, head_bytes: int, most: float | None
     )
 
 
+def judge_instructions(target: str, base: Samples, head: Samples, most: float | None) -> Change:
+    """Instructions of one call of each text under the emulator; `most` is the share by which they may grow."""
+    before, after = float(np.sum(base)), float(np.sum(head))
+    return Change(
+        target=target,
+        what="instructions",
+        title="instructions of a call",
+        unit="M",
+        unit_of_harm="%",
+        base=before / len(base) / 1e6,
+        head=after / len(head) / 1e6,
+        harm=_exact(PERCENT * (after / before - 1)),
+        tolerated=None if most is None else PERCENT * most,
+        status=None if most is None else Status.FAIL if after > (1 + most) * before else Status.PASS,
+    )
+
+
+def not_measured(target: str, what: str, title: str, why: str, *, decides: bool) -> Change:
+    """A figure that could not be had here."""
+    reason = Reason(kind=ReasonKind.MISSING, evidence=what, detail=why)
+    status = Status.NOT_MEASURED if decides else None
+    return Change(target=target, what=what, title=title, unit="", unit_of_harm="", status=status, reasons=(reason,))
+
+
 def tell(target: str, what: str, title: str, unit: str, base: Samples, head: Samples) -> Change | None:
     """A figure of fresh processes, base and head in turn, which decides nothing; None where there are too few."""
     try:

@@ -228,6 +228,7 @@ _MORE = {
     "size": ("larger", "smaller"),
     "memory": ("more", "less"),
     "operations": ("more", "fewer"),
+    "instructions": ("more", "fewer"),
 }
 
 

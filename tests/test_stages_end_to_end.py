@@ -15,6 +15,7 @@ from safetensors.numpy import load_file
 from tiny_project import CLASSES, TARGET, flip_bit, make_teacher, make_tokenizer, write_project, write_settings
 from tokenizers import Tokenizer
 
+from eval import instructions
 from export import to_onnx
 from pipeline.base import plugins, records
 from pipeline.base.errors import IntegrityError, ModelError, SettingsError, TrainingError, ValuesDifferError
@@ -634,7 +635,12 @@ def test_another_file_is_timed_scored_and_weighed(versions, capsys):
     rewrite(workspace.exported("cpu"), lambda model: setattr(model, "doc_string", "another"))
     status, found = compared(workspace, base)
     rows = {one.what: one for one in found.changes}
-    assert list(rows) == ["score", "calibration", "time", "load", "first_call", "memory", "library", "size"]
+    figures = ["score", "calibration", "time", "load", "first_call", "memory", "library", "instructions", "size"]
+    assert list(rows) == figures
+    counted = instructions.why_unusable() is None
+    assert (rows["instructions"].harm is not None) == counted  # with a reason where they cannot be
+    assert not counted or abs(rows["instructions"].harm.value) < 0.1
+    assert counted or rows["instructions"].reasons
     assert (status, rows["score"].status, rows["size"].status) == (3, Status.INCONCLUSIVE, Status.PASS)
     assert rows["time"].status is Status.PASS and rows["time"].base and rows["load"].status is None
     assert set(found.evidence) == {"base/cpu", "head/cpu"} and len(set(found.evidence.values())) == 2

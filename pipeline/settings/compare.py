@@ -40,6 +40,11 @@ class CompareSettings(Settings):
     size: float | None = Field(
         default=0.02, ge=0, description="Share by which the file may be larger; null: its size is only told."
     )
+    instructions: float | None = Field(
+        default=None,
+        ge=0,
+        description="Share by which the instructions of a call may grow, counted under an emulator; null: only told.",
+    )
     processes: int = Field(default=5, ge=3, le=100, description="Fresh processes in a round; each runs both twice.")
     pairs: int = Field(default=40, ge=1, le=10_000, description="Timed pairs of calls in each process.")
     max_rounds: int = Field(default=12, ge=1, le=100, description="Rounds at most, while the time is undecided.")

@@ -10,13 +10,13 @@ from pathlib import Path
 import numpy as np
 from tokenizers import Tokenizer
 
-from eval import changes
+from eval import changes, instructions
 from eval.calibration import calibrate
 from eval.latency import Exported, Sequences, load_in_turns, measure, model_digest
 from eval.runtimes import coreml_reference
 from eval.scores import answer
 from eval.statistics import Values
-from eval.worker import Result
+from eval.worker import Result, WorkerError
 from pipeline import tasks
 from pipeline.base import machine, plugins
 from pipeline.base.errors import IntegrityError, UnusableRuntimeError
@@ -30,6 +30,7 @@ from stages.targets import artefact_bytes, artefact_of
 
 # Upper ends of the buckets of length, in tokens, that slices of the test rows are made of.
 BUCKETS = (8, 16, 32, 64, 128)
+COUNTED = (0.1, 0.3, 0.5, 0.7, 0.9)  # where in the order of lengths lie the texts whose instructions are counted
 MIN_SLICE = 20  # rows; fewer are in no slice: not even all of them wrong would stand out
 
 
@@ -168,7 +169,32 @@ def _timed(params: Params, name: str, old: Side, new: Side) -> list[Change]:
         before, after = ([scale * getattr(one, field) for one in side] for side in loads)
         if (told := changes.tell(name, what, title, unit, before, after)) is not None:
             found.append(told)
-    return found + _library(name, *(side[-1] for side in loads))
+    found += _library(name, *(side[-1] for side in loads))
+    return [*found, _instructions(params, name, old, new)]
+
+
+def _instructions(params: Params, name: str, old: Side, new: Side) -> Change:
+    """Counted on texts of all lengths; neither the machine nor its neighbours are in it."""
+    runtime, most = params.targets[name].runtime, params.compare.instructions
+    order = np.argsort([len(ids) for ids in new.sequences], kind="stable")
+    rows = [order[int(share * len(order))] for share in COUNTED]
+    threads = params.measure.threads
+    try:
+        before, after = (
+            instructions.count(
+                runtime,
+                side.exported.folder,
+                side.exported.artefact,
+                [side.sequences[row] for row in rows],
+                0,
+                threads,
+            )
+            for side in (old, new)
+        )
+    except (UnusableRuntimeError, WorkerError) as error:  # not every runtime starts under the emulator
+        title = "instructions of a call"
+        return changes.not_measured(name, "instructions", title, str(error), decides=most is not None)
+    return changes.judge_instructions(name, before, after, most)
 
 
 def _library(name: str, before: Result, after: Result) -> list[Change]:
