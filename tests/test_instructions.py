@@ -1,4 +1,4 @@
-"""Counted instructions: the same from process to process, and more where more is computed. Skipped without qemu-user."""
+"""Counted instructions: the same from process to process, and more where more is computed."""
 
 from pathlib import Path
 

@@ -48,8 +48,8 @@ class Storage:
 
 
 def applies(subject: Subject) -> bool:
-    """Always: a file that does not say which weight is where fails."""
-    return True
+    """For a Core ML package, though it does not say which weight is where: that fails."""
+    return subject.artefact.format in FORMATS
 
 
 def check(subject: Subject) -> Check:
