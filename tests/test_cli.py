@@ -140,7 +140,7 @@ def test_schema_is_written_where_editors_look(tmp_path, monkeypatch, capsys):
     schema.command()
     for name, text in schema.texts().items():
         assert (tmp_path / name).read_text() == text
-    assert capsys.readouterr().out.startswith("wrote params.schema.json\n")
+    assert "wrote params.schema.json\n" in capsys.readouterr().out
 
 
 def test_the_doctor_speaks_of_everything_a_target_can_name(capsys):
