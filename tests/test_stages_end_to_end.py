@@ -650,7 +650,7 @@ def test_another_file_is_timed_scored_and_weighed(versions, capsys):
     assert list(rows) == figures
     counted = instructions.why_unusable() is None
     assert (rows["instructions"].harm is not None) == counted  # with a reason where they cannot be
-    # of a toy's call most is Python's own, which is not the same each time (tests/test_instructions.py has a larger one)
+    # of a toy call most is Python itself, which differs each time; tests/test_instructions.py has a larger one
     assert not counted or abs(rows["instructions"].harm.value) < 5
     assert counted or rows["instructions"].reasons
     assert (status, rows["score"].status, rows["size"].status) == (3, Status.INCONCLUSIVE, Status.PASS)
