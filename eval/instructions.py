@@ -32,7 +32,10 @@ MARK = 0x44454341  # as in the plugin
 # Each text is called so often and its smallest count taken: where memory happens to lie adds to a call, and never takes
 # away. The sum over five texts then differs by thousandths of a per cent from process to process.
 REPEATS = 4
-ADDR_NO_RANDOMIZE = 0x0040000  # <sys/personality.h>: or the emulated addresses would be others each time
+# ADDR_NO_RANDOMIZE of <sys/personality.h>, or the emulated addresses would be others each time; then the command.
+KEEP_ADDRESSES = (
+    "import ctypes, os, sys; ctypes.CDLL(None).personality(0x0040000); os.execvp(sys.argv[1], sys.argv[1:])"
+)
 TIMEOUT_S = 600.0
 
 
@@ -73,9 +76,20 @@ def count(
         plugin, counts = Path(temporary) / "count.so", Path(temporary) / "counts"
         subprocess.run(["gcc", "-O2", "-shared", "-fPIC", "-o", str(plugin), str(SOURCE)], check=True)
         name, *options = emulation.prefix()
+        load = ["-plugin", f"file={plugin},out={counts}", sys.executable, "-m", "eval.instructions"]
         try:
             done = subprocess.run(
-                [name, *options, "-plugin", f"file={plugin},out={counts}", sys.executable, "-m", "eval.instructions"],
+                [
+                    sys.executable,
+                    "-c",
+                    KEEP_ADDRESSES,
+                    name,
+                    *options,
+                    *load,
+                    sys.executable,
+                    "-m",
+                    "eval.instructions",
+                ],
                 input=job.model_dump_json(),
                 capture_output=True,
                 text=True,
@@ -84,7 +98,6 @@ def count(
                 cwd=dying.ROOT,
                 # a set of names is walked through in the order of its hashes
                 env={**os.environ, **thread_environment(threads), "PYTHONHASHSEED": "0"},
-                preexec_fn=_keep_addresses,
                 check=False,
             )
         except subprocess.TimeoutExpired:
@@ -95,10 +108,6 @@ def count(
     if len(found) != len(turn.sequences):
         raise WorkerError(f"found {len(found)} counts, expected {len(turn.sequences)}: the emulator's plugin failed")
     return np.array(found).reshape(REPEATS, -1).min(axis=0)
-
-
-def _keep_addresses() -> None:
-    ctypes.CDLL(None).personality(ADDR_NO_RANDOMIZE)
 
 
 def main() -> None:
