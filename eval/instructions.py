@@ -76,7 +76,7 @@ def count(
         plugin, counts = Path(temporary) / "count.so", Path(temporary) / "counts"
         subprocess.run(["gcc", "-O2", "-shared", "-fPIC", "-o", str(plugin), str(SOURCE)], check=True)
         name, *options = emulation.prefix()
-        load = ["-plugin", f"file={plugin},out={counts}", sys.executable, "-m", "eval.instructions"]
+        load = ["-plugin", f"file={plugin},out={counts}"]
         try:
             done = subprocess.run(
                 [
