@@ -24,7 +24,7 @@ from eval.statistics import (
     median_ratio_interval,
     two_sided,
 )
-from pipeline.base.records import Change, Comparison, Interval, Measurement, Metric, Reason, ReasonKind, Status
+from pipeline.base.records import Change, Interval, Measurement, Metric, Reason, ReasonKind, Status
 from pipeline.settings.budgets import OF_TIMINGS
 from pipeline.settings.compare import Zone
 
@@ -240,12 +240,6 @@ def overall(changes: Iterable[Change], required_not_compared: Sequence[str]) -> 
     judged = (change for change in changes if change.required and change.accepted is None)
     found = {change.status for change in judged if change.status is not None}
     return worst(found | {Status.NOT_MEASURED} if required_not_compared else found)
-
-
-def regressions(comparison: Comparison) -> list[Change]:
-    """What surely got worse, of required targets first."""
-    found = [change for change in comparison.changes if change.status is Status.FAIL]
-    return sorted(found, key=lambda change: not change.required)
 
 
 def _decide(harm: Interval, tolerated: float, seen: float) -> Status:

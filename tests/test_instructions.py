@@ -12,6 +12,8 @@ from eval.wording import say_change
 from pipeline.base.errors import UnusableRuntimeError
 from pipeline.base.records import Artefact, Status, TensorFact
 
+# The emulator and the compiler are packages of the system, not of the project, and the figure is "not measured" without
+# them, which the other tests hold to; what is judged and said of counts is tested everywhere.
 needs_emulator = pytest.mark.skipif(instructions.why_unusable() is not None, reason=str(instructions.why_unusable()))
 WIDTH = 64
 
