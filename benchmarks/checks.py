@@ -1,266 +1,484 @@
-"""Do intervals of times hold what they promise? Simulated, and measured over many processes of a real file.
+"""Does every check catch what it is there for, and leave sound files alone? Each fault alone, on many students.
 
-    python -m benchmarks.checks simulate                  coverage of each figure under several kinds of noise
-    python -m benchmarks.checks measure --processes 60    the same of real files, by drawing some of many processes
-    python -m benchmarks.checks table                     docs/measuring.md from the records of both
+    python -m benchmarks.checks plant FOLDER --seeds 10    sound files and planted faults; each check is a line of
+                                                           FOLDER/checks.jsonl, and a run that was ended goes on
+    python -m benchmarks.checks table FOLDER               its record, and the table in docs/measuring.md
+    python -m benchmarks.checks coverage ...               whether intervals hold: benchmarks/coverage.py
 
-Each end of an interval is said to be a bound at 99 %, so a truth lies below the lower end, and above the upper end, in
-at most 1 % of runs: that is what a budget at the very limit would pass or fail by. "pooled" is what was done before:
-order statistics of all calls, as if those of one process were independent of each other. Records are written to
-docs/results/coverage.
+Students are random, another one for each seed: 2 layers of 192 with the bundled model's tokenizer, answering bundled
+dev texts. A fault counts as caught when the check that is there for it fails; on a sound file every check that fails is
+a false alarm. Faults are those of benchmarks/planted.py.
 """
 
+import dataclasses
 import json
+import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+import time
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
+from types import ModuleType
 from typing import Annotated, Any
+from unittest import mock
 
 import numpy as np
+import onnx
+import torch
 import typer
-from jaxtyping import Float
 
-from benchmarks.graphs import make_texts, open_exported, write
+from benchmarks import coverage, planted
+from benchmarks.gate import write_variant
+from benchmarks.graphs import RUNTIMES, whole_plan
 from benchmarks.pages import fill
-from eval import figures
-from eval.latency import measure as take_times
-from eval.statistics import median_ratio_interval, quantile_interval
-from pipeline.base import guard, machine
-from pipeline.base.errors import UnusableRuntimeError
+from eval.checks import Subject
+from eval.latency import Exported
+from pipeline.base import guard, machine, plugins
+from pipeline.base.errors import SettingsError
 from pipeline.base.files import write_atomically
-from pipeline.base.records import Interval, Measurement, Series
-from pipeline.settings.measure import MeasureSettings
+from pipeline.base.records import Artefact, Status, seal
+from pipeline.data.inputs import local_model_folder
+from pipeline.data.prepared import EncodedSplit
+from pipeline.models.checkpoints import save_classifier
+from pipeline.models.vocabulary import cut_at, load_tokenizer, save_tokenizer
+from pipeline.quantization.plan import quantize_weight
+from pipeline.settings.teacher import TeacherSettings
+from stages.examine import make
+from stages.targets import artefact_bytes
 
-CALLS = 20  # of each session in a process, as `measure.pairs: 40` has it
-NOISE = 0.05  # of a call, as a standard deviation of logarithms
-CANDIDATE_MS, REFERENCE_MS = 2.0, 8.0
-SESSIONS: dict[str, float] = {
-    "candidate": CANDIDATE_MS,
-    "candidate_twin": CANDIDATE_MS,
-    "reference": REFERENCE_MS,
-    "reference_twin": REFERENCE_MS,
+MAX_LENGTH, CLASSES, TEXTS = 64, 20, 60
+LENGTHS = {"lengths": (8, 16, 32, MAX_LENGTH)}
+# kind of file -> (format, precision, options)
+KINDS: dict[str, tuple[str, str, dict[str, Any]]] = {
+    "onnx fp32": ("onnx", "fp32", {}),
+    "onnx int8": ("onnx", "int8", {"activations": "dynamic"}),
+    "ort int8": ("ort", "int8", {"activations": "static"}),
+    "openvino int8": ("openvino", "int8", {}),
+    "litert int8": ("litert", "int8", {"activations": "dynamic", **LENGTHS}),
+    "coreml fp16": ("coreml", "fp16", LENGTHS),
+    "coreml int8": ("coreml", "int8", LENGTHS),
 }
-P90 = float(np.exp(NOISE * 1.2815515655446004))
-MADE_UP = Measurement(target="checks", runtime="none", device="local", artefact_digest="", size_bytes=1)
-# What processes have of their own, as a factor on both models' times, and one on their ratio.
-Scatter = Callable[[np.random.Generator, int], tuple[Float[np.ndarray, " processes"], Float[np.ndarray, " processes"]]]
-RESULTS, PAGE = Path("docs/results/coverage"), Path("docs/measuring.md")
+SLOWING = 400  # products that make an 8-bit file slower than its twin
+SEEDS_OF_TIMINGS = 5  # checks that time something take half a minute
+TIMED = ("int8", "settings")
+SOUND = "sound"
+RESULTS, PAGE = Path("docs/results/checks"), Path("docs/measuring.md")
 COMMAND = "python -m benchmarks.checks table"
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, help=__doc__)
+app.add_typer(coverage.app, name="coverage")
 
 
-def _even(both: float, ratio: float) -> Scatter:
-    """Every process is off by some per cent."""
-    return lambda rng, n: (rng.lognormal(0, both, n), rng.lognormal(0, ratio, n))
+# --- students and their files ------------------------------------------------------------------------------------
 
 
-def _neighbour(share: float, slower: float) -> Scatter:
-    """Some processes have a neighbour who makes everything slower, and one model more than the other."""
+@dataclass
+class Student:
+    """A random classifier, and its file of each kind once that is asked for."""
 
-    def draw(rng: np.random.Generator, n: int) -> tuple[np.ndarray, np.ndarray]:
-        hit = rng.random(n) < share
-        return np.where(hit, slower, 1.0) * rng.lognormal(0, 0.01, n), np.where(hit, slower**0.2, 1.0)
+    seed: int
+    root: Path
 
-    return draw
+    def __post_init__(self) -> None:
+        from transformers import BertConfig, BertForSequenceClassification
 
-
-MACHINES: dict[str, Scatter] = {
-    "processes alike": _even(0.0, 0.0),
-    "processes differ by 2 %, ratios by 1 %": _even(0.02, 0.01),
-    "processes differ by 8 %, ratios by 4.1 %": _even(0.08, 0.041),
-    "one process in five 30 % slower": _neighbour(0.2, 1.3),
-}
-
-
-@app.command()
-def simulate(
-    runs: Annotated[int, typer.Option(min=100, help="Measurements for each row.")] = 2000,
-    seed: Annotated[int, typer.Option()] = 0,
-) -> None:
-    """Prints, for each kind of machine and number of processes, how often the truth is outside, at each end."""
-    found: dict[str, Any] = {"runs": runs, "seed": seed, "rows": []}
-    for title, scatter in MACHINES.items():
-        # what the middle of infinitely many processes is, on the scale that intervals have: the mean logarithm
-        both, ratio = (np.exp(np.log(part).mean()) for part in scatter(np.random.default_rng(seed + 1), 1_000_000))
-        for processes in (5, 10, 15):
-            rng = np.random.default_rng([seed, processes])
-            taken = [_measurement(rng, scatter, processes) for _ in range(runs)]
-            truths = {
-                "p50": CANDIDATE_MS * both / ratio**0.5,
-                "p90": CANDIDATE_MS * P90 * both / ratio**0.5,
-                "speed-up": REFERENCE_MS / CANDIDATE_MS * ratio,
-            }
-            row = {"machine": title, "processes": processes, **_outside(taken, truths)}
-            found["rows"].append(row)
-            print(_line(row), flush=True)
-    _write(found, "simulated")
-
-
-@app.command()
-def measure(
-    processes: Annotated[int, typer.Option(min=20, help="Fresh processes to time.")] = 60,
-    runs: Annotated[int, typer.Option(min=100, help="Draws of some of them.")] = 2000,
-    seed: Annotated[int, typer.Option()] = 0,
-) -> None:
-    """Times int8 beside fp32 in many processes; takes their mean for the truth, and draws 5 and 10 of them again."""
-    with tempfile.TemporaryDirectory() as folder:
-        write(Path(folder) / "files", "onnx")
-        ours, theirs = (
-            open_exported(Path(folder) / "files" / f"onnx 2x192 {kind}") for kind in ("int8 dynamic", "fp32")
+        torch.manual_seed(self.seed)
+        config = BertConfig(
+            vocab_size=len(self.tokenizer),
+            hidden_size=192,
+            num_hidden_layers=2,
+            num_attention_heads=6,
+            intermediate_size=768,
+            num_labels=CLASSES,
+            initializer_range=192**-0.5,  # larger than usual, or all texts would be answered alike
         )
-        whole = take_times(
-            target="checks",
-            runtime="onnxruntime",
+        model = BertForSequenceClassification(config).eval()
+        with torch.no_grad():
+            for parameter in model.parameters():
+                if parameter.dim() == 1:  # biases are 0 at first, and one copy of equal ones would be kept
+                    parameter.add_(0.02 * torch.randn_like(parameter))
+        self.model = model
+        self.folder.mkdir(parents=True)
+        save_classifier(model, self.folder)
+        save_tokenizer(self.tokenizer, self.folder)
+        self.made: dict[str, Exported] = {}
+
+    @property
+    def folder(self) -> Path:
+        return self.root / "student"
+
+    @cached_property
+    def tokenizer(self) -> Any:
+        folder = local_model_folder(TeacherSettings().model)
+        assert folder is not None, "the bundled model is a dependency"
+        return load_tokenizer(folder)
+
+    @cached_property
+    def texts(self) -> EncodedSplit:
+        import csv
+
+        with Path("data/assistant/dev.csv").open(encoding="utf-8", newline="") as file:
+            rows = [row["text"] for row in csv.DictReader(file)]
+        chosen = np.random.default_rng(self.seed).choice(len(rows), TEXTS, replace=False)
+        texts = [rows[i] for i in chosen]
+        ids = [self.tokenizer(text, truncation=True, max_length=MAX_LENGTH)["input_ids"] for text in texts]
+        return EncodedSplit(texts, ids, [0] * len(ids), pad_id=self.tokenizer.pad_token_id)
+
+    def exported(self, kind: str) -> Exported:
+        """Its file of a kind, made once."""
+        if kind not in self.made:
+            self.made[kind] = self.convert(self.root / kind, kind, self.folder)
+        return self.made[kind]
+
+    def convert(self, out: Path, kind: str, source: Path, precision: str | None = None) -> Exported:
+        """A model folder as a file of a kind, or of its float twin's precision."""
+        name, wanted, options = KINDS[kind]
+        precision = precision or wanted
+        exporter = plugins.load("format", name)
+        if precision != wanted:
+            options = {key: value for key, value in options.items() if key != "activations"}
+        params = exporter.Params(**options)
+        scheme = exporter.scheme(precision, params)
+        plan = whole_plan(self.model, scheme, self.texts) if scheme else None
+        out.mkdir(parents=True)
+        save_tokenizer(self.tokenizer, out)
+        cut_at(out, MAX_LENGTH)
+        return seal_up(out, exporter.convert(source, out, precision, params, MAX_LENGTH, plan))
+
+    def subject(self, kind: str, exported: Exported | None = None) -> Subject:
+        """What checks look at; another file than the sound one may be given."""
+        name, precision, _ = KINDS[kind]
+        twin = None
+        if precision == "int8":
+            key = f"{kind} twin"
+            if key not in self.made:
+                self.made[key] = self.convert(self.root / key, kind, self.folder, "fp32")
+            twin = self.made[key]
+        return Subject(
+            target=kind,
+            runtime=RUNTIMES.get(name, name),
             device="local",
-            candidate=ours,
-            reference=theirs,
-            sequences=make_texts(200).ids,
-            pad_id=0,
-            settings=MeasureSettings(processes=processes, max_rounds=1, lengths=()),
-            seed=seed,
-            with_loads=False,
+            exported=exported or self.exported(kind),
+            float_twin=twin,
+            student=self.folder,
+            tokenizer=self.folder,
+            pad_id=self.texts.pad_id,
+            sequences=self.texts.ids,
+            texts=[(text,) for text in self.texts.names],
+            tolerance=plugins.load("format", name).TOLERANCES[precision],
+            seed=self.seed,
         )
-    if whole.not_measured is not None:
-        raise UnusableRuntimeError(whole.not_measured)
-    facts = machine.facts()
-    ratios = np.log(figures.speedups(whole))
-    found: dict[str, Any] = {"cpu": facts["cpu"], "isa": facts["isa"], "packages": facts["packages"], "runs": runs}
-    found |= {"processes": processes, "scatter_of_ratios": float(ratios.std(ddof=1)), "rows": []}
-    print(f"medians of ratios of {processes} processes scatter by {ratios.std(ddof=1):.1%}")
-    truths = {name: figure.value for name, figure in _figures(whole).items()}
-    by_process: dict[int, list[Series]] = {}
-    for series in whole.series:
-        by_process.setdefault(series.process, []).append(series)
-    for count in (5, 10):
-        rng = np.random.default_rng([seed, count])
-        row = {
-            "machine": "measured",
-            "processes": count,
-            **_outside(_draws(whole, by_process, rng, count, runs), truths),
-        }
-        found["rows"].append(row)
-        print(_line(row), flush=True)
-    _write(found, f"{facts['cpu'].lower().replace(' ', '_')}_{'_'.join(facts['isa']) or 'plain'}")
+
+    def changed(self, kind: str, change: Callable[[onnx.GraphProto], None]) -> Exported:
+        """Its ONNX file with something done to the graph."""
+        sound = self.exported(kind)
+        out = Path(tempfile.mkdtemp(dir=self.root))
+        shutil.copytree(sound.folder, out, dirs_exist_ok=True)
+        model = onnx.load(out / sound.artefact.file)
+        change(model.graph)
+        onnx.save(model, out / sound.artefact.file)
+        return seal_up(out, sound.artefact)
+
+    def with_weights(self, change: Callable[[dict[str, torch.Tensor]], None]) -> Path:
+        """The model folder, its weights changed."""
+        from safetensors.torch import load_file, save_file
+
+        out = Path(tempfile.mkdtemp(dir=self.root))
+        shutil.copytree(self.folder, out, dirs_exist_ok=True)
+        (file,) = out.glob("*.safetensors")
+        state = load_file(file)
+        change(state)
+        save_file(state, file, metadata={"format": "pt"})
+        return out
+
+
+def seal_up(folder: Path, artefact: Artefact) -> Exported:
+    """A folder as checks want it."""
+    (folder / "card.json").unlink(missing_ok=True)
+    card = seal(folder, "artefact", facts={"artefact": artefact.model_dump(mode="json")})
+    return Exported(folder, artefact, card.digest, artefact_bytes(card, artefact))
+
+
+# --- faults ------------------------------------------------------------------------------------------------------
+
+Plant = Callable[[Student, str], Subject]
+
+
+@dataclass(frozen=True)
+class Fault:
+    """What is wrong, the check that must see it, and the kinds of files in which it is planted."""
+
+    name: str
+    check: str
+    kinds: tuple[str, ...]
+    plant: Plant
+
+
+def _answers(spoil: Callable[..., Any], *, elsewhere: bool = False) -> Plant:
+    return lambda student, kind: planted.Spoiled.of(student.subject(kind), spoil, elsewhere=elsewhere)
+
+
+def _graph(change: Callable[[onnx.GraphProto], None]) -> Plant:
+    return lambda student, kind: student.subject(kind, student.changed(kind, change))
+
+
+def _positions(graph: onnx.GraphProto) -> None:
+    planted.cut_positions(graph, MAX_LENGTH // 2, MAX_LENGTH)
+
+
+def _tokenizer(change: Callable[[dict[str, Any]], object]) -> Plant:
+    def plant(student: Student, kind: str) -> Subject:
+        spoiled = student.changed(kind, lambda graph: None)
+        file = spoiled.folder / "tokenizer.json"
+        state = json.loads(file.read_text("utf-8"))
+        change(state)
+        file.write_text(json.dumps(state), "utf-8")
+        return student.subject(kind, spoiled)
+
+    return plant
+
+
+def _float_file(student: Student, kind: str) -> Subject:
+    """The float twin under the name of int8."""
+    subject = student.subject(kind)
+    twin = subject.float_twin
+    assert twin is not None, "kinds of 8 bits have one"
+    return student.subject(
+        kind, dataclasses.replace(twin, artefact=twin.artefact.model_copy(update={"precision": "int8"}))
+    )
+
+
+def _slower(student: Student, kind: str) -> Subject:
+    out = Path(tempfile.mkdtemp(dir=student.root)) / "slower"
+    sound = student.exported(kind)
+    write_variant(sound.folder, out, SLOWING)
+    return student.subject(kind, seal_up(out, sound.artefact))
+
+
+def _unsafe(student: Student, kind: str) -> Subject:
+    """Plain scales, as other exporters have them."""
+
+    def plain(weight: Any, per_channel: bool, pair_safe: bool = False) -> Any:
+        return quantize_weight(weight, per_channel)
+
+    out = Path(tempfile.mkdtemp(dir=student.root)) / "unsafe"
+    with (
+        mock.patch("export.onnx_int8.quantize_weight", plain),
+        mock.patch("export.to_openvino.least_scale", lambda weights: np.zeros(len(weights))),
+    ):
+        return student.subject(kind, student.convert(out, kind, student.folder))
+
+
+def _badly_set(student: Student, kind: str) -> Subject:
+    """Ships with fusions switched off that the runtime's own defaults have."""
+    sound = student.exported(kind)
+    slow = {"disabled_optimizers": "MatMulIntegerToFloatFusion DynamicQuantizeMatMulFusion GeluFusionL2 BiasGeluFusion"}
+    return student.subject(
+        kind, dataclasses.replace(sound, artefact=sound.artefact.model_copy(update={"settings": slow}))
+    )
+
+
+def _loud(student: Student, kind: str) -> Subject:
+    """A feed-forward layer that reaches 100,000 inside; answers stay as they were."""
+
+    def change(state: dict[str, torch.Tensor]) -> None:
+        layer = "bert.encoder.layer.0"
+        state[f"{layer}.intermediate.dense.weight"] *= 3e4
+        state[f"{layer}.output.dense.weight"] /= 3e4
+
+    source = student.with_weights(change)
+    out = Path(tempfile.mkdtemp(dir=student.root)) / "loud"
+    return dataclasses.replace(student.subject(kind, student.convert(out, kind, source)), student=source)
+
+
+def _other_weights(change: Callable[[dict[str, torch.Tensor]], None]) -> Plant:
+    """The file is not of these weights, as if an exporter had mixed them up."""
+    return lambda student, kind: dataclasses.replace(student.subject(kind), student=student.with_weights(change))
+
+
+def _swap_rows(state: dict[str, torch.Tensor]) -> None:
+    weight = state["bert.encoder.layer.1.attention.self.value.weight"]
+    weight[[0, 1]] = weight[[1, 0]].clone()
+
+
+def _transpose(state: dict[str, torch.Tensor]) -> None:
+    name = "bert.encoder.layer.1.attention.output.dense.weight"
+    state[name] = state[name].T.contiguous()
+
+
+def _swap_biases(state: dict[str, torch.Tensor]) -> None:
+    bias = state["bert.encoder.layer.0.output.dense.bias"]
+    bias[[0, 1]] = bias[[1, 0]].clone()
+
+
+EVERY = tuple(KINDS)
+ONNX = ("onnx fp32", "onnx int8")
+EIGHT_BIT = ("onnx int8", "ort int8", "openvino int8", "litert int8")
+COREML = ("coreml fp16", "coreml int8")
+FAULTS = (
+    Fault("answers row 0 to everybody", "lengths", EVERY, _answers(planted.first_to_all)),
+    Fault("answers a batch in the opposite order", "lengths", EVERY, _answers(planted.rows_turned)),
+    Fault("reads ids as the mask", "lengths", EVERY, _answers(planted.inputs_swapped)),
+    Fault("two labels have changed places", "lengths", EVERY, _answers(planted.labels_swapped)),
+    Fault("does not read the last token", "lengths", EVERY, _answers(planted.one_token_less)),
+    Fault("answers what is too long", "lengths", EVERY, _answers(planted.long_texts_cut)),
+    Fault("a number is NaN", "lengths", EVERY, _answers(planted.not_numbers)),
+    Fault("the position table ends early", "lengths", ONNX, _graph(_positions)),
+    Fault("padding counts as text", "padding", EVERY, _answers(planted.without_mask)),
+    *(
+        Fault(f"tokenizer: {name}", "tokenizer", ("onnx fp32",), _tokenizer(change))
+        for name, change in planted.TOKENIZER.items()
+    ),
+    Fault("float under the name of int8", "int8", EIGHT_BIT, _float_file),
+    Fault("slower than in float", "int8", ("onnx int8",), _slower),
+    Fault("pairs of weights that saturate", "kernels", ("onnx int8", "ort int8", "openvino int8"), _unsafe),
+    Fault("another engine swaps two labels", "second_opinion", ONNX, _answers(planted.labels_swapped, elsewhere=True)),
+    Fault("arithmetic on shapes", "graph", ONNX, _graph(planted.fatten)),
+    Fault("ships with fusions switched off", "settings", ("onnx int8",), _badly_set),
+    Fault("overflows in fp16", "fp16_range", ("coreml fp16",), _loud),
+    Fault(
+        "two rows of a matrix have changed places",
+        "weights",
+        ("coreml fp16", "coreml int8"),
+        _other_weights(_swap_rows),
+    ),
+    Fault("a square matrix is transposed", "weights", COREML, _other_weights(_transpose)),
+    Fault("two biases have changed places", "weights", COREML, _other_weights(_swap_biases)),
+)
+
+
+# --- the run -----------------------------------------------------------------------------------------------------
 
 
 @app.command()
-def table() -> None:
-    """Writes the table of coverage into docs/measuring.md."""
+def plant(
+    folder: Annotated[Path, typer.Argument(help="Where lines are added.")],
+    seeds: Annotated[int, typer.Option(min=1, help="Students.")] = 10,
+    kinds: Annotated[str, typer.Option(help="Kinds of files, with commas between.")] = ",".join(KINDS),
+) -> None:
+    """Every check on sound files and on planted faults."""
+    folder.mkdir(parents=True, exist_ok=True)
+    file = folder / "checks.jsonl"
+    done = {_key(json.loads(line)) for line in file.open(encoding="utf-8")} if file.is_file() else set()
+    facts = machine.facts()
+    for seed in range(seeds):
+        with tempfile.TemporaryDirectory() as temporary:
+            student = None
+            for kind, check, fault in _tasks(kinds.split(","), seed):
+                line: dict[str, Any] = {
+                    "seed": seed,
+                    "kind": kind,
+                    "check": check.__name__.rpartition(".")[2],
+                    "fault": fault.name if fault else SOUND,
+                }
+                if _key(line) in done:
+                    continue
+                student = student or Student(seed, Path(temporary))
+                start = time.monotonic()
+                subject = fault.plant(student, kind) if fault else student.subject(kind)
+                if not check.applies(subject):
+                    continue
+                result = make(check, subject)
+                line |= {"status": result.status, "reason": result.reason[:300]}
+                line |= {"seconds": round(time.monotonic() - start, 1), "cpu": facts["cpu"], "isa": facts["isa"]}
+                with file.open("a", encoding="utf-8") as out:
+                    out.write(json.dumps(line) + "\n")
+                print(json.dumps(line), flush=True)
+
+
+def _tasks(kinds: list[str], seed: int) -> Iterator[tuple[str, ModuleType, Fault | None]]:
+    """(kind, check, fault) of a student; None is the sound file."""
+    for kind in kinds:
+        if kind not in KINDS:
+            raise SettingsError(f"no kind '{kind}'{plugins.nearest(kind, KINDS)}; known: {', '.join(KINDS)}")
+        for name in plugins.names("check"):
+            if seed < SEEDS_OF_TIMINGS or name not in TIMED:
+                yield kind, plugins.load("check", name), None
+        for fault in FAULTS:
+            if kind in fault.kinds and (seed < SEEDS_OF_TIMINGS or fault.check not in TIMED):
+                yield kind, plugins.load("check", fault.check), fault
+
+
+def _key(line: dict[str, Any]) -> tuple[Any, ...]:
+    return tuple(line[name] for name in ("seed", "kind", "check", "fault"))
+
+
+# --- the table ---------------------------------------------------------------------------------------------------
+
+
+@app.command()
+def table(
+    folder: Annotated[Path | None, typer.Argument(help="That `plant` has written to; none: only the page.")] = None,
+) -> None:
+    """Writes docs/results/checks/<machine>.json from a folder, and the tables of docs/measuring.md from all of them."""
+    if folder is not None:
+        record = collect([json.loads(line) for line in (folder / "checks.jsonl").open(encoding="utf-8")])
+        path = RESULTS / f"{record['cpu'].lower().replace(' ', '_')}_{'_'.join(record['isa']) or 'plain'}.json"
+        write_atomically(path, json.dumps(record, indent=1) + "\n")
+        print(f"wrote {path}")
     write_atomically(PAGE, with_table(PAGE.read_text("utf-8"), RESULTS))
     print(f"wrote the table into {PAGE}")
+
+
+def collect(lines: list[dict[str, Any]]) -> dict[str, Any]:
+    """How often each check ended how, for each fault; all must be of one machine."""
+    machines = {(line["cpu"], tuple(line["isa"])) for line in lines}
+    if len(machines) != 1:
+        raise SettingsError(f"found checks of {len(machines)} machines, expected one: {machines}")
+    ((cpu, isa),) = machines
+    counts: dict[tuple[str, str], Counter[str]] = defaultdict(Counter)
+    kinds: dict[tuple[str, str], set[str]] = defaultdict(set)
+    for line in lines:
+        counts[line["check"], line["fault"]][line["status"]] += 1
+        kinds[line["check"], line["fault"]].add(line["kind"])
+    rows = [
+        {
+            "check": check,
+            "fault": fault,
+            "kinds": sorted(kinds[check, fault], key=EVERY.index),
+            **{status.value: found[status] for status in Status},
+        }
+        for (check, fault), found in counts.items()
+    ]
+    rows.sort(key=lambda row: (row["fault"] != SOUND, row["check"]))
+    return {"cpu": cpu, "isa": list(isa), "students": len({line["seed"] for line in lines}), "rows": rows}
 
 
 def with_table(text: str, folder: Path) -> str:
     """The page with its table made anew from the records in a folder."""
     records = [json.loads(file.read_text("utf-8")) for file in sorted(folder.glob("*.json"))]
-    return fill(text, PAGE, "coverage", COMMAND, "".join(f"\n{render(record)}\n" for record in records))
+    return fill(text, PAGE, "checks", COMMAND, "".join(f"\n{render(record)}\n" for record in records))
 
 
 def render(record: dict[str, Any]) -> str:
-    """One record as a Markdown table: per cent of runs whose truth lies below and above the interval."""
-    names = [name for name, value in record["rows"][0].items() if isinstance(value, dict)]
-    head = (
-        f"{record['runs']:,} draws of so many processes, of {record['processes']} in all"
-        if "cpu" in record
-        else (f"{record['runs']:,} simulated runs a row, seed {record['seed']}")
-    )
-    where = f"**{record['cpu']}**, ratios scatter by {record['scatter_of_ratios']:.1%}: " if "cpu" in record else ""
-    rows = "".join(
-        f"| {row['machine']} | {row['processes']} | "
-        + " | ".join(f"{100 * row[name]['below']:.1f} / {100 * row[name]['above']:.1f}" for name in names)
-        + f" | {row['speed-up']['width']:.0%} |\n"
-        for row in record["rows"]
-    )
+    """One machine's checks as two Markdown tables: sound files, then faults."""
+    sound = [row for row in record["rows"] if row["fault"] == SOUND]
+    faults = [row for row in record["rows"] if row["fault"] != SOUND]
+    files = f"**{record['cpu']}** ({', '.join(record['isa']) or 'none of the instruction sets that matter'}), "
+    head = "| {} | kinds of files | checked | {} | inconclusive | not measured |\n|---|---|---|---|---|---|\n"
+    lines = [
+        f"| {row['check']} | {', '.join(row['kinds'])} | {_total(row)} | {row['fail']} | {row['inconclusive']} | "
+        f"{row['not measured']} |\n"
+        for row in sound
+    ]
+    caught = [
+        f"| {row['fault']} ({row['check']}) | {', '.join(row['kinds'])} | {_total(row)} | {row['fail']} | "
+        f"{row['inconclusive']} | {row['not measured']} |\n"
+        for row in faults
+    ]
     return (
-        f"{where}{head}:\n\n| machine | processes | {' | '.join(names)} | width of the speed-up's |\n"
-        f"|---|---|{'---|' * len(names)}---|\n{rows}"
+        f"{files}{record['students']} students. Sound files:\n\n"
+        + head.format("check", "false alarms")
+        + "".join(lines)
+        + "\nPlanted faults:\n\n"
+        + head.format("fault (check)", "caught")
+        + "".join(caught)
     )
 
 
-def _write(record: dict[str, Any], name: str) -> None:
-    path = RESULTS / f"{name}.json"
-    write_atomically(path, json.dumps(record, indent=1) + "\n")
-    print(f"wrote {path}")
-
-
-def _draws(
-    whole: Measurement, by_process: dict[int, list[Series]], rng: np.random.Generator, count: int, runs: int
-) -> Iterator[Measurement]:
-    """So many processes each time, with replacement, as if they were all there are."""
-    known = sorted(by_process)
-    for _ in range(runs):
-        chosen = [
-            series.model_copy(update={"process": place})
-            for place, process in enumerate(rng.choice(known, count))
-            for series in by_process[int(process)]
-        ]
-        yield whole.model_copy(update={"series": tuple(chosen)})
-
-
-def _measurement(rng: np.random.Generator, scatter: Scatter, processes: int) -> Measurement:
-    """A run on such a machine; half of what is of the ratio goes to each model."""
-    both, ratio = scatter(rng, processes)
-    series = []
-    for process in range(processes):
-        for session, milliseconds in SESSIONS.items():
-            lean = ratio[process] ** (0.5 if session.startswith("reference") else -0.5)
-            ns = (1e6 * milliseconds * both[process] * lean * rng.lognormal(0, NOISE, CALLS)).astype(int).tolist()
-            facts: dict[str, Any] = {
-                "model": session,
-                "process": process,
-                "round": 0,
-                "lengths": "data",
-                "order": (),
-                "warmup": 0,
-            }
-            # without the checks of pydantic, which take most of the time
-            series.append(Series.model_construct(wall_ns=ns, cpu_ns=ns, **facts))
-    return MADE_UP.model_copy(update={"series": tuple(series)})
-
-
-def _figures(measurement: Measurement) -> dict[str, Interval]:
-    return {
-        "p50": figures.p50_ms(measurement),
-        "p90": figures.p90_ms(measurement),
-        "speed-up": figures.speedup(measurement),
-    }
-
-
-def _pooled(measurement: Measurement) -> dict[str, Interval]:
-    """As before: all calls in one."""
-    ours, theirs = (np.concatenate(figures.calls_ms(measurement, one)) for one in ("candidate", "reference"))
-    confidence = figures.LATENCY_CONFIDENCE
-    return {
-        "p50 pooled": quantile_interval(ours, 0.5, confidence),
-        "p90 pooled": quantile_interval(ours, 0.9, confidence),
-        "speed-up pooled": median_ratio_interval(theirs, ours, confidence),
-    }
-
-
-def _outside(taken: Sequence[Measurement] | Iterator[Measurement], truths: dict[str, float]) -> dict[str, Any]:
-    """Figure -> shares of runs in which the truth is below its interval, and above."""
-    sides: dict[str, list[tuple[bool, bool, float]]] = {}
-    for one in taken:
-        for name, figure in {**_figures(one), **_pooled(one)}.items():
-            truth = truths[name.removesuffix(" pooled")]
-            sides.setdefault(name, []).append((truth < figure.low, truth > figure.high, figure.high / figure.low))
-    return {
-        name: {
-            "below": float(np.mean([below for below, _, _ in found])),
-            "above": float(np.mean([above for _, above, _ in found])),
-            "width": float(np.median([width for _, _, width in found])) - 1,
-        }
-        for name, found in sides.items()
-    }
-
-
-def _line(row: dict[str, Any]) -> str:
-    shown = ", ".join(
-        f"{name} {found['below']:.1%} below {found['above']:.1%} above (width {found['width']:.1%})"
-        for name, found in row.items()
-        if isinstance(found, dict)
-    )
-    return f"{row['machine']}, {row['processes']} processes: {shown}"
+def _total(row: dict[str, Any]) -> int:
+    return sum(row[status.value] for status in Status)
 
 
 if __name__ == "__main__":

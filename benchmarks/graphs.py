@@ -78,7 +78,7 @@ def write(
             exporter = plugins.load("format", format_name)
             params = exporter.Params(**options)
             scheme = exporter.scheme(precision, params)
-            plan = _plan(model, scheme, texts) if scheme else None
+            plan = whole_plan(model, scheme, texts) if scheme else None
             folder = out / f"{format_name} {size} {kind}"
             folder.mkdir()
             artefact = exporter.convert(source, folder, precision, params, LENGTHS[-1], plan)
@@ -112,7 +112,7 @@ def _student(layers: int, width: int, heads: int) -> Any:
     return model
 
 
-def _plan(model: Any, scheme: Scheme, texts: EncodedSplit) -> Plan:
+def whole_plan(model: Any, scheme: Scheme, texts: EncodedSplit) -> Plan:
     """Everything in 8 bits."""
     ranges = calibrate(model, texts, "minmax", 100.0) if scheme.activations == "fixed" else {}
     rows = tuple(map(tuple, texts.ids))

@@ -42,6 +42,15 @@ def same_file(target: str) -> Change:
     )
 
 
+def other_runtime(target: str, base: str, head: str, *, apart: bool) -> Change:
+    """Base and head are of two versions of the runtime: told where each was executed in its own, else not measured."""
+    reason = Reason(kind=ReasonKind.RUNTIMES_APART if apart else ReasonKind.OTHER_RUNTIME, found=head, expected=base)
+    status = None if apart else Status.NOT_MEASURED
+    return Change(
+        target=target, what="runtime", title="runtime", unit="", unit_of_harm="", status=status, reasons=(reason,)
+    )
+
+
 def judge_time(measurement: Measurement, zone: Zone) -> Change:
     """The time of a call, the base being the measurement's reference.
 

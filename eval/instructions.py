@@ -49,7 +49,13 @@ def why_unusable() -> str | None:
 
 
 def count(
-    runtime: str, folder: Path, artefact: Artefact, sequences: Sequence[Sequence[int]], pad_id: int, threads: int
+    runtime: str,
+    folder: Path,
+    artefact: Artefact,
+    sequences: Sequence[Sequence[int]],
+    pad_id: int,
+    threads: int,
+    python: str | None = None,
 ) -> Int[np.ndarray, " texts"]:
     """Instructions of one call for each text, in a fresh emulated process.
 
@@ -60,6 +66,7 @@ def count(
         sequences: token ids of each text.
         pad_id: the token to pad with.
         threads: of the runtime; only the calling thread's instructions are counted.
+        python: the Python that executes it, where it is another environment's than this one.
 
     Returns:
         The smallest of REPEATS counts for each text.
@@ -90,7 +97,7 @@ def count(
                     name,
                     *options,
                     *load,
-                    sys.executable,
+                    python or sys.executable,
                     "-m",
                     "eval.instructions",
                 ],

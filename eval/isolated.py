@@ -116,6 +116,7 @@ def open_session(
     *,
     count_kernels: bool = False,
     emulated: bool = False,
+    python: str | None = None,
     open_timeout_s: float = OPEN_TIMEOUT_S,
     run_timeout_s: float = RUN_TIMEOUT_S,
 ) -> IsolatedSession:
@@ -127,6 +128,7 @@ def open_session(
         artefact: what its card says.
         threads: of the runtime.
         emulated: whether the process runs on an emulated x86 without VNNI; `pipeline.base.emulation` says if it can.
+        python: the Python that executes it, where it is another environment's than this one.
         count_kernels: whether `kernels` of the session is filled, where the runtime can tell.
         open_timeout_s: for importing the runtime and loading the file.
         run_timeout_s: for each call.
@@ -139,8 +141,9 @@ def open_session(
     ours, theirs = Pipe()
     # A file, since a pipe that nobody reads would block a child that prints much; the session closes it.
     log = tempfile.TemporaryFile()  # noqa: SIM115
+    command = [python or sys.executable, "-m", "eval.isolated", str(theirs.fileno())]
     process = subprocess.Popen(
-        [*(emulation.prefix() if emulated else []), sys.executable, "-m", "eval.isolated", str(theirs.fileno())],
+        [*(emulation.prefix() if emulated else []), *command],
         cwd=dying.ROOT,
         env={**os.environ, **thread_environment(threads)},
         stdin=subprocess.DEVNULL,

@@ -19,7 +19,7 @@ from tqdm import tqdm
 from eval.budgets import judge_timing
 from eval.figures import LATENCY_CONFIDENCE
 from eval.statistics import samples_needed
-from eval.worker import Job, Loadable, Result, Turn, WorkerError
+from eval.worker import Job, Loadable, Result, Turn, WorkerError, arms_of
 from pipeline.base import plugins
 from pipeline.base.errors import IntegrityError, UnusableRuntimeError
 from pipeline.base.records import Artefact, Measurement, Series, Status
@@ -46,6 +46,8 @@ class Exported:
     artefact: Artefact
     digest: str
     size_bytes: int
+    # the Python that executes it, where it is another environment's than this one: another version of the runtime
+    python: str | None = None
 
 
 def measure(
@@ -86,6 +88,9 @@ def measure(
         tokenize_us: from `time_tokenizer`; never part of a call.
         with_loads: whether load time, first call and memory are measured too, in processes of their own.
         earlier: samples of the same artefacts on this machine, to which more are added while they leave it undecided.
+
+    Two files of two environments cannot share a process, so whole processes take the place of sessions: see
+    `_Run._time_apart`.
 
     Returns:
         A record; `not_measured` says why when the device or runtime cannot be used, or a worker failed.
@@ -161,7 +166,13 @@ def load_in_turns(
             text = tuple(sequences[place][0])
             turn = Turn(lengths="data", warmup=0, sequences=(text,))
             job = Job(
-                kind="load", runtime=runtime, threads=threads, pad_id=pad_id, candidate=_loadable(one), turns=(turn,)
+                kind="load",
+                runtime=runtime,
+                python=one.python,
+                threads=threads,
+                pad_id=pad_id,
+                candidate=_loadable(one),
+                turns=(turn,),
             )
             result: Result = plugins.load("device", device).run_worker(job, LOAD_TIMEOUT_S)
             if result.unusable is not None:
@@ -237,37 +248,79 @@ class _Run:
     def _load(self, number: int, process: int) -> None:
         sequences, _ = self._draw(number, process, 1)
         turn = Turn(lengths="data", warmup=0, sequences=sequences)
-        self.loads.append(self._execute("load", None, (turn,), number, process))
+        self.loads.append(self._execute(self._job("load", (turn,), self.candidate), number, process))
 
     def _time(self, number: int, process: int) -> None:
         # Each round has two pairs: the two models', and their twins'.
         ours, theirs = self._draw(number, process, self.settings.warmup + math.ceil(self.settings.pairs / 2))
         turns = tuple(self._turn(L, ours, theirs) for L in (None, *self._fixed_lengths()))
-        result = self._execute("time", self.reference, turns, number, process)
+        candidate_first = (number + process) % 2 == 0
+        if self.reference is not None and self.reference.python != self.candidate.python:
+            self._time_apart(turns, number, process, candidate_first=candidate_first)
+            return
+        job = self._job("time", turns, self.candidate, self.reference, candidate_first=candidate_first)
         self.series += [
             Series(process=process, round=number, warmup=self.settings.warmup, **samples.model_dump())
-            for samples in result.samples
+            for samples in self._execute(job, number, process).samples
         ]
 
-    def _execute(
+    def _time_apart(self, turns: tuple[Turn, ...], number: int, process: int, *, candidate_first: bool) -> None:
+        """Four processes, A B B' A', each with the calls that one of the four sessions of a shared process has.
+
+        What twins differ by is then what processes differ by, and intervals know it. Each process has two sessions of
+        its file; their calls are one series, the warm-ups left out.
+        """
+        assert self.reference is not None, "two environments have a file each"
+        arms = arms_of(self._job("time", turns, self.candidate, self.reference, candidate_first=candidate_first))
+        for arm in arms:
+            one = self.candidate if arm.startswith("candidate") else self.reference
+            alone = tuple(
+                turn.model_copy(update={"sequences": turn.inputs_of(arm), "reference_sequences": None})
+                for turn in turns
+            )
+            found = self._execute(self._job("time", alone, one), number, process).samples
+            for turn in turns:
+                both = [samples for samples in found if samples.lengths == turn.lengths]
+                wall_ns, cpu_ns, order = (
+                    tuple(ns for samples in both for ns in getattr(samples, clock)[turn.warmup :])
+                    for clock in ("wall_ns", "cpu_ns", "order")
+                )
+                self.series.append(
+                    Series(
+                        model=arm,
+                        process=process,
+                        round=number,
+                        warmup=0,
+                        lengths=turn.lengths,
+                        wall_ns=wall_ns,
+                        cpu_ns=cpu_ns,
+                        order=order,
+                    )
+                )
+
+    def _job(
         self,
         kind: Literal["load", "time"],
-        reference: Exported | None,
         turns: tuple[Turn, ...],
-        number: int,
-        process: int,
-    ) -> Result:
-        job = Job(
+        candidate: Exported,
+        reference: Exported | None = None,
+        *,
+        candidate_first: bool = True,
+    ) -> Job:
+        return Job(
             kind=kind,
             runtime=self.runtime,
+            python=candidate.python,
             threads=self.settings.threads,
             pad_id=self.pad_id,
-            candidate=_loadable(self.candidate),
+            candidate=_loadable(candidate),
             reference=_loadable(reference) if reference is not None else None,
-            candidate_first=(number + process) % 2 == 0,
+            candidate_first=candidate_first,
             turns=turns,
         )
-        timeout_s = LOAD_TIMEOUT_S if kind == "load" else TIME_TIMEOUT_S
+
+    def _execute(self, job: Job, number: int, process: int) -> Result:
+        timeout_s = LOAD_TIMEOUT_S if job.kind == "load" else TIME_TIMEOUT_S
         result: Result = plugins.load("device", self.device).run_worker(job, timeout_s)
         if result.unusable is not None:
             raise UnusableRuntimeError(result.unusable)
@@ -308,6 +361,8 @@ class _Run:
 def _refuse_same(target: str, candidate: Exported, reference: Exported | None) -> None:
     """A speed-up of a model over itself says nothing; folders that differ may still hold the same model file."""
     if reference is None or reference.artefact.settings != candidate.artefact.settings:
+        return
+    if reference.python != candidate.python:
         return
     digests = [model_digest(one) for one in (candidate, reference)]
     if candidate.digest == reference.digest or digests[0] == digests[1]:

@@ -260,7 +260,7 @@ def show_loss(change: Change, value: float | None) -> str:
 
 def is_moved(change: Change) -> bool:
     """Whether there is something to say of it: it is no pass, or it surely gained."""
-    if change.status not in (Status.PASS, None):
+    if change.status not in (Status.PASS, None) or change.what == "runtime":
         return True
     gained = -(change.tolerated or 0.0)
     return change.harm is not None and change.harm.high < min(gained, 0.0) and change.status is not None
@@ -403,6 +403,13 @@ _SENTENCES: dict[ReasonKind, Callable[[Reason], str]] = {
         + " would pass too"
     ),
     ReasonKind.SAME_FILE: lambda r: "the same file, byte for byte",
+    ReasonKind.OTHER_RUNTIME: lambda r: (
+        f"the base is on record with {r.expected}, here is {r.found}: what the runtime itself changed is not in these "
+        "figures; give --base-python the Python of an environment with the old one"
+    ),
+    ReasonKind.RUNTIMES_APART: lambda r: (
+        f"the base was executed in {r.expected}, this version in {r.found}, in whole processes by turns"
+    ),
     ReasonKind.SLICE_LOST: lambda r: (
         f"{r.evidence} lost {show(r.found, 1)}{r.detail} (p = {_number(r.expected):.2g}, all slices counted)"
     ),

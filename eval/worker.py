@@ -77,6 +77,8 @@ class Job(Record):
 
     kind: Literal["load", "time"]
     runtime: str
+    # the Python that executes it, where it is another environment's than the caller's
+    python: str | None = None
     threads: int
     pad_id: int
     candidate: Loadable

@@ -8,11 +8,12 @@ import numpy as np
 import onnx
 import pytest
 from fakes import install_runtime, make_measurement
-from onnx import helper, numpy_helper
+from onnx import numpy_helper
 from test_quantization import toy_examples
 from tiny_project import make_rows, make_teacher, make_tokenizer
 from toy_models import TASK
 
+from benchmarks.planted import TOKENIZER, answer_the_first_row, fatten, ignore_the_mask, swap_the_inputs
 from eval.checks import Subject, difference, graph, int8, lengths, padding, second_opinion, tokenizer
 from eval.latency import Exported
 from eval.runtimes import Kernels
@@ -104,59 +105,6 @@ def found(check, subject):
     result = check.check(subject)
     assert result.title == check.TITLE
     return result.status, result.reason
-
-
-# --- planted faults in a graph -----------------------------------------------------------------------------------
-
-
-def ignore_the_mask(graph):
-    """Every position counts, padding too: mask x 0 + 1."""
-    for name, value in (("nought", 0), ("one", 1)):
-        graph.initializer.append(numpy_helper.from_array(np.array(value, dtype=np.int64), name))
-    for node in graph.node:
-        node.input[:] = ["all_ones" if name == "attention_mask" else name for name in node.input]
-    nodes = [
-        helper.make_node("Mul", ["attention_mask", "nought"], ["no_mask"], name="no_mask"),
-        helper.make_node("Add", ["no_mask", "one"], ["all_ones"], name="all_ones"),
-        *graph.node,
-    ]
-    del graph.node[:]
-    graph.node.extend(nodes)
-
-
-def answer_the_first_row(graph):
-    """logits -> logits[:1] + 0 x logits."""
-    (output,) = graph.output
-    for node in graph.node:
-        node.output[:] = ["all_logits" if name == output.name else name for name in node.output]
-    for name, value in (("from", [0]), ("to", [1]), ("nothing", np.float32(0))):
-        graph.initializer.append(numpy_helper.from_array(np.array(value), name))
-    graph.node.extend(
-        [
-            helper.make_node("Slice", ["all_logits", "from", "to"], ["first"], name="first"),
-            helper.make_node("Mul", ["all_logits", "nothing"], ["no_logits"], name="no_logits"),
-            helper.make_node("Add", ["first", "no_logits"], [output.name], name="first_to_all"),
-        ]
-    )
-
-
-def swap_the_inputs(graph):
-    other = {"input_ids": "attention_mask", "attention_mask": "input_ids"}
-    for node in graph.node:
-        node.input[:] = [other.get(name, name) for name in node.input]
-
-
-def fatten(graph):
-    """Shape arithmetic that an exporter leaves: the mask expanded to its own shape."""
-    for node in graph.node:
-        node.input[:] = ["spread_mask" if name == "attention_mask" else name for name in node.input]
-    nodes = [
-        helper.make_node("Shape", ["attention_mask"], ["mask_shape"], name="mask_shape"),
-        helper.make_node("Expand", ["attention_mask", "mask_shape"], ["spread_mask"], name="spread_mask"),
-        *graph.node,
-    ]
-    del graph.node[:]
-    graph.node.extend(nodes)
 
 
 # --- lengths -----------------------------------------------------------------------------------------------------
@@ -251,15 +199,8 @@ def test_shipped_tokenizer_gives_the_trained_ids(subject_of):
 
 @pytest.mark.parametrize(
     "change",
-    [
-        lambda state: state["normalizer"].update(lowercase=False),
-        lambda state: state["normalizer"].update(strip_accents=False),
-        lambda state: state["normalizer"].update(handle_chinese_chars=False),
-        lambda state: state["post_processor"]["single"].pop(),
-        lambda state: state["model"].update(max_input_chars_per_word=5),
-        lambda state: state.update(truncation=None),
-    ],
-    ids=["case", "accents", "chinese", "separator", "long words", "no end"],
+    TOKENIZER.values(),
+    ids=TOKENIZER,
 )
 def test_wrong_normaliser_is_found(subject_of, change):
     """Planted faults: one setting of the shipped tokenizer is another."""

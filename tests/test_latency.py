@@ -1,5 +1,6 @@
 """How often and in which order is timed, and what becomes of it; workers are simulated."""
 
+import dataclasses
 from functools import partial
 
 import numpy as np
@@ -74,6 +75,24 @@ def test_processes_of_one_round(jobs, exported):
     assert [job.kind for job in jobs] == ["load"] * 7 + ["time"] * 3
     assert {job.reference.artefact.file for job in timed} == {"teacher.fake"}
     assert all(job.reference is None for job in jobs if job.kind == "load")
+
+
+def test_two_environments_take_turns_in_processes_of_their_own(jobs, exported):
+    """Four for each of a shared process's sessions, each with one file in its own Python: A B B' A', then B A A' B'."""
+    other = dataclasses.replace(exported[1], python="/other/python")
+    found = run([exported[0], other], reference=other, with_loads=False)
+    files = [job.candidate.artefact.file for job in jobs]
+    ours, theirs = "student.fake", "teacher.fake"
+    assert files == [ours, theirs, theirs, ours, theirs, ours, ours, theirs, ours, theirs, theirs, ours]
+    assert all((job.python == "/other/python") == (job.candidate.artefact.file == theirs) for job in jobs)
+    assert all(job.reference is None for job in jobs)
+    shared = run(exported, with_loads=False)
+    for measurement, calls in ((found, 20), (shared, 10)):
+        data = [series for series in measurement.series if series.lengths == "data"]
+        assert {len(series.wall_ns[series.warmup :]) for series in data} == {calls}
+        assert [series.model for series in data].count("reference_twin") == 3
+    ratio = figures.slowdown(found)
+    assert ratio.low < 0.25 < ratio.high and ratio.value == pytest.approx(0.25, rel=0.05)
 
 
 def test_who_goes_first_alternates_from_process_to_process(jobs, exported):

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import coreml, recipes, runtimes
+from benchmarks import checks, commits, coreml, coverage, gate, instructions, losses, recipes, runtimes
 from pipeline.base.errors import SettingsError
 from pipeline.mil.interpreter import OPERATIONS
 from stages.comparing import results
@@ -58,6 +58,16 @@ def test_the_page_of_core_ml_shows_the_records_and_every_operation():
     text = (ROOT / "docs" / "coreml.md").read_text("utf-8")
     assert coreml.with_tables(text, ROOT / "docs" / "results" / "coreml") == text
     assert all(f"`{name}`" in text for name in OPERATIONS)
+
+
+@pytest.mark.parametrize("made", [checks, commits, coverage, gate, instructions, losses])
+def test_the_page_of_measuring_shows_what_the_records_say(made, tmp_path):
+    """Of each benchmark of the gate; a page without their places is refused."""
+    text = (ROOT / "docs" / "measuring.md").read_text("utf-8")
+    assert made.with_table(text, ROOT / made.RESULTS) == text
+    assert list((ROOT / made.RESULTS).iterdir())
+    with pytest.raises(SettingsError, match="the table has no place"):
+        made.with_table("no markers", tmp_path)
 
 
 def test_runtimes_are_compared_round_by_round(monkeypatch):

@@ -4,6 +4,7 @@ import json
 import logging
 import os
 import shutil
+import sys
 import time
 from pathlib import Path
 
@@ -615,9 +616,9 @@ def turn_answers_round(model):
     model.graph.node.append(onnx.helper.make_node("Gather", ["before", "order"], [output.name], name="turn", axis=1))
 
 
-def compared(workspace, base):
+def compared(workspace, base, **options):
     """(exit status, the record that was written)."""
-    status = compare.command(str(base), folder=workspace.root, target=["cpu"], build=False)
+    status = compare.command(str(base), folder=workspace.root, target=["cpu"], build=False, **options)
     return status, records.read(Comparison, workspace.compared / "comparison.json")
 
 
@@ -664,6 +665,34 @@ def test_another_file_is_timed_scored_and_weighed(versions, capsys):
     )
     out = capsys.readouterr().out
     assert "median time of a call" in out and f"comment: {workspace.compared / 'comment.md'}" in out
+
+
+def test_another_version_of_the_runtime_is_not_passed_over(versions):
+    """Planted: the base's record names another one. The same file then is no pass: the runtime may be slower."""
+    workspace, _ = versions
+    before = Path(shutil.copytree(workspace.root, workspace.root.parent / "before"))
+    score = records.read(Score, Workspace(before).scored("cpu"))
+    records.write(score.model_copy(update={"runtime_version": "0.1"}), Workspace(before).scored("cpu"))
+    status, found = compared(workspace, before)
+    assert (status, found.status) == (3, Status.NOT_MEASURED)
+    runtime, file = found.changes
+    assert (runtime.what, runtime.status, file.what) == ("runtime", Status.NOT_MEASURED, "file")
+    comment = (workspace.compared / "comment.md").read_text("utf-8")
+    assert "the base is on record with onnxruntime 0.1, here is onnxruntime 1." in comment
+    assert "give --base-python" in comment
+
+
+def test_two_environments_are_timed_in_processes_by_turns(versions):
+    """And the same file in both is compared, since its runtime may differ; here it is this Python twice."""
+    workspace, base = versions
+    status, found = compared(workspace, base, base_python=Path(sys.executable))
+    rows = {one.what: one for one in found.changes}
+    assert (rows["runtime"].status, rows["score"].harm.value) == (None, 0.0)
+    assert rows["time"].status is not Status.NOT_MEASURED and rows["time"].base, rows["time"].reasons
+    assert "ran in processes of their own, by turns" in (workspace.compared / "comment.md").read_text("utf-8")
+    with pytest.raises(SettingsError, match="found no program"):
+        compared(workspace, base, base_python=Path("no-such-python"))
+    assert status in (0, 3)
 
 
 def test_answers_that_became_wrong_are_a_regression(versions):

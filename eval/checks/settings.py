@@ -5,18 +5,18 @@ from statistics import median
 from types import ModuleType
 
 from eval.checks import Subject, failed, passed
-from eval.figures import speedup, speedups, why_unfit, widened
+from eval.figures import slowdown, speedups, why_unfit
 from eval.latency import measure
 from eval.wording import say
 from pipeline.base import plugins
-from pipeline.base.records import Check, Measurement, Status
+from pipeline.base.records import Check, Interval, Measurement, Status
 from pipeline.settings.measure import MeasureSettings
 
 TITLE = "runtime settings"
 # Another setting must be this many times as fast before it is worth a change, and what is not seen to be must surely
 # be less than SURELY_LESS: to be sure of less than WORTH itself takes many times as long, for what nobody would feel.
 WORTH, SURELY_LESS = 1.05, 1.10
-TIMING = MeasureSettings(processes=4, pairs=40, max_rounds=3, warmup=5, threads=1, lengths=())
+TIMING = MeasureSettings(processes=4, pairs=40, max_rounds=6, warmup=5, threads=1, lengths=())
 # What is only told, and decides nothing, is told from one process.
 TOLD = TIMING.model_copy(update={"processes": 1, "max_rounds": 1})
 
@@ -87,12 +87,20 @@ def _time(subject: Subject, changed: dict[str, str], *, decides: bool) -> Measur
 
 def _status(timed: Measurement) -> Status:
     """Whether a setting is not worth a change, is, or might be."""
-    judged = widened(speedup(timed), why_unfit(timed))
-    if judged is None:
-        return Status.INCONCLUSIVE
-    if judged.low > WORTH:
+    gain = _gain(timed)
+    if gain.low > WORTH:
         return Status.FAIL
-    return Status.PASS if judged.value <= WORTH and judged.high <= SURELY_LESS else Status.INCONCLUSIVE
+    return Status.PASS if gain.value <= WORTH and gain.high <= SURELY_LESS else Status.INCONCLUSIVE
+
+
+def _gain(timed: Measurement) -> Interval:
+    """How many times as fast as shipped, with the noise of the twins.
+
+    Two settings of one file are as near to each other as twins are, so what twins differ by belongs into the interval,
+    and is in it; a runner whose twins differ need not be called unfit on top.
+    """
+    slower = slowdown(timed)
+    return slower.model_copy(update={"value": 1 / slower.value, "low": 1 / slower.high, "high": 1 / slower.low})
 
 
 def _variants(runtime: ModuleType, subject: Subject) -> dict[str, dict[str, str]]:
@@ -102,7 +110,7 @@ def _variants(runtime: ModuleType, subject: Subject) -> dict[str, dict[str, str]
 def _shown(title: str, timed: Measurement, decides: bool) -> str:
     if not decides:
         return f"{title} {median(speedups(timed)):.2f} in one process"
-    ratio = speedup(timed)
+    ratio = _gain(timed)
     return f"{title} {ratio.value:.2f} [{ratio.low:.2f}, {ratio.high:.2f}]"
 
 

@@ -24,7 +24,7 @@ def run_worker(job: Job, timeout_s: float) -> Result:
     """
     try:
         done = subprocess.run(
-            [sys.executable, "-m", "eval.worker"],
+            [job.python or sys.executable, "-m", "eval.worker"],
             input=job.model_dump_json(),
             capture_output=True,
             text=True,

@@ -333,6 +333,8 @@ class ReasonKind(StrEnum):
     SLOW_ON_THE_WALL = "slow on the wall clock"
     DOES_NOT_BITE = "does not bite"
     SAME_FILE = "same file"
+    OTHER_RUNTIME = "another version of the runtime"
+    RUNTIMES_APART = "each in its own version of the runtime"
     SLICE_LOST = "slice lost"
     CHECK = "check"
     CHECK_NOT_MADE = "check not made"

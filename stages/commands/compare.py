@@ -3,11 +3,13 @@
     decant compare main                 artefacts of that git revision, from the DVC cache or a remote
     decant compare v1.2 --build         trains and exports them again where nobody has kept them
     decant compare ../other/project     another folder's
+    decant compare main --base-python OLD/bin/python      where the runtime's version is what changes
 
 Both versions of each target's file are timed in the same processes, both twice, in both orders, and answer the same
 test rows. Exit status: 0 no regression, 1 a regression, 3 undecided, or a required target cannot be compared.
 """
 
+import shutil
 from pathlib import Path
 from typing import Annotated
 
@@ -39,7 +41,7 @@ from pipeline.settings import accepted
 from pipeline.settings.params import Params, load
 from stages.gating import annotations, comment, junit
 from stages.gating.bases import Base, bring
-from stages.gating.sides import compare_target
+from stages.gating.sides import Runtime, compare_target
 
 
 def command(
@@ -47,6 +49,9 @@ def command(
     folder: Annotated[Path, typer.Option(help="The project.")] = Path(),
     target: Annotated[list[str] | None, typer.Option(help="Only this target; may be given again.")] = None,
     build: Annotated[bool, typer.Option("--build", help="Train the base again where it is not kept.")] = False,
+    base_python: Annotated[
+        Path | None, typer.Option(help="The Python of an environment with the base's version of the runtime.")
+    ] = None,
 ) -> int:
     workspace = Workspace(folder)
     params = load(workspace.params, with_plugins=False)
@@ -54,14 +59,18 @@ def command(
     for name in names:
         if name not in params.targets:
             raise SettingsError(f"no target '{name}' in params.yaml{nearest(name, params.targets)}")
+    if base_python is not None and shutil.which(base_python) is None:
+        raise SettingsError(f"--base-python: found no program '{base_python}', expected the Python of an environment")
     with bring(base, folder, names, build=build) as found:
-        comparison = run(params, workspace, names, found)
+        comparison = run(params, workspace, names, found, base_python)
     write(comparison, workspace)
     show(comparison, workspace)
     return exit_status(comparison.status)
 
 
-def run(params: Params, workspace: Workspace, names: list[str], base: Base) -> Comparison:
+def run(
+    params: Params, workspace: Workspace, names: list[str], base: Base, base_python: Path | None = None
+) -> Comparison:
     """Compares each target; one that cannot be stands with its reason, and the others go on."""
     records.open_folder(workspace.data, "data")
     rows = read_prepared(workspace.data, "test")
@@ -73,7 +82,8 @@ def run(params: Params, workspace: Workspace, names: list[str], base: Base) -> C
             continue
         sides = {"base": base.folders[name], "head": workspace.exported(name)}
         try:
-            changes += compare_target(params, name, sides["base"], sides["head"], rows)
+            runtime = Runtime(base.runtimes.get(name), None if base_python is None else str(base_python.absolute()))
+            changes += compare_target(params, name, sides["base"], sides["head"], rows, runtime)
             evidence |= {f"{side}/{name}": records.digest_of(path) for side, path in sides.items()}
         except PipelineError as error:
             not_compared[name] = str(error)

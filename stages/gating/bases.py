@@ -5,6 +5,7 @@ converted again from cached weights, by that revision's own code; else, when ask
 happens in a worktree of git, so that nothing here is touched. What cannot be brought is a reason, never "no change".
 """
 
+import json
 import shutil
 import subprocess
 import sys
@@ -32,6 +33,8 @@ class Base:
     # target -> folder of its artefact, and why there is none
     folders: Mapping[str, Path]
     missing: Mapping[str, str] = field(default_factory=dict)
+    # target -> version of the runtime that answered its test rows, where that is on record
+    runtimes: Mapping[str, str] = field(default_factory=dict)
 
 
 @contextmanager
@@ -64,7 +67,7 @@ def _folder(path: Path, targets: list[str]) -> Base:
         raise SettingsError(f"{path}: neither a project with artifacts/exported nor an artefact with card.json")
     folders = {name: workspace.exported(name) for name in targets if workspace.exported(name).is_dir()}
     missing = {name: f"{path} has no artefact of it" for name in targets if name not in folders}
-    return Base(str(path), "", folders, missing)
+    return Base(str(path), "", folders, missing, _recorded_runtimes(workspace, targets))
 
 
 def _digest(folder: Path) -> str:
@@ -92,6 +95,7 @@ def _revision(name: str, root: Path, targets: list[str], build: bool) -> Iterato
             commit,
             {target: one for target, one in found.items() if isinstance(one, Path)},
             {target: one for target, one in found.items() if isinstance(one, str)},
+            _recorded_runtimes(Workspace(project), targets),
         )
     finally:
         _git(root, "worktree", "remove", "--force", str(place.resolve()))
@@ -124,9 +128,23 @@ def _bring_one(project: Path, target: str, build: bool) -> Path | str:
     for _, attempt in tries:
         attempt()
         if _is_whole(folder):
+            _dvc(project, "checkout", "--force", Workspace(project).scored(target).relative_to(project).as_posix())
             return folder
     tried = ", ".join(name for name, _ in tries)
     return f"its artefact is in none of: {tried}; `dvc pull` there, or compare with --build, which trains it"
+
+
+def _recorded_runtimes(workspace: Workspace, targets: list[str]) -> dict[str, str]:
+    """What the base's own scores say of the runtime's version; records of another schema say it too."""
+    found = {}
+    for target in targets:
+        try:
+            version = json.loads(workspace.scored(target).read_text("utf-8"))["record"]["runtime_version"]
+        except (OSError, ValueError, KeyError, TypeError):
+            continue
+        if isinstance(version, str):
+            found[target] = version
+    return found
 
 
 def _convert(project: Path, target: str) -> None:

@@ -17,7 +17,7 @@ from eval.wording import (
     show_side,
     why_changed,
 )
-from pipeline.base.records import Change, Comparison, Status
+from pipeline.base.records import Change, Comparison, ReasonKind, Status
 from stages.reporting.markdown import escape, table
 
 # By which the comment of an earlier push is found.
@@ -42,8 +42,10 @@ def render(comparison: Comparison) -> str:
         parts += [f"- {escape(say_change(one))}" for one in moved if one.status is not Status.FAIL and why_changed(one)]
     if rest:
         parts.append(f"<details><summary>{_rest(rest, bool(moved))}</summary>\n\n{_table(rest)}\n\n</details>")
+    apart = any(reason.kind is ReasonKind.RUNTIMES_APART for change in comparison.changes for reason in change.reasons)
+    where = "processes of their own, by turns" if apart else "the same processes"
     parts.append(
-        f"<sub>Base: {escape(base)}. Both versions ran in the same processes, each twice, in both orders; *noise* is "
+        f"<sub>Base: {escape(base)}. Both versions ran in {where}, each twice, in both orders; *noise* is "
         "how far a file was from itself in this very run, *seen from* the smallest loss that would have been found in "
         "nine runs of ten.</sub>"
     )

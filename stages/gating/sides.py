@@ -43,11 +43,11 @@ class Side:
     texts: Sequence[tuple[str, ...]]
 
     @classmethod
-    def open(cls, folder: Path, texts: Sequence[tuple[str, ...]]) -> "Side":
-        """The artefact in a folder, once its files are as its card says."""
+    def open(cls, folder: Path, texts: Sequence[tuple[str, ...]], python: str | None = None) -> "Side":
+        """The artefact in a folder, once its files are as its card says, and the Python that shall execute it."""
         card = open_folder(folder, "artefact")
         artefact = artefact_of(card)
-        return cls(Exported(folder, artefact, card.digest, artefact_bytes(card, artefact)), card, texts)
+        return cls(Exported(folder, artefact, card.digest, artefact_bytes(card, artefact), python), card, texts)
 
     @cached_property
     def sequences(self) -> list[list[int]]:
@@ -56,7 +56,16 @@ class Side:
         return [tokenizer.encode(*map(clean, text)).ids for text in self.texts]
 
 
-def compare_target(params: Params, name: str, base: Path, head: Path, rows: Examples) -> list[Change]:
+@dataclass(frozen=True)
+class Runtime:
+    """What the base was, and shall be, executed in."""
+
+    # version on record, and the Python of another environment that has it
+    version: str | None = None
+    python: str | None = None
+
+
+def compare_target(params: Params, name: str, base: Path, head: Path, rows: Examples, runtime: Runtime) -> list[Change]:
     """Everything that can be said of a target beside its base.
 
     Args:
@@ -65,39 +74,49 @@ def compare_target(params: Params, name: str, base: Path, head: Path, rows: Exam
         base: folder of the base's artefact.
         head: folder of the head's.
         rows: the test split; both sides answer it.
+        runtime: of the base, where it is not this environment's.
 
     Raises:
         IntegrityError: an artefact is damaged, or the two are no versions of one model: other classes, another task.
         UnusableRuntimeError: the target's runtime does not run here.
         WorkerError: a process of it crashed or hung.
     """
-    old, new = (Side.open(folder, rows.texts) for folder in (base, head))
+    old, new = Side.open(base, rows.texts, runtime.python), Side.open(head, rows.texts)
     if old.card.facts["task"] != new.card.facts["task"]:
         raise IntegrityError(
             "base and head have other classes, or another task, so their answers mean different things"
         )
-    is_required = params.targets[name].required
+    target = params.targets[name]
+    reason = _why_unusable(target)
+    found: list[Change] = []
+    here = None if reason is not None else plugins.load("runtime", target.runtime).version()
+    if None not in (here, runtime.version) and here != runtime.version and runtime.python is None:
+        found.append(_other_runtime(name, target, str(runtime.version), str(here), apart=False))
     if _is_same(old, new):
-        return [changes.same_file(name).model_copy(update={"required": is_required})]
-    _refuse_unusable(params.targets[name])
-    found = [*_answered(params, name, old, new, rows), *_timed(params, name, old, new)]
-    found.append(changes.judge_size(name, old.exported.size_bytes, new.exported.size_bytes, params.compare.size))
-    return [change.model_copy(update={"required": is_required}) for change in found]
+        found.append(changes.same_file(name))
+    elif reason is not None:
+        raise UnusableRuntimeError(reason)
+    else:
+        found += [*_answered(params, name, old, new, rows), *_timed(params, name, old, new)]
+        found.append(changes.judge_size(name, old.exported.size_bytes, new.exported.size_bytes, params.compare.size))
+    return [change.model_copy(update={"required": target.required}) for change in found]
+
+
+def _other_runtime(name: str, target: Target, base: str, head: str, *, apart: bool) -> Change:
+    return changes.other_runtime(name, f"{target.runtime} {base}", f"{target.runtime} {head}", apart=apart)
 
 
 def _is_same(old: Side, new: Side) -> bool:
-    """Whether nothing can differ: the model byte for byte, how it is opened, and what it reads."""
-    if model_digest(old.exported) != model_digest(new.exported):
+    """Whether nothing can differ: the model byte for byte, what executes it, how it is opened, and what it reads."""
+    if old.exported.python != new.exported.python or model_digest(old.exported) != model_digest(new.exported):
         return False
     return old.exported.artefact.settings == new.exported.artefact.settings and old.sequences == new.sequences
 
 
-def _refuse_unusable(target: Target) -> None:
-    reason = (
+def _why_unusable(target: Target) -> str | None:
+    return (
         plugins.load("device", target.device).why_unusable() or plugins.load("runtime", target.runtime).why_unusable()
     )
-    if reason is not None:
-        raise UnusableRuntimeError(reason)
 
 
 # --- time --------------------------------------------------------------------------------------------------------
@@ -188,6 +207,7 @@ def _instructions(params: Params, name: str, old: Side, new: Side) -> Change:
                 [side.sequences[row] for row in rows],
                 0,
                 threads,
+                side.exported.python,
             )
             for side in (old, new)
         )
@@ -215,41 +235,59 @@ def _operations(name: str, old: Side, new: Side) -> list[Change]:
 # --- answers -----------------------------------------------------------------------------------------------------
 
 
+@dataclass(frozen=True)
+class Answers:
+    """What a side answered to the test rows: the metric on each, how sure it was, and the version of the runtime."""
+
+    values: Values
+    calibration: Calibration | None
+    runtime_version: str
+
+
 def _answered(params: Params, name: str, old: Side, new: Side, rows: Examples) -> list[Change]:
     metric = tasks.load(params.task.name, params.task.options, _space(new)).METRIC
-    (before, *earlier), (after, *later) = (_values(params, name, side, rows) for side in (old, new))
+    theirs, ours = (_answers(params, name, side, rows) for side in (old, new))
+    before, after = theirs.values, ours.values
     found = [changes.judge_score(name, before, after, metric, params.compare.score)]
+    if old.exported.python is not None:
+        target = params.targets[name]
+        found.insert(0, _other_runtime(name, target, theirs.runtime_version, ours.runtime_version, apart=True))
     if params.compare.slices is not None:
-        slices = {kind: _large(names) for kind, names in _slices(new, rows).items()}
-        change = changes.judge_slices(name, slices, before, after, metric, params.compare.slices)
+        change = changes.judge_slices(name, slices_of(new, rows), before, after, metric, params.compare.slices)
         found += [] if change is None else [change]
-    for one, other in zip(earlier, later, strict=True):
-        if one is not None and other is not None:
-            title = "calibration error"
-            found.append(changes.tell_value(name, "calibration", title, "points", 100 * one.error, 100 * other.error))
+    one, other = theirs.calibration, ours.calibration
+    if one is not None and other is not None:
+        title = "calibration error"
+        found.append(changes.tell_value(name, "calibration", title, "points", 100 * one.error, 100 * other.error))
     return found
 
 
-def _values(params: Params, name: str, side: Side, rows: Examples) -> tuple[Values, Calibration | None]:
-    """The metric on each test row, as this side answers it in the target's runtime, and how sure it is."""
+def _answers(params: Params, name: str, side: Side, rows: Examples) -> Answers:
+    """The test rows as this side answers them in the target's runtime."""
     target, one = params.targets[name], side.exported
     task = tasks.load(params.task.name, params.task.options, _space(side))
     batch = getattr(plugins.load("runtime", target.runtime), "BATCH", None)
     device = plugins.load("device", target.device)
-    with device.open_session(target.runtime, one.folder, one.artefact, params.measure.threads) as session:
+    elsewhere = {} if one.python is None else {"python": one.python}
+    with device.open_session(target.runtime, one.folder, one.artefact, params.measure.threads, **elsewhere) as session:
         outputs = answer(session, side.sequences, one.artefact, 0, batch)
+        version = session.runtime_version
     values = np.asarray(task.values(task.answers(outputs, task.space), rows.numbers), dtype=np.float64)
-    return values, calibrate(task.confidences(outputs), values) if task.says_confidence else None
+    return Answers(values, calibrate(task.confidences(outputs), values) if task.says_confidence else None, version)
 
 
 def _space(side: Side) -> tasks.Space:
     return tasks.Space.model_validate(side.card.facts["task"]["space"])
 
 
-def _slices(side: Side, rows: Examples) -> dict[str, Sequence[str]]:
-    """Kind of slice -> that of each row: the task's groups, the length in tokens, and the data's own column."""
+def slices_of(side: Side, rows: Examples) -> dict[str, Sequence[str]]:
+    """Kind of slice -> that of each row: the task's groups, the length in tokens, and the data's own column.
+
+    Rows of a slice that is too small to say anything are in none.
+    """
     found: dict[str, Sequence[str]] = {"length": [_bucket(len(ids)) for ids in side.sequences]}
-    return found | ({"class": rows.groups} if rows.groups else {}) | ({"slice": rows.slices} if rows.slices else {})
+    found |= ({"class": rows.groups} if rows.groups else {}) | ({"slice": rows.slices} if rows.slices else {})
+    return {kind: _large(names) for kind, names in found.items()}
 
 
 def _bucket(tokens: int) -> str:
@@ -262,6 +300,5 @@ def _bucket(tokens: int) -> str:
 
 
 def _large(names: Sequence[str]) -> list[str]:
-    """The slices with rows enough to say something of."""
     counts = Counter(names)
     return [name if counts[name] >= MIN_SLICE else "" for name in names]

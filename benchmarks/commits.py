@@ -1,0 +1,290 @@
+"""Ten commits of a small project, and what the gate says of each.
+
+    python -m benchmarks.commits run FOLDER --other-python OTHER/bin/python     about a quarter of an hour
+    python -m benchmarks.commits table                                         the table of docs/measuring.md
+
+`run` makes a project with `decant new` on the bundled data, builds its first version, and then commits on top of that,
+one change at a time: nothing, two regressions (one of speed, one of accuracy), a rounding while a neighbour loads a
+core, an improvement, an accepted exception, a deleted record, one changed by hand, and another version of the runtime,
+without and with its environment. OTHER is an environment with Decant and another version of onnxruntime. Every comment
+is kept as a file in docs/results/commits.
+"""
+
+import csv
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+import yaml
+
+from benchmarks.gate import neighbour
+from benchmarks.pages import fill
+from pipeline.base import guard, machine
+from pipeline.base.errors import UnusableRuntimeError
+from pipeline.base.files import write_atomically
+from pipeline.settings import accepted
+from stages.commands.run import dvc_environment
+from stages.reporting.markdown import escape
+from stages.reporting.markdown import table as markdown_table
+
+BASE = "main"
+BUNDLED, SMOKE = Path("data/assistant"), Path("recipes/smoke.yaml")
+BUDGETS = {"agreement": 0.9, "size_mb": 5.0, "p90_ms": 10.0}
+RESULTS, PAGE = Path("docs/results/commits"), Path("docs/measuring.md")
+COMMAND = "python -m benchmarks.commits table"
+HEADER = ("commit", "it should be", "exit status", "verdict", "seconds", "comment")
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, help=__doc__)
+
+
+@dataclass(frozen=True)
+class Project:
+    """A user's repository."""
+
+    folder: Path
+    other_python: Path
+
+    def decant(self, *words: str, python: Path | None = None) -> subprocess.CompletedProcess[str]:
+        """A command of Decant's, in this environment or in another."""
+        command = [str(python or sys.executable), "-m", "stages", *words]
+        return _run(command, self.folder, check=False)
+
+    def build(self) -> None:
+        """What a comparison needs: the artefact, and the scores that name its runtime."""
+        _run([sys.executable, "-m", "dvc", "repro", "evaluate@cpu", "examine@cpu", "floors"], self.folder)
+
+    def commit(self, message: str) -> None:
+        """Everything that git follows."""
+        _git(self.folder, "add", "-A")
+        _git(self.folder, "commit", "--quiet", "--allow-empty", "-m", message)
+
+    def change(self, change: Callable[[dict[str, Any]], object]) -> None:
+        """Changes settings, and builds."""
+        file = self.folder / "params.yaml"
+        settings = yaml.safe_load(file.read_text("utf-8"))
+        change(settings)
+        file.write_text(yaml.safe_dump(settings, sort_keys=False), "utf-8")
+        self.build()
+
+    def compare(self, *words: str, python: Path | None = None) -> subprocess.CompletedProcess[str]:
+        """`decant compare main`, every text of the last one gone."""
+        shutil.rmtree(self.folder / "artifacts" / "compared", ignore_errors=True)
+        return self.decant("compare", BASE, *words, python=python)
+
+
+@dataclass(frozen=True)
+class Commit:
+    """A change, and what it should be called."""
+
+    message: str
+    expected: str
+    make: Callable[[Project], subprocess.CompletedProcess[str]]
+
+
+def _changed(change: Callable[[dict[str, Any]], object]) -> Callable[[Project], subprocess.CompletedProcess[str]]:
+    def make(project: Project) -> subprocess.CompletedProcess[str]:
+        project.change(change)
+        project.commit("settings")
+        return project.compare()
+
+    return make
+
+
+def _nothing(project: Project) -> subprocess.CompletedProcess[str]:
+    with (project.folder / "README.md").open("a", encoding="utf-8") as file:
+        file.write("\nA sentence more.\n")
+    project.commit("a sentence more")
+    return project.compare()
+
+
+def _wide(settings: dict[str, Any]) -> None:
+    settings["student"]["ffn"] *= 2
+
+
+def _brief(settings: dict[str, Any]) -> None:
+    settings["distill"]["training"]["epochs"] /= 4
+
+
+def _rounded(settings: dict[str, Any]) -> None:
+    settings["quantize"]["calibration"]["percentile"] = 99.98
+
+
+def _long(settings: dict[str, Any]) -> None:
+    settings["distill"]["training"]["epochs"] *= 3
+
+
+def _flaky(project: Project) -> subprocess.CompletedProcess[str]:
+    project.change(_rounded)
+    project.commit("a rounding")
+    with neighbour(0):
+        return project.compare()
+
+
+def _accepted(project: Project) -> subprocess.CompletedProcess[str]:
+    """The regression of speed again, then an exception of two weeks, then the same comparison."""
+    _changed(_wide)(project)
+    until = (accepted.today() + timedelta(days=14)).isoformat()
+    project.decant("accept", "cpu", "--because", "the wide layer pays for itself in June", "--until", until)
+    project.commit("an exception")
+    return project.compare()
+
+
+def _deleted(project: Project) -> subprocess.CompletedProcess[str]:
+    (project.folder / "artifacts" / "exported" / "cpu" / "card.json").unlink()
+    return project.compare()
+
+
+def _tampered(project: Project) -> subprocess.CompletedProcess[str]:
+    """A better figure, by hand, and the gate that reads it."""
+    file = project.folder / "artifacts" / "scored" / "cpu.json"
+    record = json.loads(file.read_text("utf-8"))
+    record["record"]["primary"]["value"] = 0.99
+    file.unlink()  # a link into the cache
+    file.write_text(json.dumps(record), "utf-8")
+    return project.decant("stage", "gate")
+
+
+def _newer(project: Project) -> subprocess.CompletedProcess[str]:
+    return project.compare(python=project.other_python)
+
+
+def _newer_beside(project: Project) -> subprocess.CompletedProcess[str]:
+    return project.compare("--base-python", sys.executable, python=project.other_python)
+
+
+COMMITS = (
+    Commit("a sentence in the README", "no regression", _nothing),
+    Commit("a feed-forward layer twice as wide", "slower and larger", _changed(_wide)),
+    Commit("a quarter of the training", "less accurate", _changed(_brief)),
+    Commit("other ranges, a neighbour loads a core at random", "no regression", _flaky),
+    Commit("three times the training", "better", _changed(_long)),
+    Commit("the wide layer, accepted for two weeks", "accepted", _accepted),
+    Commit("the artefact's record deleted", "cannot compare", _deleted),
+    Commit("a score changed by hand (`decant stage gate`)", "refused", _tampered),
+    Commit("another version of onnxruntime", "not measured", _newer),
+    Commit("the same, with --base-python", "measured", _newer_beside),
+)
+
+
+@app.command()
+def run(
+    folder: Annotated[Path, typer.Argument(help="A folder to make.")],
+    other_python: Annotated[Path, typer.Option(help="The Python of an environment with another onnxruntime.")],
+) -> None:
+    """Makes the project, and judges commit after commit."""
+    project = Project(folder.absolute() / "project", other_python.absolute())
+    _make(project)
+    facts = machine.facts()
+    record: dict[str, Any] = {"cpu": facts["cpu"], "isa": facts["isa"], "commits": []}
+    RESULTS.mkdir(parents=True, exist_ok=True)
+    for number, commit in enumerate(COMMITS, start=1):
+        _git(project.folder, "checkout", "--quiet", "--force", BASE)
+        _run([sys.executable, "-m", "dvc", "checkout", "--force", "--quiet"], project.folder)
+        _git(project.folder, "checkout", "--quiet", "-B", f"change-{number}")
+        start = time.monotonic()
+        done = commit.make(project)
+        comment = project.folder / "artifacts" / "compared" / "comment.md"
+        name = f"{number:02d}.md"
+        is_commented = comment.is_file() and done.args[3] == "compare"
+        if is_commented:
+            write_atomically(RESULTS / name, comment.read_text("utf-8"))
+        said = [line for line in (done.stdout + done.stderr).splitlines() if line.strip()]
+        record["commits"].append(
+            {
+                "commit": commit.message,
+                "expected": commit.expected,
+                "exit": done.returncode,
+                "verdict": _verdict(comment) if is_commented else said[-1].replace(str(project.folder) + "/", ""),
+                "seconds": round(time.monotonic() - start),
+                "comment": name if is_commented else None,
+            }
+        )
+        print(json.dumps(record["commits"][-1]), flush=True)
+        (folder / f"{number:02d}.log").write_text("\n".join(said) + "\n", "utf-8")
+    write_atomically(RESULTS / "commits.json", json.dumps(record, indent=1) + "\n")
+    print(f"wrote {RESULTS / 'commits.json'}")
+
+
+def _make(project: Project) -> None:
+    """A first version, built and committed on main."""
+    done = _run([sys.executable, "-m", "stages", "new", str(project.folder)], Path.cwd())
+    print(done.stdout, end="", flush=True)
+    for name in ("train", "test"):
+        with (BUNDLED / f"{name}.csv").open(encoding="utf-8", newline="") as file:
+            rows = [(row["text"], row["label"]) for row in csv.DictReader(file)]
+        with (project.folder / "data" / f"{name}.csv").open("w", encoding="utf-8", newline="") as file:
+            csv.writer(file).writerows([("text", "label"), *rows])
+    mine = yaml.safe_load((project.folder / "params.yaml").read_text("utf-8"))
+    settings = yaml.safe_load(SMOKE.read_text("utf-8"))
+    settings |= {name: mine[name] for name in ("data", "report", "compare")}
+    settings["targets"] = {"cpu": settings["targets"]["cpu"] | {"budgets": BUDGETS}}
+    (project.folder / "params.yaml").write_text(yaml.safe_dump(settings, sort_keys=False), "utf-8")
+    for key, value in (("user.name", "nobody"), ("user.email", "nobody@localhost")):
+        _git(project.folder, "config", key, value)
+    _git(project.folder, "checkout", "--quiet", "-B", BASE)
+    project.build()
+    project.commit("the first version")
+
+
+def _verdict(comment: Path) -> str:
+    """The comment's first sentence."""
+    line = next(line for line in comment.read_text("utf-8").splitlines() if line.startswith("### "))
+    return line.removeprefix("### ")
+
+
+def _run(command: list[str], cwd: Path, *, check: bool = True) -> subprocess.CompletedProcess[str]:
+    # where the project lies there is no Decant beside it: the one of this folder is meant
+    environment = {
+        **dvc_environment(),
+        "PYTHONPATH": os.pathsep.join([str(Path.cwd()), os.environ.get("PYTHONPATH", "")]),
+    }
+    done = subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, check=False)
+    if check and done.returncode != 0:
+        raise UnusableRuntimeError(f"{' '.join(command)} ended with {done.returncode}: {done.stderr[-2000:]}")
+    return done
+
+
+def _git(folder: Path, *words: str) -> None:
+    _run(["git", *words], folder)
+
+
+@app.command()
+def table() -> None:
+    """Writes the table of docs/measuring.md from the record."""
+    write_atomically(PAGE, with_table(PAGE.read_text("utf-8"), RESULTS))
+    print(f"wrote the table into {PAGE}")
+
+
+def with_table(text: str, folder: Path) -> str:
+    """The page with its table made anew from the record in a folder."""
+    file = folder / "commits.json"
+    return fill(text, PAGE, "commits", COMMAND, render(json.loads(file.read_text("utf-8"))) if file.is_file() else "")
+
+
+def render(record: dict[str, Any]) -> str:
+    """The commits as a Markdown table."""
+    rows = (
+        (
+            one["commit"],
+            one["expected"],
+            str(one["exit"]),
+            one["verdict"] if one["comment"] is not None else escape(one["verdict"]),
+            str(one["seconds"]),
+            f"[{one['comment']}](results/commits/{one['comment']})" if one["comment"] is not None else "",
+        )
+        for one in record["commits"]
+    )
+    where = f"**{record['cpu']}** ({', '.join(record['isa']) or 'none of the instruction sets that matter'}):"
+    return f"\n{where}\n\n{markdown_table(HEADER, rows)}\n\n"
+
+
+if __name__ == "__main__":
+    guard.run(lambda: app(standalone_mode=False))
