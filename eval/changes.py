@@ -54,8 +54,8 @@ def other_runtime(target: str, base: str, head: str, *, apart: bool) -> Change:
 def judge_time(measurement: Measurement, zone: Zone) -> Change:
     """The time of a call, the base being the measurement's reference.
 
-    On a runner that finds a model slower than its own twin, the interval is widened first, or nothing is decided: see
-    `eval.figures.widened`. What passes by CPU time must not be slow on the wall clock either.
+    On a runner that finds a model slower than its own twin, the ends of the interval are moved first, or nothing is
+    decided: see `eval.figures.moved`. What passes by CPU time must not be slow on the wall clock either.
     """
     found: dict[str, Any] = {
         "target": measurement.target,
@@ -82,7 +82,7 @@ def judge_time(measurement: Measurement, zone: Zone) -> Change:
     harm = _loss(ratio)
     found |= {"harm": harm, "noise": PERCENT * abs(figures.worst_twins(measurement).value - 1), **_power(harm, found)}
     doubt = figures.why_unfit(measurement)
-    judged = figures.widened(ratio, doubt)
+    judged = figures.moved(ratio, doubt)
     reasons = [] if doubt is None else [doubt]
     status = Status.INCONCLUSIVE if judged is None else _decide(_loss(judged), found["tolerated"], found["seen"])
     if status is Status.PASS and wall.value >= 1 + zone.seen:

@@ -83,7 +83,8 @@ def speedups(measurement: Measurement, lengths: str = "data", clock: Clock | Non
 def slowdown(measurement: Measurement, clock: Clock | None = None) -> Interval:
     """How many times the reference's call goes into the candidate's, of two versions of one model.
 
-    Their sessions differ by as little as twins do where nothing was changed, so the twins' noise is counted in.
+    Their sessions differ by as little as twins do where nothing was changed, so the twins' noise is counted in: it is
+    judged by `moved`, not by `widened`, which would count it twice.
 
     Raises:
         TooFewError: fewer than two processes with both, or without twins.
@@ -168,6 +169,23 @@ def widened(figure: Interval, doubt: Reason | None) -> Interval | None:
     if factor > UNFIT_LIMIT:
         return None
     return figure.model_copy(update={"low": figure.low / factor, "high": figure.high * factor})
+
+
+def moved(figure: Interval, doubt: Reason | None) -> Interval | None:
+    """The interval of a `slowdown` as it may be judged; None where nothing can be.
+
+    What twins differ by at random is in it. What they differ by in every process, on a runner that is unfit, may have
+    made one model's pair slower and not the other's: of the mean over both pairs that is half, by which each end is
+    moved. Beyond UNFIT_LIMIT nothing is decided.
+    """
+    if doubt is None:
+        return figure
+    if doubt.kind is not ReasonKind.NOISY_RUNNER or doubt.figure is None:
+        return None
+    off = max(doubt.figure.value, 1 / doubt.figure.value)
+    if off > UNFIT_LIMIT:
+        return None
+    return figure.model_copy(update={"low": figure.low / off**0.5, "high": figure.high * off**0.5})
 
 
 def find_warnings(measurement: Measurement) -> tuple[Reason, ...]:

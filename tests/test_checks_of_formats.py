@@ -262,7 +262,7 @@ def test_slower_setting_than_another_is_found(sound, source, monkeypatch):
         status, reason = judged_settings(monkeypatch, subject, {other: 1.3})
         assert (status, "set options.settings of the target to" in reason) == (Status.FAIL, True), reason
         # review C4: nobody can say that no setting is much faster where the interval reaches far, or the figure itself
-        status, reason = judged_settings(monkeypatch, subject, {other: 1.04}, noise=0.2)
+        status, reason = judged_settings(monkeypatch, subject, {other: 1.04}, noise=0.4)
         assert (status, "5% faster is undecided" in reason) == (Status.INCONCLUSIVE, True), reason
         status, reason = judged_settings(monkeypatch, subject, {other: 1.06}, noise=0.05)
         assert (status, "5% faster is undecided" in reason) == (Status.INCONCLUSIVE, True), reason

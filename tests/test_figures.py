@@ -170,6 +170,19 @@ def test_missing_twins_are_no_proof_of_fitness():
     assert say(reason).startswith("nobody knows how noisy the run was: no pairs")
 
 
+def test_the_ends_of_a_change_are_moved_by_half_of_what_twins_were_off():
+    """Of two pairs one may have been timed slower: their mean is off by half. Beyond the limit nothing is decided."""
+    figure = Interval(value=1.05, low=1.03, high=1.07, confidence=0.98)
+    off = Interval(value=1.0404, low=0.9, high=1.2, confidence=0.99)
+    noisy = Reason(kind=ReasonKind.NOISY_RUNNER, figure=off)
+    found = figures.moved(figure, noisy)
+    assert (found.low, found.value, found.high) == pytest.approx((1.03 / 1.02, 1.05, 1.07 * 1.02))
+    assert figures.moved(figure, None) == figure
+    assert figures.moved(figure, Reason(kind=ReasonKind.NO_TWINS, detail="no pairs")) is None
+    far = Reason(kind=ReasonKind.NOISY_RUNNER, figure=off.model_copy(update={"value": 0.6}))
+    assert figures.moved(figure, far) is None
+
+
 def test_an_interval_is_widened_by_twice_what_the_twins_were_off():
     """Left as it is on a quiet runner; nothing can be judged where nobody knows, or beyond a factor of 1.5."""
     figure = Interval(value=4.0, low=3.9, high=4.1)

@@ -5,7 +5,7 @@ from statistics import median
 from types import ModuleType
 
 from eval.checks import Subject, failed, passed
-from eval.figures import slowdown, speedups, why_unfit
+from eval.figures import moved, slowdown, speedups, why_unfit
 from eval.latency import measure
 from eval.wording import say
 from pipeline.base import plugins
@@ -87,18 +87,16 @@ def _time(subject: Subject, changed: dict[str, str], *, decides: bool) -> Measur
 
 def _status(timed: Measurement) -> Status:
     """Whether a setting is not worth a change, is, or might be."""
-    gain = _gain(timed)
-    if gain.low > WORTH:
+    judged = moved(_gain(timed), why_unfit(timed))
+    if judged is None:
+        return Status.INCONCLUSIVE
+    if judged.low > WORTH:
         return Status.FAIL
-    return Status.PASS if gain.value <= WORTH and gain.high <= SURELY_LESS else Status.INCONCLUSIVE
+    return Status.PASS if judged.value <= WORTH and judged.high <= SURELY_LESS else Status.INCONCLUSIVE
 
 
 def _gain(timed: Measurement) -> Interval:
-    """How many times as fast as shipped, with the noise of the twins.
-
-    Two settings of one file are as near to each other as twins are, so what twins differ by belongs into the interval,
-    and is in it; a runner whose twins differ need not be called unfit on top.
-    """
+    """How many times as fast as shipped; two settings of one file are as near to each other as twins are."""
     slower = slowdown(timed)
     return slower.model_copy(update={"value": 1 / slower.value, "low": 1 / slower.high, "high": 1 / slower.low})
 
