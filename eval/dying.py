@@ -8,6 +8,8 @@ import ctypes
 import os
 import signal
 import sys
+import tempfile
+from functools import cache
 from pathlib import Path
 
 _PR_SET_PDEATHSIG = 1
@@ -28,6 +30,23 @@ def reason(returncode: int, printed: str) -> str:
         return f"crashed ({name}){' (out of memory?)' if name == 'SIGKILL' else ''}"
     lines = [line for line in printed.splitlines() if line.strip()]
     return f"failed (exit status {returncode}): {lines[-1][:SHOWN_CHARACTERS] if lines else 'it printed nothing'}"
+
+
+def folder_of(python: str | None) -> Path:
+    """Where a child is started, so that it is this very code that it imports.
+
+    For another environment's Python that is a folder with nothing else in it: where Decant is installed, this
+    environment's libraries lie beside it.
+    """
+    return ROOT if python is None else Path(_alone().name)
+
+
+@cache
+def _alone() -> tempfile.TemporaryDirectory[str]:
+    folder = tempfile.TemporaryDirectory(prefix="decant-")
+    for package in ("eval", "pipeline"):
+        Path(folder.name, package).symlink_to(ROOT / package, target_is_directory=True)
+    return folder
 
 
 def command(*words: str) -> list[str]:

@@ -106,7 +106,7 @@ def count(
                 text=True,
                 errors="replace",
                 timeout=TIMEOUT_S,
-                cwd=dying.ROOT,
+                cwd=dying.folder_of(python),
                 # a set of names is walked through in the order of its hashes
                 env={**os.environ, **thread_environment(threads), "PYTHONHASHSEED": "0"},
                 check=False,

@@ -144,7 +144,7 @@ def open_session(
     command = [python or sys.executable, "-m", "eval.isolated", str(theirs.fileno())]
     process = subprocess.Popen(
         [*(emulation.prefix() if emulated else []), *command],
-        cwd=dying.ROOT,
+        cwd=dying.folder_of(python),
         env={**os.environ, **thread_environment(threads)},
         stdin=subprocess.DEVNULL,
         stdout=log,

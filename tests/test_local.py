@@ -1,8 +1,15 @@
 """Workers in processes of their own: what comes back, and what is said when nothing does."""
 
+import subprocess
+import sys
+from pathlib import Path
+
+import psutil
 import pytest
 from fakes import install_runtime, make_job
 
+import eval
+from eval import dying
 from eval.devices import local
 from eval.worker import WorkerError
 
@@ -55,3 +62,23 @@ def test_unusable_runtime_gives_its_reason(monkeypatch):
     """Which is a result, not an error."""
     monkeypatch.setenv("FAKE_UNUSABLE", "needs macOS")
     assert local.run_worker(make_job(), timeout_s=60.0).unusable == "needs macOS"
+
+
+def test_another_python_has_its_own_libraries_and_this_code(tmp_path, monkeypatch):
+    """Planted: Decant is installed beside this environment's libraries, which a child started there would import."""
+    monkeypatch.delenv("PYTHONPATH")  # of the fake runtime
+    installed = tmp_path / "site-packages"
+    installed.mkdir()
+    for package in ("eval", "pipeline"):
+        (installed / package).symlink_to(dying.ROOT / package, target_is_directory=True)
+    (installed / "psutil.py").write_text("")
+    monkeypatch.setattr(dying, "ROOT", installed)
+    dying._alone.cache_clear()
+    for python, library in ((None, installed), (sys.executable, Path(psutil.__file__).parents[1])):
+        code = "import eval, psutil; print(eval.__file__); print(psutil.__file__)"
+        command = [sys.executable, "-c", code]
+        done = subprocess.run(command, cwd=dying.folder_of(python), capture_output=True, text=True, check=True)
+        ours, theirs = map(Path, done.stdout.split())
+        assert ours.resolve() == Path(eval.__file__).resolve()
+        assert theirs.is_relative_to(library)
+    dying._alone.cache_clear()

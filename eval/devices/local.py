@@ -30,7 +30,7 @@ def run_worker(job: Job, timeout_s: float) -> Result:
             text=True,
             errors="replace",
             timeout=timeout_s,
-            cwd=dying.ROOT,
+            cwd=dying.folder_of(job.python),
             env={**os.environ, **thread_environment(job.threads)},
             check=False,
         )
