@@ -82,7 +82,7 @@ def judge_time(measurement: Measurement, zone: Zone) -> Change:
     harm = _loss(ratio)
     found |= {"harm": harm, "noise": PERCENT * abs(figures.worst_twins(measurement).value - 1), **_power(harm, found)}
     doubt = figures.why_unfit(measurement)
-    judged = figures.moved(ratio, doubt)
+    judged = figures.moved(measurement, ratio)
     reasons = [] if doubt is None else [doubt]
     status = Status.INCONCLUSIVE if judged is None else _decide(_loss(judged), found["tolerated"], found["seen"])
     if status is Status.PASS and wall.value >= 1 + zone.seen:

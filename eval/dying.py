@@ -4,6 +4,7 @@
 `preexec_fn` would fork this process as it is, threads of JAX and others included, which can hang it.)
 """
 
+import atexit
 import ctypes
 import os
 import signal
@@ -44,6 +45,7 @@ def folder_of(python: str | None) -> Path:
 @cache
 def _alone() -> tempfile.TemporaryDirectory[str]:
     folder = tempfile.TemporaryDirectory(prefix="decant-")
+    atexit.register(folder.cleanup)
     for package in ("eval", "pipeline"):
         Path(folder.name, package).symlink_to(ROOT / package, target_is_directory=True)
     return folder

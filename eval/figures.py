@@ -171,21 +171,22 @@ def widened(figure: Interval, doubt: Reason | None) -> Interval | None:
     return figure.model_copy(update={"low": figure.low / factor, "high": figure.high * factor})
 
 
-def moved(figure: Interval, doubt: Reason | None) -> Interval | None:
-    """The interval of a `slowdown` as it may be judged; None where nothing can be.
+def moved(measurement: Measurement, change: Interval) -> Interval | None:
+    """The interval of a `slowdown`, or of its inverse, as it may be judged; None where nothing can be.
 
-    What twins differ by at random is in it. What they differ by in every process, on a runner that is unfit, may have
-    made one model's pair slower and not the other's: of the mean over both pairs that is half, by which each end is
-    moved. Beyond UNFIT_LIMIT nothing is decided.
+    What twins differ by at random is in it, and what both models' twins differ by alike falls out of the mean over both
+    pairs: of two sessions the later one is often faster by a per cent. What one model's twins differ by and the other's
+    do not is in that mean by half. By so much each end is moved on a runner that is unfit; beyond UNFIT_LIMIT nothing
+    is decided.
     """
+    doubt = why_unfit(measurement)
     if doubt is None:
-        return figure
-    if doubt.kind is not ReasonKind.NOISY_RUNNER or doubt.figure is None:
+        return change
+    if doubt.figure is None or max(doubt.figure.value, 1 / doubt.figure.value) > UNFIT_LIMIT:
         return None
-    off = max(doubt.figure.value, 1 / doubt.figure.value)
-    if off > UNFIT_LIMIT:
-        return None
-    return figure.model_copy(update={"low": figure.low / off**0.5, "high": figure.high * off**0.5})
+    alone = twin_ratio(measurement, "candidate").value / twin_ratio(measurement, "reference").value
+    factor = max(alone, 1 / alone) ** 0.5
+    return change.model_copy(update={"low": change.low / factor, "high": change.high * factor})
 
 
 def find_warnings(measurement: Measurement) -> tuple[Reason, ...]:

@@ -170,17 +170,23 @@ def test_missing_twins_are_no_proof_of_fitness():
     assert say(reason).startswith("nobody knows how noisy the run was: no pairs")
 
 
-def test_the_ends_of_a_change_are_moved_by_half_of_what_twins_were_off():
-    """Of two pairs one may have been timed slower: their mean is off by half. Beyond the limit nothing is decided."""
+def test_the_ends_of_a_change_are_moved_by_half_of_what_one_models_twins_differ_by():
+    """Its mean over two pairs is off by half. What both models' twins differ by alike moves nothing: it falls out."""
     figure = Interval(value=1.05, low=1.03, high=1.07, confidence=0.98)
-    off = Interval(value=1.0404, low=0.9, high=1.2, confidence=0.99)
-    noisy = Reason(kind=ReasonKind.NOISY_RUNNER, figure=off)
-    found = figures.moved(figure, noisy)
-    assert (found.low, found.value, found.high) == pytest.approx((1.03 / 1.02, 1.05, 1.07 * 1.02))
-    assert figures.moved(figure, None) == figure
-    assert figures.moved(figure, Reason(kind=ReasonKind.NO_TWINS, detail="no pairs")) is None
-    far = Reason(kind=ReasonKind.NOISY_RUNNER, figure=off.model_copy(update={"value": 0.6}))
-    assert figures.moved(figure, far) is None
+    one = make_measurement(noise=0.001, twins=1.0404)
+    found = figures.moved(one, figure)
+    assert (found.low, found.value, found.high) == pytest.approx((1.03 / 1.02, 1.05, 1.07 * 1.02), rel=1e-3)
+    assert figures.moved(make_measurement(noise=0.001), figure) == figure
+    assert figures.moved(make_measurement(noise=0.001, twins=1.6), figure) is None
+    series = tuple(
+        one_series.model_copy(update={"cpu_ns": tuple(int(ns * 1.0404) for ns in one_series.cpu_ns)})
+        if one_series.model == "reference"
+        else one_series
+        for one_series in one.series
+    )
+    alike = one.model_copy(update={"series": series})
+    assert figures.why_unfit(alike) is not None
+    assert figures.moved(alike, figure).low == pytest.approx(figure.low, rel=1e-3)
 
 
 def test_an_interval_is_widened_by_twice_what_the_twins_were_off():

@@ -81,4 +81,5 @@ def test_another_python_has_its_own_libraries_and_this_code(tmp_path, monkeypatc
         ours, theirs = map(Path, done.stdout.split())
         assert ours.resolve() == Path(eval.__file__).resolve()
         assert theirs.is_relative_to(library)
+    dying._alone().cleanup()
     dying._alone.cache_clear()

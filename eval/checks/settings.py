@@ -87,7 +87,7 @@ def _time(subject: Subject, changed: dict[str, str], *, decides: bool) -> Measur
 
 def _status(timed: Measurement) -> Status:
     """Whether a setting is not worth a change, is, or might be."""
-    judged = moved(_gain(timed), why_unfit(timed))
+    judged = moved(timed, _gain(timed))
     if judged is None:
         return Status.INCONCLUSIVE
     if judged.low > WORTH:
