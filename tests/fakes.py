@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 import eval.runtimes
 from eval.worker import Job, Loadable, Result, Samples, Turn, arms_of
@@ -80,6 +81,12 @@ class Session:
     def __exit__(self, *_):
         self.close()
 """
+
+
+def slow_but(values, *fast):
+    """Parameters of a test that takes seconds for each: `make test` has some, `make test-all` those like them, too."""
+    assert all(value in values for value in fast)
+    return [value if value in fast else pytest.param(value, marks=pytest.mark.slow) for value in values]
 
 
 def named(ids, mask):

@@ -8,7 +8,7 @@ import onnx
 import pytest
 import test_to_coreml as coreml
 import torch
-from fakes import install_runtime, make_artefact, make_job, make_result
+from fakes import install_runtime, make_artefact, make_job, make_result, slow_but
 from test_quantization import toy_examples
 from tiny_project import make_rows, make_tokenizer, write_project, write_teacher
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
@@ -434,7 +434,7 @@ def to_onnx_file(model, folder, precision):
 
 
 @pytest.mark.parametrize("precision", ["fp32", "int8"])
-@pytest.mark.parametrize("family", ["bert", "distilbert", "roberta", "electra"])
+@pytest.mark.parametrize("family", slow_but(["bert", "distilbert", "roberta", "electra"], "bert", "electra"))
 def test_onnx_answers_as_pytorch_from_the_same_operators(tmp_path, family, precision):
     """In onnxruntime; the graph is that of the same student without the token, but for one row of one table."""
     source, out, artefact, graph = to_onnx_file(student(family), tmp_path / "with", precision)

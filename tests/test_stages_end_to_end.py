@@ -18,7 +18,7 @@ from tokenizers import Tokenizer
 
 from eval import instructions
 from export import to_onnx
-from pipeline.base import plugins, records
+from pipeline.base import emulation, plugins, records
 from pipeline.base.errors import IntegrityError, ModelError, SettingsError, TrainingError, ValuesDifferError
 from pipeline.base.files import sha256_of
 from pipeline.base.records import Comparison, Examination, Floors, Measurement, Parity, Score, Status, open_folder, seal
@@ -588,8 +588,9 @@ def test_small_student_with_controls_goes_all_the_way(copy):
 
 
 @pytest.fixture
-def versions(copy):
-    """(workspace with one required target, folder of its artefact as it was)."""
+def versions(copy, monkeypatch):
+    """(workspace with one required target, folder of its artefact as it was); without an emulator, which takes long."""
+    monkeypatch.setattr(emulation, "COMMAND", "no-such-emulator")
     _, workspace = copy
     required = {**TARGET, "precision": "int8", "required": True, "budgets": {"size_mb": 5.0}}
     quick = {"processes": 3, "pairs": 4, "max_rounds": 1, "time": {"tolerated": 50.0, "seen": 100.0}}
@@ -630,8 +631,9 @@ def test_a_file_that_did_not_change_is_not_timed(versions, monkeypatch):
     assert (status, found.status, [one.what for one in found.changes]) == (0, Status.PASS, ["file"])
 
 
-def test_another_file_is_timed_scored_and_weighed(versions, capsys):
+def test_another_file_is_timed_scored_and_weighed(versions, capsys, monkeypatch):
     """Every row of the table, and the files that people and CI read."""
+    monkeypatch.undo()  # the emulator where there is one
     workspace, base = versions
     rewrite(workspace.exported("cpu"), lambda model: setattr(model, "doc_string", "another"))
     status, found = compared(workspace, base)

@@ -10,7 +10,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from fakes import named
+from fakes import named, slow_but
 from onnx import numpy_helper
 from pydantic import ValidationError
 from test_quantization import answer, toy_examples
@@ -116,8 +116,19 @@ def test_fp32_answers_as_pytorch(models, tmp_path, name):
             np.testing.assert_allclose(found, answer(model, rows).numpy(), atol=1e-4)
 
 
-@pytest.mark.parametrize("settings", [DYNAMIC, STATIC], ids=["dynamic", "static"])
-@pytest.mark.parametrize("name", [*FAMILIES, "factorised"])
+@pytest.mark.parametrize(
+    ("name", "settings"),
+    [
+        *((name, DYNAMIC) for name in [*FAMILIES, "factorised"]),
+        *((name, STATIC) for name in ("bert", "modernbert", "factorised")),
+        *(
+            pytest.param(name, STATIC, marks=pytest.mark.slow)
+            for name in FAMILIES
+            if name not in ("bert", "modernbert")
+        ),
+    ],
+    ids=lambda value: value if isinstance(value, str) else value.activations,
+)
 def test_int8_answers_as_the_plan_imitated(models, tmp_path, name, settings, monkeypatch):
     """Close to fp32, and much closer to the imitation in PyTorch that the plan was chosen by.
 
@@ -172,7 +183,7 @@ def test_weights_agree_with_onnxruntimes_quantizer(models, tmp_path):
         np.testing.assert_allclose(held[0][f"{name}.weight_scale"], np.concatenate(scales), rtol=1e-6)
 
 
-@pytest.mark.parametrize("settings", [DYNAMIC, STATIC], ids=["dynamic", "static"])
+@pytest.mark.parametrize("settings", slow_but([DYNAMIC, STATIC], DYNAMIC), ids=["dynamic", "static"])
 @pytest.mark.parametrize(
     "module", ["bert.encoder.layer.1.output.dense", "classifier", "bert.embeddings.word_embeddings"]
 )
@@ -229,7 +240,7 @@ def test_a_module_without_a_node_is_refused(models, tmp_path, monkeypatch):
         exported(folder, tmp_path / "out", plan, anew=True)
 
 
-@pytest.mark.parametrize("method", ["minmax", "entropy", "percentile"])
+@pytest.mark.parametrize("method", slow_but(["minmax", "entropy", "percentile"], "entropy", "percentile"))
 def test_static_ranges_of_every_method_are_in_the_file(models, tmp_path, method):
     """Scale and zero point of a layer's input are those of the plan."""
     model, folder = models["bert"]
@@ -299,7 +310,7 @@ def test_two_modules_with_equal_weights_are_both_quantized(tmp_path):
     difference(tmp_path / "model", tmp_path / "out", artefact, TOLERANCES["int8"])
 
 
-@pytest.mark.parametrize("module", ["query", "key", "value"])
+@pytest.mark.parametrize("module", slow_but(["query", "key", "value"], "value"))
 def test_an_excluded_projection_is_not_merged(models, tmp_path, module):
     """The other two still are, and it stays in fp32 under its own name."""
     model, folder = models["bert"]
@@ -314,7 +325,7 @@ def test_an_excluded_projection_is_not_merged(models, tmp_path, module):
     difference(folder, tmp_path / "out", artefact, TOLERANCES["int8"])
 
 
-@pytest.mark.parametrize("name", ["bert", "distilbert", "roberta"])
+@pytest.mark.parametrize("name", slow_but(["bert", "distilbert", "roberta"], "bert"))
 def test_ranges_of_one_token_are_no_farther_from_fp32(models, tmp_path, name, monkeypatch):
     """The last layer of a dynamic file is quantized by the first token's values alone, padding or not."""
     model, folder = models[name]
@@ -354,7 +365,7 @@ def raw_session(folder, optimized=True):
     return onnxruntime.InferenceSession(str(folder / "model.onnx"), options, providers=["CPUExecutionProvider"])
 
 
-@pytest.mark.parametrize("settings", [None, DYNAMIC], ids=["fp32", "int8"])
+@pytest.mark.parametrize("settings", slow_but([None, DYNAMIC], None), ids=["fp32", "int8"])
 @pytest.mark.parametrize("name", FAMILIES)
 def test_the_file_itself_refuses_a_longer_input(models, tmp_path, name, settings):
     """Its positions end where its card says; RoBERTa's would else go on to those of the whole model."""
@@ -424,7 +435,7 @@ def test_int32_inputs(models, tmp_path, name):
     difference(folder, tmp_path / "out", artefact, 1e-4)
 
 
-@pytest.mark.parametrize("settings", [None, DYNAMIC, STATIC], ids=["fp32", "dynamic", "static"])
+@pytest.mark.parametrize("settings", slow_but([None, DYNAMIC, STATIC], STATIC), ids=["fp32", "dynamic", "static"])
 def test_exported_twice_gives_the_same_bytes(models, tmp_path, settings):
     """Without a path of this machine in them."""
     model, folder = models["bert"]

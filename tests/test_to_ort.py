@@ -5,6 +5,7 @@ import sys
 
 import numpy as np
 import pytest
+from fakes import slow_but
 from pydantic import ValidationError
 from test_quantization import answer, toy_examples
 from test_to_onnx import DYNAMIC, STATIC, plan_of, single_texts
@@ -81,7 +82,7 @@ def test_the_record_says_what_was_written(saved, tmp_path):
 
 # onnxruntime's tool leaves its file open
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
-@pytest.mark.parametrize("optimization", ["extended", "basic"])
+@pytest.mark.parametrize("optimization", slow_but(["extended", "basic"], "extended"))
 def test_operators_are_those_of_onnxruntimes_own_tool(saved, tmp_path, optimization):
     """An independent reading of the same file; basic needs none of onnxruntime's own operators."""
     from onnxruntime.tools.ort_format_model import create_config_from_models
