@@ -213,6 +213,15 @@ def test_wrong_normaliser_is_found(subject_of, change):
     assert (status, "differs from the tokenizer that the student was trained with" in reason) == (Status.FAIL, True)
 
 
+@pytest.mark.parametrize("longest", [400, 401])
+def test_a_tokenizer_that_does_not_cut_there_is_found_where_no_text_is_so_long(subject_of, longest):
+    """Found by benchmarks/checks.py: with 64 tokens, no hard or random text and no row was longer."""
+    subject = subject_of(max_length=400)
+    cut_at(subject.folder, longest)
+    status, reason = found(tokenizer, subject)
+    assert status is (Status.PASS if longest == 400 else Status.FAIL), reason
+
+
 def test_random_texts_are_the_same_for_a_seed_and_hold_odd_characters():
     texts = list(tokenizer.random_texts(0, 200))
     assert texts == list(tokenizer.random_texts(0, 200)) != list(tokenizer.random_texts(1, 200))

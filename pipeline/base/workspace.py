@@ -94,6 +94,11 @@ class Workspace:
         """The last comparison with a base."""
         return self.artifacts / "compared"
 
+    @property
+    def history(self) -> Path:
+        """The page of accepted versions."""
+        return self.artifacts / "history"
+
     def work(self, name: str) -> Path:
         """Checkpoints and caches of a stage: not tracked by DVC, so that a killed run can go on."""
         return self.artifacts / "work" / name

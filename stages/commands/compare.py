@@ -3,6 +3,7 @@
     decant compare main                 artefacts of that git revision, from the DVC cache or a remote
     decant compare v1.2 --build         trains and exports them again where nobody has kept them
     decant compare ../other/project     another folder's
+    decant compare last-accepted        the version of the last line of history.jsonl
     decant compare main --base-python OLD/bin/python      where the runtime's version is what changes
 
 Both versions of each target's file are timed in the same processes, both twice, in both orders, and answer the same
@@ -45,7 +46,7 @@ from stages.gating.sides import Runtime, compare_target
 
 
 def command(
-    base: Annotated[str, typer.Argument(help="A git revision, a project's folder, or an artefact's.")],
+    base: Annotated[str, typer.Argument(help="A git revision, a project's folder, an artefact's, or last-accepted.")],
     folder: Annotated[Path, typer.Option(help="The project.")] = Path(),
     target: Annotated[list[str] | None, typer.Option(help="Only this target; may be given again.")] = None,
     build: Annotated[bool, typer.Option("--build", help="Train the base again where it is not kept.")] = False,

@@ -15,11 +15,13 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
+from eval import history
 from pipeline.base.errors import PipelineError, SettingsError
 from pipeline.base.records import open_folder
 from pipeline.base.workspace import Workspace
 from stages.commands.run import dvc_environment
 
+LAST_ACCEPTED = "last-accepted"  # the version of the last line of history.jsonl
 # What converting reads besides its own settings.
 OF_CONVERT = ("artifacts/data", "artifacts/student", "artifacts/quantized")
 
@@ -42,7 +44,7 @@ def bring(base: str, root: Path, targets: list[str], *, build: bool = False) -> 
     """The base that a word on the command line means, for the length of the block.
 
     Args:
-        base: a project's folder, an exported artefact's folder, or a git revision.
+        base: a project's folder, an exported artefact's folder, a git revision, or LAST_ACCEPTED.
         root: the project.
         targets: names of those to bring.
         build: whether a revision whose artefacts nobody has kept is trained and exported again.
@@ -54,6 +56,8 @@ def bring(base: str, root: Path, targets: list[str], *, build: bool = False) -> 
     if path.is_dir():
         yield _folder(path, targets)
         return
+    if base == LAST_ACCEPTED:
+        base = _last_accepted(root)
     with _revision(base, root, targets, build) as found:
         yield found
 
@@ -74,10 +78,24 @@ def _digest(folder: Path) -> str:
     return open_folder(folder, "artefact").digest
 
 
+def revision_of(root: Path, name: str = "HEAD") -> str | None:
+    """The commit that a name means in a project's repository; None where it means none, or there is no repository."""
+    return _git(root, "rev-parse", "--verify", "--quiet", f"{name}^{{commit}}")
+
+
+def _last_accepted(root: Path) -> str:
+    revisions = [entry.revision for entry in history.read(root) if entry.revision]
+    if not revisions:
+        raise SettingsError(
+            f"{root / history.FILE}: no accepted version yet; `decant history --add` on the main branch adds one"
+        )
+    return revisions[-1]
+
+
 @contextmanager
 def _revision(name: str, root: Path, targets: list[str], build: bool) -> Iterator[Base]:
     """A worktree of the revision, with the artefacts that could be brought."""
-    commit = _git(root, "rev-parse", "--verify", "--quiet", f"{name}^{{commit}}")
+    commit = revision_of(root, name)
     if commit is None:
         raise SettingsError(f"'{name}' is neither a folder nor a git revision of {root.resolve()}; see `git log`")
     top = Path(_git(root, "rev-parse", "--show-toplevel") or root)
