@@ -18,6 +18,7 @@ from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
 from eval import figures
+from eval.slices import LEAST_ROWS, large, mean_by_slice
 from eval.statistics import (
     TooFewError,
     chance_of_gain,
@@ -178,6 +179,8 @@ def _judge_one(budget: str, limit: float, required: bool, facts: Facts) -> Budge
             status, reasons = Status.INCONCLUSIVE, [Reason(kind=ReasonKind.TOO_FEW_SAMPLES, detail=str(error))]
         else:
             status, reasons = _weigh(budget, row, figure, limit, facts)
+            if budget == "worst_slice":
+                reasons.insert(0, _which_is_worst(facts))
             if status is Status.PASS and (blunt := _why_blunt(budget, row, figure, limit, facts)) is not None:
                 reasons.append(blunt)
     if row.evidence[0] == "score" and facts.score is not None and facts.score.stand_in is not None:
@@ -429,6 +432,43 @@ def _floor_margin(facts: Facts) -> Interval:
     return drop_interval(_given(facts.score).values, floor.values, facts.metric, SCORE_CONFIDENCE)
 
 
+def _worst_slice(facts: Facts) -> Interval:
+    """The worst ends over all slices: each end holds for all slices together (Bonferroni's correction).
+
+    A limit is then kept when every slice surely keeps it, and broken when some slice surely does.
+    """
+    by_slice = _by_slice(facts)
+    worse = min if facts.metric.is_greater_better else max
+    ends = {key: worse(getattr(one, key) for one in by_slice.values()) for key in ("value", "low", "high")}
+    return Interval(**ends, confidence=SCORE_CONFIDENCE)
+
+
+def _by_slice(facts: Facts) -> dict[str, Interval]:
+    """Every class and every slice of the data that has rows enough.
+
+    Raises:
+        TooFewError: there is none.
+    """
+    floors, values = _given(facts.floors), _given(facts.score).values
+    kinds = {kind: large(names) for kind, names in (("class", floors.groups), ("slice", floors.slices)) if names}
+    count = sum(len({name for name in names if name}) for names in kinds.values())
+    if not count:
+        raise TooFewError(f"no class and no slice has {LEAST_ROWS} test rows")
+    each = 1 - (1 - SCORE_CONFIDENCE) / count
+    return {
+        f"{kind} {name}": found
+        for kind, names in kinds.items()
+        for name, found in mean_by_slice(names, values, each).items()
+    }
+
+
+def _which_is_worst(facts: Facts) -> Reason:
+    by_slice = _by_slice(facts)
+    worse = min if facts.metric.is_greater_better else max
+    name = worse(by_slice, key=lambda one: by_slice[one].value)
+    return Reason(kind=ReasonKind.WORST_SLICE, evidence=name, expected=len(by_slice))
+
+
 def _of_samples(figure: Callable[..., Interval]) -> Callable[[Facts], Interval]:
     return lambda facts: figure(_given(facts.measurement))
 
@@ -455,6 +495,7 @@ _FIGURES: dict[str, Callable[[Facts], Interval]] = {
     "quantization_drop": _drop_from_student,
     "agreement": _agreement,
     "floor_margin": _floor_margin,
+    "worst_slice": _worst_slice,
     "speedup_vs_teacher": _of_samples(figures.speedup),
     **{name: _of_samples(figure) for name, figure in _PERCENTILES.items()},
     "load_ms": _of_samples(figures.load_ms),

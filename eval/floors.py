@@ -43,6 +43,7 @@ def measure_floors(task: Task, train: Examples, test: Examples, seed: int, timed
         metric=task.METRIC,
         groups=test.groups,
         known_groups=tuple(sorted(set(train.groups))),
+        slices=test.slices,
         floors=tuple(floors),
     )
 

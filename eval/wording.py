@@ -116,6 +116,7 @@ def shorts(metric: Metric) -> dict[str, str]:
         "quantization_drop": "behind student",
         "agreement": "agrees",
         "floor_margin": "ahead of floor",
+        "worst_slice": "worst slice",
         "speedup_vs_teacher": "speed-up",
         "p50_ms": "median",
         "p90_ms": "p90",
@@ -402,6 +403,7 @@ _SENTENCES: dict[ReasonKind, Callable[[Reason], str]] = {
         + ("the linear floor" if r.evidence == "floors" else "a figure twice as bad")
         + " would pass too"
     ),
+    ReasonKind.WORST_SLICE: lambda r: f"{r.evidence} is the worst of {_number(r.expected):.0f}",
     ReasonKind.SAME_FILE: lambda r: "the same file, byte for byte",
     ReasonKind.OTHER_RUNTIME: lambda r: (
         f"the base is on record with {r.expected}, here is {r.found}: what the runtime itself changed is not in these "

@@ -118,6 +118,7 @@ LIMITS = {
     "quantization_drop": (1.0, 0.1, None),
     "agreement": (0.98, 0.999, None),
     "floor_margin": (5.0, 12.5, 20.0),
+    "worst_slice": (0.6, 0.95, 0.99),
     "speedup_vs_teacher": (3.0, 4.0, 5.0),
     "p50_ms": (3.0, 2.0, 1.0),
     "p90_ms": (3.0, 2.13, 1.0),
@@ -579,6 +580,20 @@ def test_rows_that_are_of_no_group_lack_none():
     assert kinds(judge(target(score=0.4), replace(known, floors=few, score=score_of_few))[0]) == [
         ReasonKind.TOO_FEW_EXAMPLES
     ]
+
+
+def test_a_class_that_is_answered_badly_is_found_though_the_mean_is_good():
+    """Planted fault: 40 of the 50 rows of one class are wrong, 91 % of all rows are right."""
+    labels = [0] * 50 + [1] * 200 + [2] * 200 + [3] * 10
+    known = facts(score=score(range(40), range(40), range(40), labels), floors=floors(range(40, 200), labels))
+    found = judge(target(worst_slice=0.4), known)[0]
+    assert (found.status, found.figure.value) == (Status.FAIL, 0.2)
+    assert "class 0 is the worst of 3" in say_verdict(found)  # the fourth has 10 rows
+    assert judge(target(score=0.88), known)[0].status is Status.PASS
+    sliced = known.floors.model_copy(update={"groups": (), "known_groups": (), "slices": ("a", "b") * 230})
+    assert judge(target(worst_slice=0.8), replace(known, floors=sliced))[0].status is Status.PASS
+    none = known.floors.model_copy(update={"groups": (), "known_groups": ()})
+    assert kinds(judge(target(worst_slice=0.8), replace(known, floors=none))[0]) == [ReasonKind.TOO_FEW_SAMPLES]
 
 
 @pytest.mark.parametrize(

@@ -310,6 +310,8 @@ class Floors(Record):
     # the task's group of each test row, and all that train has; empty where the task has no groups
     groups: tuple[str, ...] = ()
     known_groups: tuple[str, ...] = ()
+    # the data's own slice of each test row, empty for a row of none; empty for data without slices
+    slices: tuple[str, ...] = ()
     floors: tuple[Floor, ...]
 
 
@@ -332,6 +334,7 @@ class ReasonKind(StrEnum):
     STRADDLES = "interval straddles"
     SLOW_ON_THE_WALL = "slow on the wall clock"
     DOES_NOT_BITE = "does not bite"
+    WORST_SLICE = "worst slice"
     SAME_FILE = "same file"
     OTHER_RUNTIME = "another version of the runtime"
     RUNTIMES_APART = "each in its own version of the runtime"

@@ -72,6 +72,12 @@ class Budgets(Settings):
         default=None,
         description="Least that the metric is better than the linear floor's (TF-IDF and a linear classifier).",
     )
+    worst_slice: Annotated[
+        float | None, Budget("{metric} of the worst slice", "at least", METRIC, ("score", "floors"), OF_SCORES)
+    ] = Field(
+        default=None,
+        description="Least of the task's metric on each class and each slice of test by itself, of 20 rows or more.",
+    )
     speedup_vs_teacher: Annotated[
         float | None, Budget("speed-up over the teacher", "at least", "×", ("measurement", "reference"), OF_TIMINGS)
     ] = Field(

@@ -1,7 +1,6 @@
 """One target of two versions of a project: timed in the same processes, and asked the same test rows."""
 
 import time
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -15,6 +14,7 @@ from eval.calibration import calibrate
 from eval.latency import Exported, Sequences, load_in_turns, measure, model_digest
 from eval.runtimes import coreml_reference
 from eval.scores import answer
+from eval.slices import large
 from eval.statistics import Values
 from eval.worker import Result, WorkerError
 from pipeline import tasks
@@ -31,7 +31,6 @@ from stages.targets import artefact_bytes, artefact_of
 # Upper ends of the buckets of length, in tokens, that slices of the test rows are made of.
 BUCKETS = (8, 16, 32, 64, 128)
 COUNTED = (0.1, 0.3, 0.5, 0.7, 0.9)  # where in the order of lengths lie the texts whose instructions are counted
-MIN_SLICE = 20  # rows; fewer are in no slice: not even all of them wrong would stand out
 
 
 @dataclass(frozen=True)
@@ -287,7 +286,7 @@ def slices_of(side: Side, rows: Examples) -> dict[str, Sequence[str]]:
     """
     found: dict[str, Sequence[str]] = {"length": [_bucket(len(ids)) for ids in side.sequences]}
     found |= ({"class": rows.groups} if rows.groups else {}) | ({"slice": rows.slices} if rows.slices else {})
-    return {kind: _large(names) for kind, names in found.items()}
+    return {kind: large(names) for kind, names in found.items()}
 
 
 def _bucket(tokens: int) -> str:
@@ -297,8 +296,3 @@ def _bucket(tokens: int) -> str:
             return f"{low} to {high} tokens"
         low = high + 1
     return f"over {BUCKETS[-1]} tokens"
-
-
-def _large(names: Sequence[str]) -> list[str]:
-    counts = Counter(names)
-    return [name if counts[name] >= MIN_SLICE else "" for name in names]
