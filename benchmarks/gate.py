@@ -84,21 +84,24 @@ def write(out: Annotated[Path, typer.Argument(help="A folder to make.")]) -> Non
         print(f"{name}: {count} products", flush=True)
 
 
-def write_variant(source: Path, out: Path, products: int, note: str = "") -> None:
-    """The file with so many products more, and a note that makes its bytes another's."""
+def write_variant(source: Path, out: Path, products: int, note: str = "", *, weights: bool = True) -> None:
+    """The file with so many products more, and a note that makes its bytes another's.
+
+    `weights`: the products are with a constant, as those of layers are.
+    """
     card = json.loads((source / "card.json").read_text("utf-8"))["record"]
     name = card["facts"]["artefact"]["file"]
     model = onnx.load(source / name)
     model.doc_string = note
     if products:
-        _add_products(model.graph, products)
+        _add_products(model.graph, products, weights=weights)
     onnx.checker.check_model(model)
     out.mkdir(parents=True)
     onnx.save(model, out / name)
     seal(out, KIND, facts=card["facts"])
 
 
-def _add_products(graph: onnx.GraphProto, count: int) -> None:
+def _add_products(graph: onnx.GraphProto, count: int, *, weights: bool) -> None:
     """Behind the logits: (A tanh ... ) of a number that depends on the text, times zero."""
     rng = np.random.default_rng(0)
     matrix = rng.normal(0, 1 / WIDTH**0.5, (WIDTH, WIDTH)).astype(np.float32)
@@ -116,7 +119,8 @@ def _add_products(graph: onnx.GraphProto, count: int) -> None:
         helper.make_node("Mul", ["extra_matrix", "extra_scale"], ["extra_0"]),
     ]
     for i in range(count):
-        nodes.append(helper.make_node("MatMul", [f"extra_{i}", "extra_matrix"], [f"extra_{i + 1}"]))
+        other = "extra_matrix" if weights else "extra_0"
+        nodes.append(helper.make_node("MatMul", [f"extra_{i}", other], [f"extra_{i + 1}"]))
     nodes += [
         helper.make_node("ReduceSum", [f"extra_{count}"], ["extra_sum"], keepdims=0),
         helper.make_node("Mul", ["extra_sum", "extra_zero"], ["extra_nothing"]),

@@ -1,6 +1,6 @@
 """Which losses of accuracy does `decant compare` see? Right rows of real answers, turned wrong.
 
-    python -m benchmarks.losses plant PROJECT --target cpu    of a project that was built; docs/results/losses
+    python -m benchmarks.losses plant PROJECT --name banking77    of a project that was built; docs/results/losses
     python -m benchmarks.losses table                         the table of docs/measuring.md from the records
 
 Base is what the target's file answered to the test split; head is the same with rows turned from right to wrong, and
@@ -46,21 +46,24 @@ Values = Float[np.ndarray, " rows"]
 @app.command()
 def plant(
     project: Annotated[Path, typer.Argument(help="A project whose target was evaluated.")],
+    name: Annotated[str, typer.Option(help="Of the record, such as the data set's.")],
     target: Annotated[str, typer.Option(help="A name under targets: of its params.yaml.")] = "cpu",
     runs: Annotated[int, typer.Option(min=10, help="Draws of each row of the table.")] = 500,
-    name: Annotated[str, typer.Option(help="Of the record.")] = "banking77",
 ) -> None:
     """Judges each kind of loss so often, and writes the record."""
     workspace = Workspace(project)
     params = load(workspace.params)
     rows = read_prepared(workspace.data, "test")
     score = records.read(Score, workspace.scored(target))
-    if not score.values or rows.groups is None:
+    if not score.values or not rows.groups:
         raise SettingsError(f"{workspace.scored(target)}: found no value of each row, or no classes to lose rows of")
     side = Side.open(workspace.exported(target), rows.texts)
     space = tasks.Space.model_validate(side.card.facts["task"]["space"])
     metric = tasks.load(params.task.name, params.task.options, space).METRIC
     base = np.array(score.values)
+    most = round(max(CHURNS) * len(base) / 2)
+    if (base == 0).sum() < most or base.sum() < ROWS_OF_CLASS:
+        raise SettingsError(f"{workspace.scored(target)}: found {int((base == 0).sum())} wrong rows, expected {most}")
     slices = slices_of(side, rows)
     lost: dict[str, Callable[[np.random.Generator], np.ndarray]] = {
         "nothing": lambda rng: np.empty(0, int),
@@ -104,6 +107,8 @@ def _some(rng: np.random.Generator, values: Values, among: np.ndarray, count: in
 def _of_a_class(rng: np.random.Generator, base: Values, classes: np.ndarray) -> np.ndarray:
     """Rows of a class that has so many right ones."""
     able = [name for name in np.unique(classes) if base[classes == name].sum() >= ROWS_OF_CLASS]
+    if not able:
+        raise SettingsError(f"no class has {ROWS_OF_CLASS} rows that are right")
     return _some(rng, base, classes == rng.choice(able), ROWS_OF_CLASS)
 
 

@@ -13,6 +13,7 @@ Sampling goes on in rounds until a verdict is reached, which looks at the data u
 three rounds, a 99 % bound is wrong in at most 3 % of runs.
 """
 
+from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TypeVar
@@ -180,7 +181,7 @@ def _judge_one(budget: str, limit: float, required: bool, facts: Facts) -> Budge
         else:
             status, reasons = _weigh(budget, row, figure, limit, facts)
             if budget == "worst_slice":
-                reasons.insert(0, _which_is_worst(facts))
+                reasons.insert(0, _which_is_worst(facts, status))
             if status is Status.PASS and (blunt := _why_blunt(budget, row, figure, limit, facts)) is not None:
                 reasons.append(blunt)
     if row.evidence[0] == "score" and facts.score is not None and facts.score.stand_in is not None:
@@ -462,11 +463,18 @@ def _by_slice(facts: Facts) -> dict[str, Interval]:
     }
 
 
-def _which_is_worst(facts: Facts) -> Reason:
+def _which_is_worst(facts: Facts, status: Status) -> Reason:
+    """The slice whose end decided, and how many were too small."""
     by_slice = _by_slice(facts)
-    worse = min if facts.metric.is_greater_better else max
-    name = worse(by_slice, key=lambda one: by_slice[one].value)
-    return Reason(kind=ReasonKind.WORST_SLICE, evidence=name, expected=len(by_slice))
+    is_greater_better = facts.metric.is_greater_better
+    end = "high" if (status is Status.FAIL) == is_greater_better else "low"
+    worse = min if is_greater_better else max
+    name = worse(by_slice, key=lambda one: getattr(by_slice[one], end))
+    floors = _given(facts.floors)
+    counts = [count for names in (floors.groups, floors.slices) for name, count in Counter(names).items() if name]
+    small = sum(count < LEAST_ROWS for count in counts)
+    detail = f"{small} with fewer than {LEAST_ROWS} rows not judged" if small else None
+    return Reason(kind=ReasonKind.WORST_SLICE, evidence=name, expected=len(by_slice), detail=detail)
 
 
 def _of_samples(figure: Callable[..., Interval]) -> Callable[[Facts], Interval]:

@@ -42,10 +42,26 @@ def same_file(target: str) -> Change:
     )
 
 
-def other_runtime(target: str, base: str, head: str, *, apart: bool) -> Change:
-    """Base and head are of two versions of the runtime: told where each was executed in its own, else not measured."""
-    reason = Reason(kind=ReasonKind.RUNTIMES_APART if apart else ReasonKind.OTHER_RUNTIME, found=head, expected=base)
-    status = None if apart else Status.NOT_MEASURED
+def runtime_of(target: str, recorded: str | None, base: str | None, head: str) -> Change | None:
+    """Whether the runtime itself may have changed something; None where it is the version on record.
+
+    Args:
+        target: its name.
+        recorded: what the base's own scores were made with; None where no record says it.
+        base: what the base was executed in, where that is an environment of its own.
+        head: what the head was executed in, and the base where it has no other.
+    """
+    executed = base or head
+    status = None
+    if recorded not in (None, executed):
+        status = Status.NOT_MEASURED
+        reason = Reason(kind=ReasonKind.OTHER_RUNTIME, found=executed, expected=recorded)
+    elif base is not None:
+        reason = Reason(kind=ReasonKind.RUNTIMES_APART, found=head, expected=base)
+    elif recorded is None:
+        reason = Reason(kind=ReasonKind.NO_RUNTIME_ON_RECORD, found=head)
+    else:
+        return None
     return Change(
         target=target, what="runtime", title="runtime", unit="", unit_of_harm="", status=status, reasons=(reason,)
     )

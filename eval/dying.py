@@ -15,6 +15,7 @@ from pathlib import Path
 
 _PR_SET_PDEATHSIG = 1
 SHOWN_CHARACTERS = 300
+_PATHS = ("PYTHONPATH", "PYTHONHOME")
 ROOT = Path(__file__).resolve().parents[1]
 
 
@@ -40,6 +41,11 @@ def folder_of(python: str | None) -> Path:
     environment's libraries lie beside it.
     """
     return ROOT if python is None else Path(_alone().name)
+
+
+def environment_of(python: str | None) -> dict[str, str]:
+    """This process's environment, for another Python without the paths that would bring this one's libraries."""
+    return {name: value for name, value in os.environ.items() if python is None or name not in _PATHS}
 
 
 @cache

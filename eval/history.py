@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from scipy.ndimage import median_filter
 
 from eval.statistics import Samples
 from pipeline.base import records
@@ -66,7 +67,9 @@ def read(root: Path) -> list[Entry]:
     Raises:
         IntegrityError: a line is not one of these.
     """
-    lines, _ = records.read_lines(root / FILE)
+    lines, ignored = records.read_lines(root / FILE)
+    if ignored is not None:
+        raise IntegrityError(f"{root / FILE}: its last line is not JSON; restore the file from git")
     try:
         return [Entry.model_validate_json(json.dumps(line)) for line in lines]
     except ValueError as error:
@@ -82,7 +85,8 @@ def add(root: Path, entry: Entry) -> bool:
     if before and before[-1].verdict == entry.verdict:
         return False
     path = root / FILE
-    text = path.read_text("utf-8") if path.is_file() else ""
+    # an editor may have left the last line without its end
+    text = "".join(f"{line}\n" for line in path.read_text("utf-8").splitlines()) if path.is_file() else ""
     write_atomically(path, f"{text}{json.dumps(entry.model_dump(mode='json'), sort_keys=True)}\n")
     return True
 
@@ -105,7 +109,8 @@ def series_of(entries: Sequence[Entry]) -> list[Series]:
 def change_points(values: Samples) -> list[int]:
     """Places from which on the mean is another, by the pruned exact search for the least squares with a penalty.
 
-    The scatter is that of differences from one value to the next, which a step does not enlarge.
+    The scatter is that of differences from one value to the next, which a step does not enlarge. Where most values are
+    the one before them, as sizes are, there is none: any lasting step counts, and what lasted one version does not.
 
     Source: Killick et al., Optimal detection of changepoints with a linear computational cost (JASA 2012), in ruptures.
     """
@@ -115,7 +120,9 @@ def change_points(values: Samples) -> list[int]:
     if len(signal) < LEAST_POINTS:
         return []
     steps = np.abs(np.diff(signal))
-    # of normal noise the median step is 0.6745 sqrt(2) deviations; where most steps are nothing, any step counts
-    deviation = float(np.median(steps)) / (0.6745 * 2**0.5) or 1e-9 * float(np.abs(signal).max() or 1.0)
+    deviation = float(np.median(steps)) / (0.6745 * 2**0.5)  # of normal noise
+    if deviation == 0:
+        signal = median_filter(signal, LEAST_BETWEEN, mode="nearest")
+        deviation = 1e-9 * float(np.abs(signal).max() or 1.0)
     search = ruptures.Pelt(model="l2", min_size=LEAST_BETWEEN, jump=1).fit(signal)
     return list(search.predict(pen=PENALTY * np.log(len(signal)) * deviation**2))[:-1]

@@ -108,7 +108,7 @@ def count(
                 timeout=TIMEOUT_S,
                 cwd=dying.folder_of(python),
                 # a set of names is walked through in the order of its hashes
-                env={**os.environ, **thread_environment(threads), "PYTHONHASHSEED": "0"},
+                env={**dying.environment_of(python), **thread_environment(threads), "PYTHONHASHSEED": "0"},
                 check=False,
             )
         except subprocess.TimeoutExpired:

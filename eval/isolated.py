@@ -8,7 +8,6 @@ for an answer, and nothing that the child sends can run code in the parent.
 """
 
 import json
-import os
 import resource
 import signal
 import subprocess
@@ -145,7 +144,7 @@ def open_session(
     process = subprocess.Popen(
         [*(emulation.prefix() if emulated else []), *command],
         cwd=dying.folder_of(python),
-        env={**os.environ, **thread_environment(threads)},
+        env={**dying.environment_of(python), **thread_environment(threads)},
         stdin=subprocess.DEVNULL,
         stdout=log,
         stderr=log,

@@ -265,10 +265,10 @@ class _Run:
         ]
 
     def _time_apart(self, turns: tuple[Turn, ...], number: int, process: int, *, candidate_first: bool) -> None:
-        """Four processes, A B B' A', each with the calls that one of the four sessions of a shared process has.
+        """Four processes, A B B' A', in place of the four sessions of a shared one.
 
-        What twins differ by is then what processes differ by, and intervals know it. Each process has two sessions of
-        its file; their calls are one series, the warm-ups left out.
+        What twins differ by is then what processes differ by, and intervals know it. Each process opens its file twice,
+        as ever; both sessions' calls are one series, the warm-ups left out.
         """
         assert self.reference is not None, "two environments have a file each"
         arms = arms_of(self._job("time", turns, self.candidate, self.reference, candidate_first=candidate_first))
@@ -325,7 +325,8 @@ class _Run:
         if result.unusable is not None:
             raise UnusableRuntimeError(result.unusable)
         self.conditions += [{"round": number, "process": process, **moment} for moment in result.conditions]
-        self.last = result
+        if job.python == self.candidate.python:  # the record is the candidate's
+            self.last = result
         return result
 
     def _turn(self, length: int | None, ours: Drawn, theirs: Drawn) -> Turn:

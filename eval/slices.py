@@ -8,7 +8,7 @@ import numpy as np
 from eval.statistics import Samples, mean_interval
 from pipeline.base.records import Interval
 
-LEAST_ROWS = 20  # of a slice that is judged: of fewer not even all of them wrong would stand out
+LEAST_ROWS = 20  # of a slice that is judged: with fewer, half of them right is anything from 20 to 80 %
 
 
 def large(slices: Sequence[str]) -> list[str]:

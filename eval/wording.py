@@ -261,7 +261,7 @@ def show_loss(change: Change, value: float | None) -> str:
 
 def is_moved(change: Change) -> bool:
     """Whether there is something to say of it: it is no pass, or it surely gained."""
-    if change.status not in (Status.PASS, None) or change.what == "runtime":
+    if change.status not in (Status.PASS, None) or any(one.kind is ReasonKind.RUNTIMES_APART for one in change.reasons):
         return True
     gained = -(change.tolerated or 0.0)
     return change.harm is not None and change.harm.high < min(gained, 0.0) and change.status is not None
@@ -303,6 +303,8 @@ def compared_headline(comparison: Comparison) -> str:
         return f"Undecided {against}: {counts[Status.INCONCLUSIVE]} of {len(required)} figures may be worse or not"
     if missing:
         return f"Cannot compare {missing} required target{'s' if missing > 1 else ''} {against}"
+    if counts[Status.NOT_MEASURED]:
+        return f"Not measured {against}: {counts[Status.NOT_MEASURED]} of {len(required)} figures"
     if not counts[Status.PASS]:
         return f"Nothing was compared {against}"
     return f"No regression {against}"
@@ -403,11 +405,16 @@ _SENTENCES: dict[ReasonKind, Callable[[Reason], str]] = {
         + ("the linear floor" if r.evidence == "floors" else "a figure twice as bad")
         + " would pass too"
     ),
-    ReasonKind.WORST_SLICE: lambda r: f"{r.evidence} is the worst of {_number(r.expected):.0f}",
+    ReasonKind.WORST_SLICE: lambda r: (
+        f"{r.evidence} is the worst of {_number(r.expected):.0f}{f', {r.detail}' if r.detail else ''}"
+    ),
     ReasonKind.SAME_FILE: lambda r: "the same file, byte for byte",
     ReasonKind.OTHER_RUNTIME: lambda r: (
-        f"the base is on record with {r.expected}, here is {r.found}: what the runtime itself changed is not in these "
-        "figures; give --base-python the Python of an environment with the old one"
+        f"the base is on record with {r.expected} and was executed in {r.found}: what the runtime itself changed is "
+        "not in these figures; where an environment can hold the old one, give its Python as --base-python"
+    ),
+    ReasonKind.NO_RUNTIME_ON_RECORD: lambda r: (
+        f"no record says which version the base's scores were made with; both were executed in {r.found}"
     ),
     ReasonKind.RUNTIMES_APART: lambda r: (
         f"the base was executed in {r.expected}, this version in {r.found}, in whole processes by turns"

@@ -588,8 +588,17 @@ def test_a_class_that_is_answered_badly_is_found_though_the_mean_is_good():
     known = facts(score=score(range(40), range(40), range(40), labels), floors=floors(range(40, 200), labels))
     found = judge(target(worst_slice=0.4), known)[0]
     assert (found.status, found.figure.value) == (Status.FAIL, 0.2)
-    assert "class 0 is the worst of 3" in say_verdict(found)  # the fourth has 10 rows
+    assert "class 0 is the worst of 3, 1 with fewer than 20 rows not judged" in say_verdict(found)
     assert judge(target(score=0.88), known)[0].status is Status.PASS
+    # a large slice that surely fails is named, not a small one that is lower by chance
+    parts = ("small",) * 20 + ("large",) * 440
+    wrong = [*range(6), *range(20, 140)]
+    two = facts(
+        score=score(wrong, wrong, wrong, labels),
+        floors=known.floors.model_copy(update={"groups": (), "known_groups": (), "slices": parts}),
+    )
+    found = judge(target(worst_slice=0.8), two)[0]
+    assert found.status is Status.FAIL and "slice large is the worst" in say_verdict(found), say_verdict(found)
     sliced = known.floors.model_copy(update={"groups": (), "known_groups": (), "slices": ("a", "b") * 230})
     assert judge(target(worst_slice=0.8), replace(known, floors=sliced))[0].status is Status.PASS
     none = known.floors.model_copy(update={"groups": (), "known_groups": ()})

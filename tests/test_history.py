@@ -45,6 +45,12 @@ def test_a_size_that_grew_by_a_byte_is_a_change_and_a_constant_is_none() -> None
     assert change_points([5.0] * 10 + [5.000001] * 10) == [10]
 
 
+def test_what_lasted_one_version_is_no_change() -> None:
+    """Of figures that are mostly constant, where any lasting step counts."""
+    assert change_points([5.0] * 8 + [6.0] + [5.0] * 8) == []
+    assert change_points([5.0] * 8 + [6.0] + [5.0] * 8 + [7.0] * 8) == [17]
+
+
 def test_few_versions_say_nothing() -> None:
     assert change_points([1.0, 1.0, 1.0, 2.0, 2.0, 2.0, 2.0]) == []
 
@@ -56,13 +62,25 @@ def test_a_series_never_goes_from_one_machine_to_another() -> None:
     assert [len(one.values) for one in series_of(slower)] == [10, 10]
     assert changes_of(slower) == []
     (line,) = changes_of([entry(i, 1.0 + 0.001 * (i % 3) + 0.2 * (i >= 10)) for i in range(20)])
-    assert line.startswith("cpu: p50_ms from 1.00 to 1.20 (+20.0 %) with 00000000 of 2027-01-11 on EPYC, avx512_vnni")
+    assert line.startswith("cpu: p50_ms from 1.001 to 1.201 (+20.0 %) with 00000000 of 2027-01-11 on EPYC, avx512_vnni")
 
 
 def test_lines_are_added_once_and_read_again(tmp_path: Path) -> None:
     assert history.add(tmp_path, entry(0, 1.0)) and history.add(tmp_path, entry(1, 1.0))
     assert not history.add(tmp_path, entry(1, 1.0))
     assert history.read(tmp_path) == [entry(0, 1.0), entry(1, 1.0)]
+
+
+def test_no_line_is_lost(tmp_path: Path) -> None:
+    """Planted: an editor left the last line without its end; then one that cut it in the middle."""
+    history.add(tmp_path, entry(0, 1.0))
+    file = tmp_path / history.FILE
+    file.write_text(file.read_text().rstrip("\n"))
+    history.add(tmp_path, entry(1, 1.0))
+    assert len(history.read(tmp_path)) == 2
+    file.write_text(file.read_text()[:-10])
+    with pytest.raises(IntegrityError, match="its last line is not JSON"):
+        history.add(tmp_path, entry(2, 1.0))
 
 
 def test_a_line_that_is_something_else_is_refused(tmp_path: Path) -> None:
@@ -74,7 +92,7 @@ def test_a_line_that_is_something_else_is_refused(tmp_path: Path) -> None:
 def test_the_page_names_targets_and_changes() -> None:
     page = render([entry(i, 1.0 + 0.2 * (i >= 10), score=90.0) for i in range(20)])
     assert "20 accepted versions, 2027-01-01 to 2027-01-20" in page
-    assert page.count("<svg") == 2 and "cpu: p50_ms from 1.00 to 1.20" in page
+    assert page.count("<svg") == 2 and "cpu: p50_ms from 1 to 1.2 (+20.0 %)" in page
     assert "no series has 8 versions yet" in render([entry(0, 1.0)])
 
 
@@ -89,6 +107,13 @@ def test_only_a_pass_is_added(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     assert set(found.figures) == set(params.targets) and found.figures["cpu"]["p50_ms"] > 0
     assert "already has" in capsys.readouterr().out
     assert (workspace.history / "index.html").is_file()
+    for words in (["init", "--quiet"], ["add", "params.yaml"], ["commit", "--quiet", "-m", "one"]):
+        identity = ["-c", "user.name=nobody", "-c", "user.email=nobody@localhost"]
+        subprocess.run(["git", *identity, *words], cwd=tmp_path, check=True)
+    with workspace.params.open("a") as file:
+        file.write("# changed\n")
+    with pytest.raises(IntegrityError, match=r"params\.yaml: not committed"):
+        command.command(workspace.root, add=True)
     workspace.scored("cpu").unlink()
     report.run(params, workspace)
     with pytest.raises(IntegrityError, match="expected 'pass': only accepted versions are kept"):

@@ -66,7 +66,6 @@ def test_unusable_runtime_gives_its_reason(monkeypatch):
 
 def test_another_python_has_its_own_libraries_and_this_code(tmp_path, monkeypatch):
     """Planted: Decant is installed beside this environment's libraries, which a child started there would import."""
-    monkeypatch.delenv("PYTHONPATH")  # of the fake runtime
     installed = tmp_path / "site-packages"
     installed.mkdir()
     for package in ("eval", "pipeline"):
@@ -77,7 +76,13 @@ def test_another_python_has_its_own_libraries_and_this_code(tmp_path, monkeypatc
     for python, library in ((None, installed), (sys.executable, Path(psutil.__file__).parents[1])):
         code = "import eval, psutil; print(eval.__file__); print(psutil.__file__)"
         command = [sys.executable, "-c", code]
-        done = subprocess.run(command, cwd=dying.folder_of(python), capture_output=True, text=True, check=True)
+        environment = dying.environment_of(python)
+        assert ("PYTHONPATH" in environment) == (python is None)
+        if python is None:
+            del environment["PYTHONPATH"]  # of the fake runtime
+        done = subprocess.run(
+            command, cwd=dying.folder_of(python), env=environment, capture_output=True, text=True, check=True
+        )
         ours, theirs = map(Path, done.stdout.split())
         assert ours.resolve() == Path(eval.__file__).resolve()
         assert theirs.is_relative_to(library)

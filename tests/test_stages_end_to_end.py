@@ -639,6 +639,7 @@ def test_another_file_is_timed_scored_and_weighed(versions, capsys, monkeypatch)
     status, found = compared(workspace, base)
     rows = {one.what: one for one in found.changes}
     figures = [
+        "runtime",
         "score",
         "slices",
         "calibration",
@@ -680,14 +681,19 @@ def test_another_version_of_the_runtime_is_not_passed_over(versions):
     runtime, file = found.changes
     assert (runtime.what, runtime.status, file.what) == ("runtime", Status.NOT_MEASURED, "file")
     comment = (workspace.compared / "comment.md").read_text("utf-8")
-    assert "the base is on record with onnxruntime 0.1, here is onnxruntime 1." in comment
-    assert "give --base-python" in comment
+    assert "### ○ Decant: Not measured against" in comment and "No regression" not in comment
+    assert "the base is on record with onnxruntime 0.1 and was executed in onnxruntime 1." in comment
+    assert "as --base-python" in comment
+    # nor is another environment that has not the version on record either
+    status, found = compared(workspace, before, base_python=Path(sys.executable))
+    assert (status, found.changes[0].what, found.changes[0].status) == (3, "runtime", Status.NOT_MEASURED)
 
 
-def test_two_environments_are_timed_in_processes_by_turns(versions):
+def test_two_environments_are_timed_in_processes_by_turns(versions, monkeypatch):
     """And the same file in both is compared, since its runtime may differ; here it is this Python twice."""
     workspace, base = versions
-    status, found = compared(workspace, base, base_python=Path(sys.executable))
+    monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}:{os.environ['PATH']}")
+    status, found = compared(workspace, base, base_python=Path("python"))
     rows = {one.what: one for one in found.changes}
     assert (rows["runtime"].status, rows["score"].harm.value) == (None, 0.0)
     assert rows["time"].status is not Status.NOT_MEASURED and rows["time"].base, rows["time"].reasons

@@ -73,7 +73,7 @@ def check(subject: Subject) -> Check:
             # a text of the data by its place: a report may be public where the data are not
             names = [f"{odd[i][:40]!r}" if i < len(odd) else f"dev row {i - len(odd)}" for i in wrong[:SHOWN]]
             shown = "; ".join(
-                f"{name}: {theirs[i][:8]} for {ours[i][:8]}" for name, i in zip(names, wrong, strict=False)
+                f"{name}: {_where_they_part(theirs[i], ours[i])}" for name, i in zip(names, wrong, strict=False)
             )
             return failed(
                 TITLE,
@@ -84,6 +84,14 @@ def check(subject: Subject) -> Check:
             )
     hard = f"{len(HARD) + 1} of them hard"
     return passed(TITLE, f"the same ids on {len(texts)} texts, {hard}, {RANDOM_TEXTS} random Unicode")
+
+
+def _where_they_part(theirs: list[int], ours: list[int]) -> str:
+    """Both around the first id that differs; a text may be cut at another place than the other."""
+    pairs = enumerate(zip(theirs, ours, strict=False))
+    first = next((i for i, (one, other) in pairs if one != other), min(len(theirs), len(ours)))
+    part = slice(max(0, first - 2), first + 6)
+    return f"{theirs[part]} for {ours[part]} from id {part.start} on, {len(theirs)} ids for {len(ours)}"
 
 
 def random_texts(seed: int, count: int) -> Iterator[str]:

@@ -1,6 +1,5 @@
 """This machine: each job runs in a fresh process beside the caller."""
 
-import os
 import subprocess
 import sys
 
@@ -31,7 +30,7 @@ def run_worker(job: Job, timeout_s: float) -> Result:
             errors="replace",
             timeout=timeout_s,
             cwd=dying.folder_of(job.python),
-            env={**os.environ, **thread_environment(job.threads)},
+            env={**dying.environment_of(job.python), **thread_environment(job.threads)},
             check=False,
         )
     except subprocess.TimeoutExpired:

@@ -337,6 +337,7 @@ class ReasonKind(StrEnum):
     WORST_SLICE = "worst slice"
     SAME_FILE = "same file"
     OTHER_RUNTIME = "another version of the runtime"
+    NO_RUNTIME_ON_RECORD = "no runtime on record"
     RUNTIMES_APART = "each in its own version of the runtime"
     SLICE_LOST = "slice lost"
     CHECK = "check"
@@ -404,7 +405,8 @@ class Change(Record):
     """One thing about a target beside the same thing of its base. All figures are in the units that people read."""
 
     target: str
-    # time, score, slices, size, and what is only told: load, first_call, memory, operations
+    # file, time, score, slices, size, instructions, runtime, and what is only told: load, first_call, memory, library,
+    # operations, calibration
     what: str
     title: str
     unit: str

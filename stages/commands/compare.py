@@ -6,8 +6,8 @@
     decant compare last-accepted        the version of the last line of history.jsonl
     decant compare main --base-python OLD/bin/python      where the runtime's version is what changes
 
-Both versions of each target's file are timed in the same processes, both twice, in both orders, and answer the same
-test rows. Exit status: 0 no regression, 1 a regression, 3 undecided, or a required target cannot be compared.
+Both versions of each target's file are timed beside each other, both twice, in both orders, and answer the same test
+rows. Exit status: 0 no regression, 1 a regression, 3 undecided, or a required target cannot be compared.
 """
 
 import shutil
@@ -60,17 +60,23 @@ def command(
     for name in names:
         if name not in params.targets:
             raise SettingsError(f"no target '{name}' in params.yaml{nearest(name, params.targets)}")
-    if base_python is not None and shutil.which(base_python) is None:
-        raise SettingsError(f"--base-python: found no program '{base_python}', expected the Python of an environment")
+    python = None if base_python is None else _program(base_python)
     with bring(base, folder, names, build=build) as found:
-        comparison = run(params, workspace, names, found, base_python)
+        comparison = run(params, workspace, names, found, python)
     write(comparison, workspace)
     show(comparison, workspace)
     return exit_status(comparison.status)
 
 
+def _program(python: Path) -> str:
+    found = shutil.which(python)
+    if found is None:
+        raise SettingsError(f"--base-python: found no program '{python}', expected the Python of an environment")
+    return str(Path(found).absolute())
+
+
 def run(
-    params: Params, workspace: Workspace, names: list[str], base: Base, base_python: Path | None = None
+    params: Params, workspace: Workspace, names: list[str], base: Base, base_python: str | None = None
 ) -> Comparison:
     """Compares each target; one that cannot be stands with its reason, and the others go on."""
     records.open_folder(workspace.data, "data")
@@ -83,7 +89,7 @@ def run(
             continue
         sides = {"base": base.folders[name], "head": workspace.exported(name)}
         try:
-            runtime = Runtime(base.runtimes.get(name), None if base_python is None else str(base_python.absolute()))
+            runtime = Runtime(base.runtimes.get(name), base_python)
             changes += compare_target(params, name, sides["base"], sides["head"], rows, runtime)
             evidence |= {f"{side}/{name}": records.digest_of(path) for side, path in sides.items()}
         except PipelineError as error:

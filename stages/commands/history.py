@@ -16,12 +16,12 @@ import typer
 from eval import history
 from eval.budgets import overall
 from pipeline.base import records
-from pipeline.base.errors import IntegrityError, PipelineError
+from pipeline.base.errors import IntegrityError
 from pipeline.base.files import output_folder
 from pipeline.base.records import Measurement, Status, Verdict
 from pipeline.base.workspace import Workspace
 from pipeline.settings.accepted import today
-from stages.gating.bases import revision_of
+from stages.gating.bases import changed_files, revision_of
 from stages.reporting.history import changes_of, render
 
 
@@ -33,7 +33,7 @@ def command(
     if add:
         entry = _entry(workspace)
         did = "added" if history.add(workspace.root, entry) else "already has"
-        print(f"{workspace.root / history.FILE}: {did} {entry.revision or entry.verdict}")
+        print(f"{workspace.root / history.FILE}: {did} verdict {entry.verdict[:12]}")
     entries = history.read(workspace.root)
     with output_folder(workspace.history) as partial:
         (partial / "index.html").write_text(render(entries), "utf-8", newline="\n")
@@ -56,6 +56,7 @@ def _entry(workspace: Workspace) -> history.Entry:
             f"{workspace.report / 'verdict.json'}: found '{status}', expected 'pass': only accepted versions are kept; "
             "see `decant stage gate`"
         )
+    _refuse_stale(workspace, verdict)
     metrics = json.loads((workspace.report / "metrics.json").read_text("utf-8"))
     return history.Entry(
         day=datetime.now(UTC).date().isoformat(),
@@ -66,10 +67,25 @@ def _entry(workspace: Workspace) -> history.Entry:
     )
 
 
+def _refuse_stale(workspace: Workspace, verdict: Verdict) -> None:
+    """A line names a commit: the artefacts that were judged must be here, and built by what is committed.
+
+    Raises:
+        IntegrityError: the report is of other artefacts, or git has other settings than those on disk.
+    """
+    for name, digest in verdict.evidence.items():
+        kind, _, target = name.partition("/")
+        if kind == "exported" and records.digest_of(workspace.exported(target)) != digest:
+            raise IntegrityError(f"{workspace.report}: made of another artefact of '{target}'; run `dvc repro` first")
+    changed = changed_files(workspace.root, "params.yaml", "dvc.lock")
+    if changed:
+        raise IntegrityError(
+            f"{', '.join(changed)}: not committed, so the commit would be of another version; commit, then add"
+        )
+
+
 def _machine(workspace: Workspace, target: str) -> str:
     """What the target was timed on; empty where it was not."""
-    try:
-        facts = records.read(Measurement, workspace.measured(target)).machine
-    except PipelineError:
-        return ""
+    path = workspace.measured(target)
+    facts = records.read(Measurement, path).machine if path.is_file() else {}
     return ", ".join([str(facts["cpu"]), *facts["isa"]]) if "cpu" in facts else ""

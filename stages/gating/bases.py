@@ -11,7 +11,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
@@ -56,10 +56,9 @@ def bring(base: str, root: Path, targets: list[str], *, build: bool = False) -> 
     if path.is_dir():
         yield _folder(path, targets)
         return
-    if base == LAST_ACCEPTED:
-        base = _last_accepted(root)
-    with _revision(base, root, targets, build) as found:
-        yield found
+    revision = _last_accepted(root) if base == LAST_ACCEPTED else base
+    with _revision(revision, root, targets, build) as found:
+        yield replace(found, name=base)
 
 
 def _folder(path: Path, targets: list[str]) -> Base:
@@ -81,6 +80,12 @@ def _digest(folder: Path) -> str:
 def revision_of(root: Path, name: str = "HEAD") -> str | None:
     """The commit that a name means in a project's repository; None where it means none, or there is no repository."""
     return _git(root, "rev-parse", "--verify", "--quiet", f"{name}^{{commit}}")
+
+
+def changed_files(root: Path, *names: str) -> list[str]:
+    """Those of a project's files that git has otherwise, or not at all; none where there is no repository."""
+    said = _git(root, "status", "--porcelain", "--", *names)
+    return [] if said is None else [line.split()[-1] for line in said.splitlines()]
 
 
 def _last_accepted(root: Path) -> str:
@@ -146,7 +151,9 @@ def _bring_one(project: Path, target: str, build: bool) -> Path | str:
     for _, attempt in tries:
         attempt()
         if _is_whole(folder):
-            _dvc(project, "checkout", "--force", Workspace(project).scored(target).relative_to(project).as_posix())
+            scored = Workspace(project).scored(target).relative_to(project).as_posix()
+            if _dvc(project, "checkout", "--force", scored) is None:
+                _dvc(project, "pull", "--force", scored)
             return folder
     tried = ", ".join(name for name, _ in tries)
     return f"its artefact is in none of: {tried}; `dvc pull` there, or compare with --build, which trains it"

@@ -1,4 +1,4 @@
-"""One target of two versions of a project: timed in the same processes, and asked the same test rows."""
+"""One target of two versions of a project: timed beside each other, and asked the same test rows."""
 
 import time
 from collections.abc import Sequence
@@ -86,23 +86,32 @@ def compare_target(params: Params, name: str, base: Path, head: Path, rows: Exam
             "base and head have other classes, or another task, so their answers mean different things"
         )
     target = params.targets[name]
+    if runtime.python is not None and target.device != "local":
+        raise UnusableRuntimeError(f"--base-python is of this machine, and the target runs on '{target.device}'")
     reason = _why_unusable(target)
-    found: list[Change] = []
-    here = None if reason is not None else plugins.load("runtime", target.runtime).version()
-    if None not in (here, runtime.version) and here != runtime.version and runtime.python is None:
-        found.append(_other_runtime(name, target, str(runtime.version), str(here), apart=False))
     if _is_same(old, new):
-        found.append(changes.same_file(name))
+        here = None if reason is not None else plugins.load("runtime", target.runtime).version()
+        found = [*_of_the_runtime(name, target, runtime.version, None, here), changes.same_file(name)]
     elif reason is not None:
         raise UnusableRuntimeError(reason)
     else:
-        found += [*_answered(params, name, old, new, rows), *_timed(params, name, old, new)]
+        found = [*_answered(params, name, old, new, rows, runtime), *_timed(params, name, old, new)]
         found.append(changes.judge_size(name, old.exported.size_bytes, new.exported.size_bytes, params.compare.size))
     return [change.model_copy(update={"required": target.required}) for change in found]
 
 
-def _other_runtime(name: str, target: Target, base: str, head: str, *, apart: bool) -> Change:
-    return changes.other_runtime(name, f"{target.runtime} {base}", f"{target.runtime} {head}", apart=apart)
+def _of_the_runtime(
+    name: str, target: Target, recorded: str | None, base: str | None, head: str | None
+) -> list[Change]:
+    """What there is to say of the runtime's versions; nothing where it does not run here."""
+    if head is None:
+        return []
+
+    def named(version: str | None) -> str | None:
+        return None if version is None else f"{target.runtime} {version}"
+
+    found = changes.runtime_of(name, named(recorded), named(base), f"{target.runtime} {head}")
+    return [] if found is None else [found]
 
 
 def _is_same(old: Side, new: Side) -> bool:
@@ -217,7 +226,7 @@ def _instructions(params: Params, name: str, old: Side, new: Side) -> Change:
 
 
 def _library(name: str, before: Result, after: Result) -> list[Change]:
-    """Both sides run in this environment's library, so it is one size unless a runtime comes in parts."""
+    """One size unless a runtime comes in parts, or each side has its own version of it."""
     if before.library_bytes is None or after.library_bytes is None:
         return []
     change = changes.judge_size(name, before.library_bytes, after.library_bytes, None)
@@ -243,14 +252,14 @@ class Answers:
     runtime_version: str
 
 
-def _answered(params: Params, name: str, old: Side, new: Side, rows: Examples) -> list[Change]:
+def _answered(params: Params, name: str, old: Side, new: Side, rows: Examples, runtime: Runtime) -> list[Change]:
     metric = tasks.load(params.task.name, params.task.options, _space(new)).METRIC
     theirs, ours = (_answers(params, name, side, rows) for side in (old, new))
     before, after = theirs.values, ours.values
     found = [changes.judge_score(name, before, after, metric, params.compare.score)]
-    if old.exported.python is not None:
-        target = params.targets[name]
-        found.insert(0, _other_runtime(name, target, theirs.runtime_version, ours.runtime_version, apart=True))
+    theirs_alone = theirs.runtime_version if runtime.python is not None else None
+    target = params.targets[name]
+    found[:0] = _of_the_runtime(name, target, runtime.version, theirs_alone, ours.runtime_version)
     if params.compare.slices is not None:
         change = changes.judge_slices(name, slices_of(new, rows), before, after, metric, params.compare.slices)
         found += [] if change is None else [change]

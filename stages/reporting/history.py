@@ -3,13 +3,13 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from statistics import median
 
 import jinja2
 import matplotlib as mpl
 from markupsafe import Markup
 
 from eval.history import LEAST_POINTS, Entry, Series, series_of
-from eval.wording import show
 from stages.reporting import drawing
 
 SHOWN = 8  # letters of a revision
@@ -39,7 +39,7 @@ def _say(one: Series, place: int) -> str:
     entry = one.entries[place]
     where = f" on {one.machine}" if one.machine else ""
     return (
-        f"{one.target}: {one.figure} from {show(before)} to {show(after)}{share} with {_version(entry)} of "
+        f"{one.target}: {one.figure} from {before:.6g} to {after:.6g}{share} with {_version(entry)} of "
         f"{entry.day}{where}"
     )
 
@@ -77,8 +77,9 @@ def _draw(one: Series, number: int) -> str:
         ends = (0, *one.changes, len(one.values))
         for start, end in pairwise(ends):
             if one.changes:
-                middle = sorted(one.values[start:end])[(end - start) // 2]
-                axes.hlines(middle, start, end - 1, color=drawing.ORANGE, linewidth=2, linestyle="--")
+                axes.hlines(
+                    median(one.values[start:end]), start, end - 1, color=drawing.ORANGE, linewidth=2, linestyle="--"
+                )
         axes.set_xticks([])
         axes.set_ylabel(one.figure)
     return drawing.svg(figure, f"history-{number}", f"{one.figure} of {one.target} over {len(one.values)} versions")
