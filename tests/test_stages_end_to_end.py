@@ -628,7 +628,9 @@ def test_a_file_that_did_not_change_is_not_timed(versions, monkeypatch):
     workspace, base = versions
     monkeypatch.setattr(sides, "measure", None)
     status, found = compared(workspace, base)
-    assert (status, found.status, [one.what for one in found.changes]) == (0, Status.PASS, ["file"])
+    assert (status, found.status, [one.what for one in found.changes]) == (0, Status.PASS, ["runtime", "file"])
+    # an artefact's folder has no scores beside it that would name their runtime
+    assert "no record says which version" in (workspace.compared / "comment.md").read_text("utf-8")
 
 
 def test_another_file_is_timed_scored_and_weighed(versions, capsys, monkeypatch):

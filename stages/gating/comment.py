@@ -41,7 +41,9 @@ def render(comparison: Comparison) -> str:
         parts.append(_table(moved))
         parts += [f"- {escape(say_change(one))}" for one in moved if one.status is not Status.FAIL and why_changed(one)]
     if rest:
-        parts.append(f"<details><summary>{_rest(rest, bool(moved))}</summary>\n\n{_table(rest)}\n\n</details>")
+        told = "".join(f"\n- {escape(say_change(one))}" for one in rest if one.status is None and one.reasons)
+        body = f"{_table(rest)}\n{told}".rstrip()
+        parts.append(f"<details><summary>{_rest(rest, bool(moved))}</summary>\n\n{body}\n\n</details>")
     apart = any(reason.kind is ReasonKind.RUNTIMES_APART for change in comparison.changes for reason in change.reasons)
     where = "processes of their own, by turns" if apart else "the same processes"
     parts.append(
