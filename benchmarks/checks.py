@@ -5,11 +5,13 @@
     python -m benchmarks.checks table FOLDER               its record, and the table in docs/measuring.md
     python -m benchmarks.checks coverage ...               whether intervals hold: benchmarks/coverage.py
 
-Students are random, another one for each seed: 2 layers of 192 with the bundled model's tokenizer, answering bundled
-dev texts. A fault counts as caught when the check that is there for it fails and says so; on a sound file every check
-that fails is a false alarm. Faults are those of benchmarks/planted.py.
+Students are trained here, another one for each seed: 2 layers of 192 with the bundled model's tokenizer, on the bundled
+data's train texts, answering dev texts. (Random ones answer all texts nearly alike, and what is then answered to whom
+no check can tell.) A fault counts as caught when the check that is there for it fails and says so; on a sound file
+every check that fails is a false alarm. Faults are those of benchmarks/planted.py.
 """
 
+import csv
 import dataclasses
 import json
 import shutil
@@ -39,6 +41,7 @@ from pipeline.base import guard, machine, plugins
 from pipeline.base.errors import SettingsError
 from pipeline.base.files import write_atomically
 from pipeline.base.records import Artefact, Status, seal
+from pipeline.data.batches import batches_by_length, pad
 from pipeline.data.inputs import local_model_folder
 from pipeline.data.prepared import EncodedSplit
 from pipeline.models.checkpoints import save_classifier
@@ -48,7 +51,9 @@ from pipeline.settings.teacher import TeacherSettings
 from stages.examine import make
 from stages.targets import artefact_bytes
 
+DATA = Path("data/assistant")
 MAX_LENGTH, CLASSES, TEXTS = 64, 20, 60
+EPOCHS, BATCH, RATE = 6, 32, 1.0e-3
 LENGTHS = {"lengths": (8, 16, 32, MAX_LENGTH)}
 # kind of file -> (format, precision, options)
 KINDS: dict[str, tuple[str, str, dict[str, Any]]] = {
@@ -75,7 +80,7 @@ app.add_typer(coverage.app, name="coverage")
 
 @dataclass
 class Student:
-    """A random classifier, and its file of each kind once that is asked for."""
+    """A small classifier of the bundled data, and its file of each kind once that is asked for."""
 
     seed: int
     root: Path
@@ -91,14 +96,10 @@ class Student:
             num_attention_heads=6,
             intermediate_size=768,
             num_labels=CLASSES,
-            initializer_range=192**-0.5,  # larger than usual, or all texts would be answered alike
         )
-        model = BertForSequenceClassification(config).eval()
-        with torch.no_grad():
-            for parameter in model.parameters():
-                if parameter.dim() == 1:  # biases are 0 at first, and one copy of equal ones would be kept
-                    parameter.add_(0.02 * torch.randn_like(parameter))
-        self.model = model
+        self.model = model = BertForSequenceClassification(config)
+        self._train()
+        self.score = self._score()
         self.folder.mkdir(parents=True)
         save_classifier(model, self.folder)
         save_tokenizer(self.tokenizer, self.folder)
@@ -116,14 +117,46 @@ class Student:
 
     @cached_property
     def texts(self) -> EncodedSplit:
-        import csv
+        """TEXTS rows of dev, others for each seed."""
+        rows = self._read("dev")
+        return rows.take(np.random.default_rng(self.seed).choice(len(rows), TEXTS, replace=False).tolist())
 
-        with Path("data/assistant/dev.csv").open(encoding="utf-8", newline="") as file:
-            rows = [row["text"] for row in csv.DictReader(file)]
-        chosen = np.random.default_rng(self.seed).choice(len(rows), TEXTS, replace=False)
-        texts = [rows[i] for i in chosen]
+    def _read(self, split: str) -> EncodedSplit:
+        with (DATA / f"{split}.csv").open(encoding="utf-8", newline="") as file:
+            rows = list(csv.DictReader(file))
+        with (DATA / "train.csv").open(encoding="utf-8", newline="") as file:
+            numbers = {name: i for i, name in enumerate(sorted({row["label"] for row in csv.DictReader(file)}))}
+        texts = [row["text"] for row in rows]
         ids = [self.tokenizer(text, truncation=True, max_length=MAX_LENGTH)["input_ids"] for text in texts]
-        return EncodedSplit(texts, ids, [0] * len(ids), pad_id=self.tokenizer.pad_token_id)
+        return EncodedSplit(texts, ids, [numbers[row["label"]] for row in rows], pad_id=self.tokenizer.pad_token_id)
+
+    def _train(self) -> None:
+        """A few epochs on the labels, as good as it gets in half a minute."""
+        rows, rng = self._read("train"), np.random.default_rng(self.seed)
+        optimizer = torch.optim.AdamW(self.model.parameters(), lr=RATE)
+        self.model.train()
+        for epoch in range(EPOCHS):
+            batches = list(batches_by_length(rows.lengths, BATCH))
+            for number, i in enumerate(rng.permutation(len(batches))):
+                done = (epoch + number / len(batches)) / EPOCHS
+                optimizer.param_groups[0]["lr"] = RATE * min(1.0, 10 * done, 1.05 - done)
+                batch = rows.take(batches[i])
+                loss = self.model(**pad(batch.ids, batch.pad_id), labels=torch.tensor(batch.targets)).loss
+                loss.backward()
+                torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+                optimizer.step()
+                optimizer.zero_grad()
+        self.model.eval()
+
+    def _score(self) -> float:
+        """Share of dev rows that are right."""
+        rows, right = self._read("dev"), 0
+        with torch.no_grad():
+            for batch in batches_by_length(rows.lengths, BATCH):
+                some = rows.take(batch)
+                answers = self.model(**pad(some.ids, some.pad_id)).logits.argmax(1)
+                right += int((answers == torch.tensor(some.targets)).sum())
+        return right / len(rows)
 
     def exported(self, kind: str) -> Exported:
         """Its file of a kind, made once."""
@@ -315,12 +348,15 @@ def _swap_biases(state: dict[str, torch.Tensor]) -> None:
 
 
 EVERY = tuple(KINDS)
+IN_BATCHES = ("onnx fp32", "onnx int8", "ort int8", "openvino int8")  # the others take one text a call
 ONNX = ("onnx fp32", "onnx int8")
 EIGHT_BIT = ("onnx int8", "ort int8", "openvino int8", "litert int8")
 COREML = ("coreml fp16", "coreml int8")
 FAULTS = (
-    Fault("answers row 0 to everybody", "lengths", EVERY, _answers(planted.first_to_all), "batch of 3"),
-    Fault("answers a batch in the opposite order", "lengths", EVERY, _answers(planted.rows_turned), "batch of 3"),
+    Fault("answers row 0 to everybody", "lengths", IN_BATCHES, _answers(planted.first_to_all), "batch of 3: "),
+    Fault(
+        "answers a batch in the opposite order", "lengths", IN_BATCHES, _answers(planted.rows_turned), "batch of 3: "
+    ),
     Fault("reads ids as the mask", "lengths", EVERY, _answers(planted.inputs_swapped), ""),
     Fault("two labels have changed places", "lengths", EVERY, _answers(planted.labels_swapped), "of the spread away"),
     Fault("does not read the last token", "lengths", EVERY, _answers(planted.one_token_less), "of the spread away"),
@@ -328,7 +364,13 @@ FAULTS = (
         "answers what is too long", "lengths", EVERY, _answers(planted.long_texts_cut), "answered, expected an error"
     ),
     Fault("a number is NaN", "lengths", EVERY, _answers(planted.not_numbers), "answers inf of the spread away"),
-    Fault("the position table ends early", "lengths", ONNX, _graph(_positions), "refused, though the card declares it"),
+    Fault(
+        "the position table ends early",
+        "lengths",
+        ("onnx fp32",),
+        _graph(_positions),
+        "refused, though the card declares it",
+    ),
     Fault(
         "padding counts as text",
         "padding",
@@ -409,7 +451,7 @@ def plant(
                 if not check.applies(subject):
                     continue
                 result = make(check, subject)
-                line |= {"status": result.status, "reason": result.reason[:300]}
+                line |= {"status": result.status, "reason": result.reason[:300], "score": student.score}
                 if fault is not None:
                     line["caught"] = result.status is Status.FAIL and fault.words in result.reason
                 line |= {"seconds": round(time.monotonic() - start, 1), "cpu": facts["cpu"], "isa": facts["isa"]}
@@ -475,7 +517,9 @@ def collect(lines: list[dict[str, Any]]) -> dict[str, Any]:
         for (check, fault), found in counts.items()
     ]
     rows.sort(key=lambda row: (row["fault"] != SOUND, row["check"]))
-    return {"cpu": cpu, "isa": list(isa), "students": len({line["seed"] for line in lines}), "rows": rows}
+    scores = {line["seed"]: line["score"] for line in lines}
+    found = {"cpu": cpu, "isa": list(isa), "students": len(scores), "rows": rows}
+    return found | {"scores": [min(scores.values()), max(scores.values())]}
 
 
 def with_table(text: str, folder: Path) -> str:
@@ -489,6 +533,7 @@ def render(record: dict[str, Any]) -> str:
     sound = [row for row in record["rows"] if row["fault"] == SOUND]
     faults = [row for row in record["rows"] if row["fault"] != SOUND]
     files = f"**{record['cpu']}** ({', '.join(record['isa']) or 'none of the instruction sets that matter'}), "
+    scores = " to ".join(f"{100 * score:.0f}" for score in record["scores"]) + " %"
     head = "| {} | kinds of files | checked | {} | inconclusive | not measured |\n|---|---|---|---|---|---|\n"
     lines = [
         f"| {row['check']} | {', '.join(row['kinds'])} | {_total(row)} | {row['fail']} | {row['inconclusive']} | "
@@ -501,7 +546,7 @@ def render(record: dict[str, Any]) -> str:
         for row in faults
     ]
     return (
-        f"{files}{record['students']} students. Sound files:\n\n"
+        f"{files}{record['students']} students, {scores} of dev right. Sound files:\n\n"
         + head.format("check", "false alarms")
         + "".join(lines)
         + "\nPlanted faults:\n\n"
