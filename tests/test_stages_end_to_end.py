@@ -729,3 +729,4 @@ def test_what_cannot_be_compared_is_no_pass(versions):
     flip_bit(base / "model.onnx")
     with pytest.raises(IntegrityError, match="damaged"):
         compared(workspace, base)
+    assert not workspace.compared.exists()  # the comment before it was of another comparison

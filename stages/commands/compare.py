@@ -61,6 +61,7 @@ def command(
         if name not in params.targets:
             raise SettingsError(f"no target '{name}' in params.yaml{nearest(name, params.targets)}")
     python = None if base_python is None else _program(base_python)
+    shutil.rmtree(workspace.compared, ignore_errors=True)  # or a run that ends early would post the last one's comment
     with bring(base, folder, names, build=build) as found:
         comparison = run(params, workspace, names, found, python)
     write(comparison, workspace)
