@@ -65,6 +65,7 @@ def render(entries: Sequence[Entry]) -> str:
         changes=changes_of(entries),
         enough=any(len(one.values) >= LEAST_POINTS for one in series),
         least=LEAST_POINTS,
+        series=len(series),
         charts=charts,
     )
 
