@@ -22,8 +22,9 @@ from pipeline.base.records import Record
 FILE = "history.jsonl"
 LEAST_POINTS = 8  # of a series, before anything is said of it
 LEAST_BETWEEN = 3  # versions between two change points
-# A change point costs so many times log(n) variances. Of series of noise alone 5 % then have one at 8 versions, 3 % at 20
-# and 0.3 % at 50 (1,000 simulated each), where the usual 2 gives 19 % at 20; of steps of three deviations 93 % are found.
+# A change point costs so many times log(n) variances. Of series of noise alone 5 % then have one at 8 versions, 3 % at
+# 20 and 0.3 % at 50 (1,000 simulated each), where the usual 2 gives 19 % at 20; of steps of three deviations 93 % are
+# found.
 PENALTY = 5.0
 
 
