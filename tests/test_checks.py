@@ -13,7 +13,15 @@ from test_quantization import toy_examples
 from tiny_project import make_rows, make_teacher, make_tokenizer
 from toy_models import TASK
 
-from benchmarks.planted import TOKENIZER, answer_the_first_row, fatten, ignore_the_mask, swap_the_inputs
+from benchmarks.planted import (
+    TOKENIZER,
+    Spoiled,
+    answer_the_first_row,
+    fatten,
+    ignore_the_mask,
+    one_token_less,
+    swap_the_inputs,
+)
 from eval.checks import Subject, difference, graph, int8, lengths, padding, second_opinion, tokenizer
 from eval.latency import Exported
 from eval.runtimes import Kernels
@@ -148,6 +156,14 @@ def test_first_row_answered_to_everybody_is_found(subject_of, precision):
     """Planted fault: of a batch, every row gets the answer of row 0."""
     status, reason = found(lengths, subject_of(precision, change=answer_the_first_row))
     assert (status, "batch of 3" in reason) == (Status.FAIL, True), reason
+
+
+@pytest.mark.parametrize("precision", ["fp32", "int8"])
+def test_a_last_token_that_is_not_read_is_found(subject_of, precision):
+    """Found by benchmarks/checks.py: of the separator at the end so little depends that 8 bits hid it."""
+    status, reason = found(lengths, Spoiled.of(subject_of(precision), one_token_less))
+    assert status is Status.FAIL, reason
+    assert precision == "fp32" or "ends one token early" in reason, reason
 
 
 def test_padding_to_a_bucket_is_counted(subject_of):

@@ -16,6 +16,8 @@ BATCHES = (1, 3)
 CHOICE = 16  # texts of each length, of which those of a batch are chosen
 # Share of the spread from which two answers cannot be taken for each other: 2.5 times the most that int8 was seen off.
 APART = 0.2
+ENDS = 4  # other last tokens that are tried
+FOLLOWED = 0.5  # of how far the student's answer moves; what does not read its last token moves by nothing
 
 
 def applies(subject: Subject) -> bool:
@@ -55,6 +57,13 @@ def check(subject: Subject) -> Check:
                     )
                 if (other := _answered_as_another(found, answers[:size], APART * spread)) is not None:
                     return failed(TITLE, f"{where}: row {other[0]} is answered as row {other[1]} should be")
+            followed = _follows_the_end(candidate, student, subject, rows[L][0])
+            if followed < FOLLOWED:
+                return failed(
+                    TITLE,
+                    f"{L} tokens: other last tokens move the answer {followed:.0%} as far as the student's: the file, "
+                    "or what pads for it, ends one token early; export it again",
+                )
         if problem := _beyond(candidate, subject):
             return failed(TITLE, problem)
     shares = [padded_length(len(row), artefact) / len(row) for row in subject.sequences]
@@ -78,6 +87,22 @@ def _far_apart(answers: Float[np.ndarray, "rows values"], count: int) -> list[in
         distances = np.abs(answers[:, None] - answers[chosen]).max(axis=2).min(axis=1)
         chosen.append(int(distances.argmax()))
     return chosen
+
+
+def _follows_the_end(candidate: Session, student: Session, subject: Subject, row: list[int]) -> float:
+    """How far answers move with the last token, as a share of how far the student's do, in the same direction.
+
+    A text ends with a separator, on which so little depends that 8 bits hide whether it is read at all; so other tokens
+    stand there, those that move the student's answer furthest. What 8 bits are off by alike falls out.
+    """
+    known = sorted({token for other in subject.sequences for token in other} - {row[-1]})
+    tokens = known[:: max(1, len(known) // CHOICE)]
+    rows = [row, *([*row[:-1], token] for token in tokens)]
+    expected = subject.flat(student.run(_plain(rows)), len(row)).astype(np.float64)
+    furthest = 1 + np.argsort(-np.abs(expected[1:] - expected[0]).max(axis=1), kind="stable")[:ENDS]
+    moved = expected[furthest] - expected[0]
+    base, *found = (subject.flat(candidate.run(subject.padded([rows[i]])), len(row))[0] for i in (0, *furthest))
+    return float(((np.stack(found) - base) * moved).sum() / max(float((moved**2).sum()), 1e-30))
 
 
 def _answered_as_another(
