@@ -1,6 +1,6 @@
 """Ten commits of a small project, and what the gate says of each.
 
-    python -m benchmarks.commits run FOLDER --other-python OTHER/bin/python     about a quarter of an hour
+    python -m benchmarks.commits run FOLDER --other-python OTHER/bin/python     about half an hour; goes on if ended
     python -m benchmarks.commits table                                         the table of docs/measuring.md
 
 `run` makes a project with `decant new` on the bundled data, builds its first version, and then commits on top of that,
@@ -105,8 +105,8 @@ def _nothing(project: Project) -> subprocess.CompletedProcess[str]:
     return project.compare()
 
 
-def _wide(settings: dict[str, Any]) -> None:
-    settings["student"]["ffn"] *= 2
+def _deep(settings: dict[str, Any]) -> None:
+    settings["student"]["layers"] += 1
 
 
 def _brief(settings: dict[str, Any]) -> None:
@@ -130,9 +130,9 @@ def _flaky(project: Project) -> subprocess.CompletedProcess[str]:
 
 def _accepted(project: Project) -> subprocess.CompletedProcess[str]:
     """The regression of speed again, then an exception of two weeks, then the same comparison."""
-    _changed(_wide)(project)
+    _changed(_deep)(project)
     until = (accepted.today() + timedelta(days=14)).isoformat()
-    project.decant("accept", "cpu", "--because", "the wide layer pays for itself in June", "--until", until)
+    project.decant("accept", "cpu", "--because", "the layer more is for the next set of intents", "--until", until)
     project.commit("an exception")
     return project.compare()
 
@@ -163,11 +163,11 @@ def _newer_beside(project: Project) -> subprocess.CompletedProcess[str]:
 
 COMMITS = (
     Commit("a sentence in the README", "no regression", _nothing),
-    Commit("a feed-forward layer twice as wide", "slower and larger", _changed(_wide)),
+    Commit("a layer more", "slower and larger", _changed(_deep)),
     Commit("a quarter of the training", "less accurate", _changed(_brief)),
     Commit("other ranges, a neighbour loads a core at random", "no regression", _flaky),
     Commit("three times the training", "better", _changed(_long)),
-    Commit("the wide layer, accepted for two weeks", "accepted", _accepted),
+    Commit("the same, accepted for two weeks", "accepted", _accepted),
     Commit("the artefact's record deleted", "cannot compare", _deleted),
     Commit("a score changed by hand (`decant stage gate`)", "refused", _tampered),
     Commit("another version of onnxruntime", "not measured", _newer),
@@ -182,11 +182,15 @@ def run(
 ) -> None:
     """Makes the project, and judges commit after commit."""
     project = Project(folder.absolute() / "project", other_python.absolute())
-    _make(project)
+    if _git(project.folder, "rev-parse", "--verify", "--quiet", BASE, check=False):
+        _make(project)
     facts = machine.facts()
-    record: dict[str, Any] = {"cpu": facts["cpu"], "isa": facts["isa"], "commits": []}
     RESULTS.mkdir(parents=True, exist_ok=True)
+    lines = folder / "commits.jsonl"
+    done_before = len(lines.read_text("utf-8").splitlines()) if lines.is_file() else 0
     for number, commit in enumerate(COMMITS, start=1):
+        if number <= done_before:
+            continue
         _git(project.folder, "checkout", "--quiet", "--force", BASE)
         _run([sys.executable, "-m", "dvc", "checkout", "--force", "--quiet"], project.folder)
         _git(project.folder, "checkout", "--quiet", "-B", f"change-{number}")
@@ -198,18 +202,20 @@ def run(
         if is_commented:
             write_atomically(RESULTS / name, comment.read_text("utf-8"))
         said = [line for line in (done.stdout + done.stderr).splitlines() if line.strip()]
-        record["commits"].append(
-            {
-                "commit": commit.message,
-                "expected": commit.expected,
-                "exit": done.returncode,
-                "verdict": _verdict(comment) if is_commented else _said(said, project),
-                "seconds": round(time.monotonic() - start),
-                "comment": name if is_commented else None,
-            }
-        )
-        print(json.dumps(record["commits"][-1]), flush=True)
+        line = {
+            "commit": commit.message,
+            "expected": commit.expected,
+            "exit": done.returncode,
+            "verdict": _verdict(comment) if is_commented else _said(said, project),
+            "seconds": round(time.monotonic() - start),
+            "comment": name if is_commented else None,
+        }
+        print(json.dumps(line), flush=True)
         (folder / f"{number:02d}.log").write_text("\n".join(said) + "\n", "utf-8")
+        with lines.open("a", encoding="utf-8") as out:
+            out.write(json.dumps(line) + "\n")
+    commits = [json.loads(line) for line in lines.open(encoding="utf-8")]
+    record = {"cpu": facts["cpu"], "isa": facts["isa"], "commits": commits}
     write_atomically(RESULTS / "commits.json", json.dumps(record, indent=1) + "\n")
     print(f"wrote {RESULTS / 'commits.json'}")
 
@@ -259,8 +265,8 @@ def _run(command: list[str], cwd: Path, *, check: bool = True) -> subprocess.Com
     return done
 
 
-def _git(folder: Path, *words: str) -> None:
-    _run(["git", *words], folder)
+def _git(folder: Path, *words: str, check: bool = True) -> int:
+    return _run(["git", *words], folder, check=check).returncode if folder.is_dir() else 1
 
 
 @app.command()
