@@ -31,7 +31,8 @@ from pipeline.base.records import Artefact
 SOURCE = Path(__file__).with_suffix(".c")
 MARK = 0x44454341  # as in the plugin
 # Each text is called so often and its smallest count taken: where memory happens to lie adds to a call, and never takes
-# away. The sum over five texts then differs by thousandths of a per cent from process to process.
+# away. From process to process sums over a few texts then differ by thousandths of a per cent in float, and by up to a
+# tenth of one in 8 bits (docs/measuring.md).
 REPEATS = 4
 # ADDR_NO_RANDOMIZE of <sys/personality.h>, or the emulated addresses would be others each time; then the command.
 KEEP_ADDRESSES = (
