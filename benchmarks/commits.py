@@ -249,7 +249,7 @@ def _verdict(comment: Path) -> str:
 
 def _said(lines: list[str], project: Project) -> str:
     """What the gate gives as its reason, else the last line."""
-    reasons = [line for line in lines if line.startswith(("could not be read", "error"))]
+    reasons = [line for line in lines if line.startswith(("cpu: ", "error"))]
     return (reasons or lines)[-1].replace(f"{project.folder}/", "")
 
 

@@ -260,10 +260,13 @@ def tell_value(target: str, what: str, title: str, unit: str, base: float, head:
 def overall(changes: Iterable[Change], required_not_compared: Sequence[str]) -> Status:
     """How a comparison stands: a regression beats undecided; a required target without a base is not measured.
 
-    What is accepted for now does not count.
+    What is accepted for now counts as kept.
     """
-    judged = (change for change in changes if change.required and change.accepted is None)
-    found = {change.status for change in judged if change.status is not None}
+    found = {
+        Status.PASS if change.accepted is not None else change.status
+        for change in changes
+        if change.required and change.status is not None
+    }
     return worst(found | {Status.NOT_MEASURED} if required_not_compared else found)
 
 

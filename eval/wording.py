@@ -305,9 +305,10 @@ def compared_headline(comparison: Comparison) -> str:
         return f"Cannot compare {missing} required target{'s' if missing > 1 else ''} {against}"
     if counts[Status.NOT_MEASURED]:
         return f"Not measured {against}: {counts[Status.NOT_MEASURED]} of {len(required)} figures"
-    if not counts[Status.PASS]:
+    accepted = sum(change.required and change.accepted is not None for change in comparison.changes)
+    if not counts[Status.PASS] and not accepted:
         return f"Nothing was compared {against}"
-    return f"No regression {against}"
+    return f"No regression {against}{f' but the {accepted} that are accepted for now' if accepted else ''}"
 
 
 def _decimals_of_harm(change: Change) -> int | None:

@@ -11,7 +11,7 @@ from fakes import make_measurement
 from eval import changes, figures
 from eval.statistics import TooFewError, contrast_interval, holm
 from eval.wording import compared_headline, is_moved, say_change, show_harm
-from pipeline.base.records import Change, Comparison, Measurement, ReasonKind, Status, Verdict
+from pipeline.base.records import Accepted, Change, Comparison, Measurement, ReasonKind, Status, Verdict
 from pipeline.settings.compare import CompareSettings, Zone
 from pipeline.tasks import single_label
 from stages.gating import annotations, comment, junit
@@ -220,6 +220,7 @@ def comparison(*found: Change, **facts: object) -> Comparison:
 
 REGRESSED, SAME = timed(1.1), changes.same_file("ios")
 OPTIONAL = REGRESSED.model_copy(update={"required": False, "target": "browser"})
+EXCEPTED = REGRESSED.model_copy(update={"accepted": Accepted(because="it pays for itself", until="2999-01-01")})
 LOST = {"not_compared": {"ios": "its artefact is in none of: the DVC cache"}, "required_not_compared": ("ios",)}
 
 
@@ -229,6 +230,8 @@ LOST = {"not_compared": {"ios": "its artefact is in none of: the DVC cache"}, "r
         ((SAME,), {}, Status.PASS, "No regression against main"),
         ((REGRESSED, SAME), {}, Status.FAIL, "1 regression against main"),
         ((OPTIONAL, SAME), {}, Status.PASS, "No regression against main"),
+        ((EXCEPTED,), {}, Status.PASS, "No regression against main but the 1 that are accepted for now"),
+        ((EXCEPTED, REGRESSED), {}, Status.FAIL, "1 regression against main"),
         ((SAME,), LOST, Status.NOT_MEASURED, "Cannot compare 1 required target against main"),
         ((), {}, Status.NOT_MEASURED, "Nothing was compared against main"),
         ((timed(1.035, noise=0.15, n=60),), {}, Status.INCONCLUSIVE, "Undecided against main: 1 of 1"),
