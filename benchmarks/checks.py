@@ -359,7 +359,7 @@ FAULTS = (
     ),
     Fault("reads ids as the mask", "lengths", EVERY, _answers(planted.inputs_swapped), ""),
     Fault("two labels have changed places", "lengths", EVERY, _answers(planted.labels_swapped), "of the spread away"),
-    Fault("does not read the last token", "lengths", EVERY, _answers(planted.one_token_less), "of the spread away"),
+    Fault("does not read the last token", "lengths", EVERY, _answers(planted.one_token_less), " tokens"),
     Fault(
         "answers what is too long", "lengths", EVERY, _answers(planted.long_texts_cut), "answered, expected an error"
     ),
@@ -452,8 +452,6 @@ def plant(
                     continue
                 result = make(check, subject)
                 line |= {"status": result.status, "reason": result.reason[:300], "score": student.score}
-                if fault is not None:
-                    line["caught"] = result.status is Status.FAIL and fault.words in result.reason
                 line |= {"seconds": round(time.monotonic() - start, 1), "cpu": facts["cpu"], "isa": facts["isa"]}
                 with file.open("a", encoding="utf-8") as out:
                     out.write(json.dumps(line) + "\n")
@@ -500,11 +498,13 @@ def collect(lines: list[dict[str, Any]]) -> dict[str, Any]:
     if len(machines) != 1:
         raise SettingsError(f"found checks of {len(machines)} machines, expected one: {machines}")
     ((cpu, isa),) = machines
+    words = {fault.name: fault.words for fault in FAULTS}
     counts: dict[tuple[str, str], Counter[str]] = defaultdict(Counter)
     kinds: dict[tuple[str, str], set[str]] = defaultdict(set)
     for line in lines:
         counts[line["check"], line["fault"]][line["status"]] += 1
-        counts[line["check"], line["fault"]]["caught"] += line.get("caught", False)
+        is_said = line["fault"] in words and words[line["fault"]] in line["reason"]
+        counts[line["check"], line["fault"]]["caught"] += is_said and line["status"] == Status.FAIL
         kinds[line["check"], line["fault"]].add(line["kind"])
     rows = [
         {
