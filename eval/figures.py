@@ -175,7 +175,7 @@ def moved(measurement: Measurement, change: Interval) -> Interval | None:
     """The interval of a `slowdown`, or of its inverse, as it may be judged; None where nothing can be.
 
     What twins differ by at random is in it, and what both models' twins differ by alike falls out of the mean over both
-    pairs: of two sessions the later one is often faster by a per cent. What one model's twins differ by and the other's
+    pairs: of two sessions the later one is often the faster. What one model's twins differ by and the other's
     do not is in that mean by half. By so much each end is moved on a runner that is unfit; beyond UNFIT_LIMIT nothing
     is decided.
     """

@@ -166,6 +166,23 @@ def test_a_last_token_that_is_not_read_is_found(subject_of, precision):
     assert precision == "fp32" or "ends one token early" in reason, reason
 
 
+def test_a_last_token_that_moves_nothing_is_no_fault(subject_of):
+    """As in a long text: of the student's few thousandths nothing is left in 8 bits."""
+    subject = subject_of("int8")
+
+    class Fixed:
+        def __init__(self, size):
+            self.size = size
+
+        def run(self, inputs):
+            rows = np.arange(len(inputs["input_ids"]), dtype=np.float32)[:, None]
+            return {"logits": self.size * rows * np.ones((1, 3), np.float32)}
+
+    row = subject.of_length(8)
+    assert lengths._follows_the_end(Fixed(0.0), Fixed(1e-4), subject, row, 0.2) == 1.0
+    assert lengths._follows_the_end(Fixed(0.0), Fixed(1.0), subject, row, 0.2) == 0.0
+
+
 def test_padding_to_a_bucket_is_counted(subject_of):
     subject = subject_of(lengths=(16, MAX_LENGTH))
     result = lengths.check(subject)

@@ -18,6 +18,8 @@ CHOICE = 16  # texts of each length, of which those of a batch are chosen
 APART = 0.2
 ENDS = 4  # other last tokens that are tried
 FOLLOWED = 0.5  # of how far the student's answer moves; what does not read its last token moves by nothing
+# Share of the spread, over the numbers of those answers together: in a long text one token moves less than 8 bits do.
+LEAST_MOVED = 0.2
 
 
 def applies(subject: Subject) -> bool:
@@ -57,7 +59,7 @@ def check(subject: Subject) -> Check:
                     )
                 if (other := _answered_as_another(found, answers[:size], APART * spread)) is not None:
                     return failed(TITLE, f"{where}: row {other[0]} is answered as row {other[1]} should be")
-            followed = _follows_the_end(candidate, student, subject, rows[L][0])
+            followed = _follows_the_end(candidate, student, subject, rows[L][0], LEAST_MOVED * spread)
             if followed < FOLLOWED:
                 return failed(
                     TITLE,
@@ -89,11 +91,12 @@ def _far_apart(answers: Float[np.ndarray, "rows values"], count: int) -> list[in
     return chosen
 
 
-def _follows_the_end(candidate: Session, student: Session, subject: Subject, row: list[int]) -> float:
+def _follows_the_end(candidate: Session, student: Session, subject: Subject, row: list[int], least: float) -> float:
     """How far answers move with the last token, as a share of how far the student's do, in the same direction.
 
     A text ends with a separator, on which so little depends that 8 bits hide whether it is read at all; so other tokens
-    stand there, those that move the student's answer furthest. What 8 bits are off by alike falls out.
+    stand there, those that move the student's answer furthest. What 8 bits are off by alike falls out. 1 where those
+    move it by less than `least`, so that nothing can be told.
     """
     known = sorted({token for other in subject.sequences for token in other} - {row[-1]})
     tokens = known[:: max(1, len(known) // CHOICE)]
@@ -101,8 +104,10 @@ def _follows_the_end(candidate: Session, student: Session, subject: Subject, row
     expected = subject.flat(student.run(_plain(rows)), len(row)).astype(np.float64)
     furthest = 1 + np.argsort(-np.abs(expected[1:] - expected[0]).max(axis=1), kind="stable")[:ENDS]
     moved = expected[furthest] - expected[0]
+    if np.linalg.norm(moved) < least:
+        return 1.0
     base, *found = (subject.flat(candidate.run(subject.padded([rows[i]])), len(row))[0] for i in (0, *furthest))
-    return float(((np.stack(found) - base) * moved).sum() / max(float((moved**2).sum()), 1e-30))
+    return float(((np.stack(found) - base) * moved).sum() / (moved**2).sum())
 
 
 def _answered_as_another(

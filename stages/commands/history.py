@@ -7,7 +7,6 @@ The file belongs under git. `decant compare last-accepted` compares with the ver
 """
 
 import json
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated
 
@@ -59,7 +58,7 @@ def _entry(workspace: Workspace) -> history.Entry:
     _refuse_stale(workspace, verdict)
     metrics = json.loads((workspace.report / "metrics.json").read_text("utf-8"))
     return history.Entry(
-        day=datetime.now(UTC).date().isoformat(),
+        day=today().isoformat(),
         revision=revision_of(workspace.root) or "",
         verdict=records.digest(verdict),
         machines={name: _machine(workspace, name) for name in metrics["targets"]},
