@@ -10,7 +10,7 @@ TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 # Files whose tests open 8-bit artefacts themselves: what those answer must not depend on the CPU's instructions.
 EIGHT_BIT := $(addprefix tests/test_,to_onnx.py to_ort.py to_openvino.py to_litert.py to_executorch.py distillation_token.py)
 
-.PHONY: demo mac browser test test-all test-without-vnni lint types layers lock schema clean help
+.PHONY: demo mac browser clients signing test test-all test-without-vnni lint types layers lock schema clean help
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -24,6 +24,12 @@ mac: $(READY) ## on a Mac: the Core ML targets in Core ML itself, into the repor
 
 browser: $(READY) ## what the runtime 'browser' needs: onnxruntime-web, and Chromium where it is missing
 	@bash tools/browser/install.sh "$(VENV)"
+
+clients: $(READY) ## what bundles for apps are checked with: Kotlin's compiler, JavaScript's tokenizers (needs npm, Java)
+	@bash tools/clients/install.sh "$(VENV)"
+
+signing: $(READY) ## what signs bundles, in an environment of its own
+	@bash tools/signing/install.sh "$(VENV)"
 
 test: $(READY) ## the fast test suite
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto --dist loadfile -m "not slow"

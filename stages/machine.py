@@ -31,7 +31,9 @@ ONCE: dict[str, Scope] = {
     "reference": "nothing",
     "distill": "nothing",
     "quantize": "nothing",
+    "tokenizers": "nothing",
     "report": "everything",
+    "package": "instruction sets",
     "gate": "nothing",
 }
 PER_TARGET: dict[str, Scope] = {

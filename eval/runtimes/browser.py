@@ -5,18 +5,10 @@ the way between here and the page is in no figure. SIMD is always on, since onnx
 threads than one need the page to be isolated from other origins, so the server isolates it.
 """
 
-import atexit
 import json
 import os
-import queue
-import shutil
-import subprocess
 import sys
-import tempfile
-import threading
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from secrets import token_urlsafe
 from types import TracebackType
 from typing import Any, Self
 
@@ -24,7 +16,7 @@ import numpy as np
 import psutil
 from jaxtyping import Int8
 
-from eval import dying
+from eval.pages import LOOP, Page, why_missing
 from eval.runtimes import Arrays, onnxruntime, settings_of, take
 from pipeline.base.errors import ModelError
 from pipeline.base.records import Artefact
@@ -37,27 +29,6 @@ SETTINGS = {"threads": ""}  # as many as the caller asks for
 LIBRARY = Path(sys.prefix) / "share" / "decant" / "browser" / "node_modules" / "onnxruntime-web"
 # What a page fetches to run on the CPU; the other builds in the package are for GPUs.
 SERVED = ("ort.wasm.min.mjs", "ort-wasm-simd-threaded.mjs", "ort-wasm-simd-threaded.wasm")
-BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
-START_TIMEOUT_S = 60.0
-FLAGS = (
-    "--headless",
-    "--disable-gpu",
-    "--disable-dev-shm-usage",
-    "--no-first-run",
-    # nothing but the page: no look-ups of updates, no calls home
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-default-apps",
-    "--disable-extensions",
-    "--disable-quic",
-    "--disable-sync",
-    # a page that nobody looks at must not be slowed down
-    "--disable-background-timer-throttling",
-    "--disable-renderer-backgrounding",
-    "--disable-backgrounding-occluded-windows",
-)
-CONTENT_TYPES = {".mjs": "text/javascript", ".wasm": "application/wasm"}
-# The page asks for a task, does it, and sends the answer when it asks for the next one.
 PAGE = """<!doctype html><meta charset="utf-8"><title>Decant</title><script type="module">
 import * as ort from "./ort.wasm.min.mjs";
 ort.env.wasm.wasmPaths = "./";
@@ -94,21 +65,14 @@ const tasks = {
     return {};
   },
 };
-let answer = {ready: true};
-for (;;) {
-  const task = await (await fetch("./next", {method: "POST", body: JSON.stringify(answer)})).json();
-  try { answer = await tasks[task.do](task); } catch (error) { answer = {error: String(error?.message ?? error)}; }
-}
-</script>"""
+LOOP</script>""".replace("LOOP", LOOP)
 
 
 def why_unusable() -> str | None:
     """The reason why it cannot run here, or None."""
     if not (LIBRARY / "package.json").is_file():
         return "not installed: onnxruntime-web; run: make browser"
-    if _find_browser() is None:
-        return f"no browser: none of {', '.join(BROWSERS)} is on PATH; install Chromium, or name one in $CHROME"
-    return None
+    return why_missing()
 
 
 def version() -> str:
@@ -171,7 +135,7 @@ def _threads(artefact: Artefact, threads: int) -> int:
 class BrowserSession:
     """A model that a page has loaded. `last_call_ns` is the page's own time of the last call."""
 
-    def __init__(self, path: Path, artefact: Artefact, page: "Page") -> None:
+    def __init__(self, path: Path, artefact: Artefact, page: "OnnxPage") -> None:
         self._page, self._path, self._max_length = page, path, artefact.max_length
         self.last_call_ns = 0
         types = {fact.name: fact.dtype for fact in artefact.inputs}
@@ -211,48 +175,25 @@ class BrowserSession:
 
 # --- the page ----------------------------------------------------------------------------------------------------
 
-_pages: dict[int, "Page"] = {}
+_pages: dict[int, "OnnxPage"] = {}
 
 
-def _page(threads: int) -> "Page":
+def _page(threads: int) -> "OnnxPage":
     """The page of this process with so many threads; one serves all sessions."""
     if threads not in _pages:
-        _pages[threads] = Page(threads)
+        _pages[threads] = OnnxPage(threads)
     return _pages[threads]
 
 
-class Page:
-    """A browser with one page, and the server that the page talks to."""
+class OnnxPage(Page):
+    """A page that has onnxruntime-web."""
+
+    speaker = "onnxruntime-web"
 
     def __init__(self, threads: int) -> None:
         self.threads = threads
-        self.tasks: queue.Queue[dict[str, Any]] = queue.Queue()
-        self.answers: queue.Queue[dict[str, Any]] = queue.Queue()
-        self.files = {name: LIBRARY / "dist" / name for name in SERVED}
         self._loaded = 0
-        # Other programs of this machine can reach the port, but not guess the path.
-        self.secret = token_urlsafe()
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), _handler(self))
-        self._server.daemon_threads = True
-        threading.Thread(target=self._server.serve_forever, daemon=True).start()
-        self._profile = tempfile.mkdtemp(prefix="decant-browser-")
-        self._browser = self._start()
-        atexit.register(self.close)
-        self._wait(Path("the page"), START_TIMEOUT_S)
-
-    def _start(self) -> subprocess.Popen:
-        browser = _find_browser()
-        assert browser is not None, "asked for although why_unusable() has a reason"
-        # Root has no sandbox of Chromium's; the page is ours and reaches nothing else.
-        flags = [*FLAGS, *(["--no-sandbox"] if os.geteuid() == 0 else []), f"--user-data-dir={self._profile}"]
-        url = f"http://127.0.0.1:{self._server.server_port}/{self.secret}/"
-        return subprocess.Popen(
-            dying.command(browser, *flags, url),
-            cwd=dying.ROOT,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-        )
+        super().__init__(PAGE.replace("THREADS", str(threads)), {name: LIBRARY / "dist" / name for name in SERVED})
 
     def load(self, path: Path, types: dict[str, str]) -> tuple[int, dict[str, Any]]:
         """(number of the session, what the page says of the model)."""
@@ -265,77 +206,3 @@ class Page:
                 f"{path}: the page is not isolated, so it has one thread of {self.threads}; update the browser"
             )
         return self._loaded, found
-
-    def ask(self, task: dict[str, Any], path: Path) -> dict[str, Any]:
-        """Has the page do something, and gives its answer.
-
-        Raises:
-            ModelError: the page says that it failed, or the browser ended.
-        """
-        self.tasks.put(task)
-        found = self._wait(path, None)
-        if "error" in found:
-            raise ModelError(f"{path}: onnxruntime-web says: {found['error'].splitlines()[0][:300]}; export it again")
-        return found
-
-    def _wait(self, path: Path, timeout_s: float | None) -> dict[str, Any]:
-        waited_s = 0.0
-        while timeout_s is None or waited_s < timeout_s:
-            try:
-                return self.answers.get(timeout=1.0)
-            except queue.Empty:
-                waited_s += 1.0
-            if self._browser.poll() is not None:
-                raise ModelError(f"{path}: the browser ended with status {self._browser.returncode}; try again")
-        raise ModelError(f"{path}: the browser did not open it within {timeout_s:g} s; try again")
-
-    def close(self) -> None:
-        """Ends the browser and the server."""
-        self._browser.kill()
-        self._browser.wait()
-        self._server.shutdown()
-        self._server.server_close()
-        shutil.rmtree(self._profile, ignore_errors=True)
-
-
-def _handler(page: Page) -> type[BaseHTTPRequestHandler]:
-    class Handler(BaseHTTPRequestHandler):
-        protocol_version = "HTTP/1.1"  # one connection for all tasks
-
-        def do_GET(self) -> None:
-            secret, _, name = self.path.lstrip("/").partition("/")
-            if secret != page.secret or name not in ("", *page.files):
-                self._answer(404, b"", "text/plain")
-            elif name == "":
-                self._answer(200, PAGE.replace("THREADS", str(page.threads)).encode(), "text/html")
-            else:
-                kind = CONTENT_TYPES.get(Path(name).suffix, "application/octet-stream")
-                self._answer(200, page.files[name].read_bytes(), kind)
-
-        def do_POST(self) -> None:
-            body = self.rfile.read(int(self.headers["Content-Length"]))
-            if self.path != f"/{page.secret}/next":
-                self._answer(404, b"", "text/plain")
-                return
-            page.answers.put(json.loads(body))
-            self._answer(200, json.dumps(page.tasks.get()).encode(), "application/json")
-
-        def _answer(self, status: int, body: bytes, kind: str) -> None:
-            self.send_response(status)
-            self.send_header("Content-Type", kind)
-            self.send_header("Content-Length", str(len(body)))
-            # Both isolate the page, without which it has one thread and a clock of a tenth of a millisecond.
-            self.send_header("Cross-Origin-Opener-Policy", "same-origin")
-            self.send_header("Cross-Origin-Embedder-Policy", "require-corp")
-            self.end_headers()
-            self.wfile.write(body)
-
-        def log_message(self, format: str, *args: object) -> None:
-            """Says nothing."""
-
-    return Handler
-
-
-def _find_browser() -> str | None:
-    named = os.environ.get("CHROME")
-    return shutil.which(named) if named else next(filter(None, map(shutil.which, BROWSERS)), None)

@@ -22,6 +22,9 @@ KINDS = {
     "runtime": ("eval.runtimes", ""),
     "device": ("eval.devices", ""),
     "check": ("eval.checks", ""),
+    "bundle": ("export.bundles", ""),
+    "client": ("eval.clients", ""),
+    "tokenizer": ("eval.tokenizers", ""),
 }
 
 

@@ -288,6 +288,60 @@ class Examination(Record):
     checks: tuple[Check, ...] = ()
 
 
+class TokenizerFacts(Record):
+    """One implementation of the tokenizer, held against that of training."""
+
+    title: str
+    version: str | None = None
+    # why there is no comparison; then nothing below is set
+    not_compared: str | None = None
+    texts: int = 0
+    different: int = 0
+    # some of the texts that differ, with what it made of them, and what training makes of them
+    shown: tuple[tuple[str, tuple[int, ...], tuple[int, ...]], ...] = ()
+
+    @property
+    def said(self) -> str:
+        """The outcome in words."""
+        if self.not_compared is not None:
+            return f"not compared here: {self.not_compared}"
+        return (
+            f"{self.different:,} of {self.texts:,} texts differ"
+            if self.different
+            else f"the same on {self.texts:,} texts"
+        )
+
+
+class Tokenizers(Record):
+    """Every implementation that apps may use."""
+
+    sources: dict[str, str] = {}
+    # name of its file in eval/tokenizers -> what was found
+    found: dict[str, TokenizerFacts]
+
+
+class Trial(Record):
+    """A bundle as an app would use it: its own code, read back from its zip, on the whole test split."""
+
+    platform: str
+    target: str
+    # SHA-256 of the bundle's manifest
+    manifest_digest: str
+    sources: dict[str, str] = {}
+    # why its code was not run here; then nothing below is set
+    not_tried: str | None = None
+    engine: str | None = None
+    examples: int = 0
+    primary: Interval | None = None
+    # rows that the bundle's code answers otherwise than the target's runtime did
+    different: int = 0
+    cold_ms: float | None = None
+    warm_ms: float | None = None
+    first_bytes: int | None = None
+    # from recorded outputs: its tokenizer and its code ran here, its runtime did not
+    is_recorded: bool = False
+
+
 class Floor(Record):
     """A model that a student must beat to be worth shipping."""
 

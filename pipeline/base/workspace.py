@@ -90,6 +90,16 @@ class Workspace:
         return self.artifacts / "report"
 
     @property
+    def tokenizers(self) -> Path:
+        """How the tokenizers of apps compare with that of training."""
+        return self.artifacts / "tokenizers.json"
+
+    @property
+    def bundles(self) -> Path:
+        """A folder for each platform that an app drops in, and a zip of each."""
+        return self.artifacts / "bundles"
+
+    @property
     def compared(self) -> Path:
         """The last comparison with a base."""
         return self.artifacts / "compared"

@@ -15,6 +15,8 @@ from pipeline.base import plugins
 from pipeline.base.errors import SettingsError
 from pipeline.settings import yaml_file
 from pipeline.settings.base import Settings
+from pipeline.settings.bundles import Bundle
+from pipeline.settings.card import CardSettings
 from pipeline.settings.compare import CompareSettings
 from pipeline.settings.data import DataSettings
 from pipeline.settings.distill import DistillSettings
@@ -46,9 +48,20 @@ class Params(Settings):
     targets: dict[Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")], Target] = Field(
         description="Deployment rows by name.", min_length=1
     )
+    bundles: dict[str, Bundle] = Field(default={}, description="Folders for apps, by platform.")
+    card: CardSettings = Field(default=CardSettings(), description="What only a person knows of the model.")
     measure: MeasureSettings = Field(default=MeasureSettings(), description="How latency is measured.")
     report: ReportSettings = Field(default=ReportSettings(), description="What reports may show.")
     compare: CompareSettings = Field(default=CompareSettings(), description="What `decant compare` calls a regression.")
+
+    @model_validator(mode="after")
+    def _bundles_have_targets(self) -> Self:
+        for platform, bundle in self.bundles.items():
+            if bundle.target not in self.targets:
+                raise ValueError(
+                    f"bundles.{platform}.target is '{bundle.target}'{plugins.nearest(bundle.target, self.targets)}"
+                )
+        return self
 
     @model_validator(mode="after")
     def _token_is_trained(self) -> Self:
@@ -112,6 +125,7 @@ def json_schema() -> dict[str, Any]:
     target = schema["$defs"]["Target"]["properties"]
     for kind in ("format", "runtime", "device"):
         target[kind]["enum"] = plugins.names(kind)
+    schema["properties"]["bundles"]["propertyNames"] = {"enum": plugins.names("bundle")}
     target["optional_checks"]["items"] = {"enum": plugins.names("check"), "type": "string"}
     return schema
 
@@ -173,6 +187,8 @@ def _named_plugins(values: Any) -> Iterator[tuple[str, str, str]]:
         for index, name in enumerate(checks if isinstance(checks, list) else []):
             if isinstance(name, str):
                 yield f"targets.{target_name}.optional_checks.{index}", "check", name
+    for platform in _items(_get(values, "bundles")):
+        yield f"bundles.{platform}", "bundle", platform
 
 
 def _plugin_problems(values: Any) -> list[tuple[str, str]]:
@@ -200,6 +216,9 @@ def _plugin_settings(values: Any) -> Iterator[tuple[str, str, str, Any]]:
     for name, target in _items(_get(values, "targets")).items():
         if isinstance(_get(target, "format"), str) and "options" in target:
             yield f"targets.{name}.options", "format", target["format"], target["options"]
+    for platform, bundle in _items(_get(values, "bundles")).items():
+        if isinstance(bundle, dict) and "options" in bundle:
+            yield f"bundles.{platform}.options", "bundle", platform, bundle["options"]
 
 
 def _get(values: Any, key: str) -> Any:

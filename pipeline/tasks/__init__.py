@@ -29,6 +29,8 @@ as well: `data.files.columns.pair` names the second. A task file has:
 - `fit_floors(texts, numbers, space, seed)`: `Floor`s, models that a student must beat.
 - `explain(outputs, space)`: of one row, (text, probability) by falling probability: what `decant predict` prints.
 - `confidences(outputs)` (optional): how sure the model is of each answer, 0 to 1.
+- `CLIENT` (optional): "label" where an answer is the place of the largest of the outputs `logits`, which is what code
+  for apps answers (export/bundles/clients). Without it no bundle is made.
 - `show(answer, space)`: an answer as a person reads it.
 """
 

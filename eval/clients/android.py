@@ -1,0 +1,41 @@
+"""The bundle for Android on this machine's Java: its tokenizer, answers and self-test, from recorded outputs.
+
+LiteRT's library for Android does not run here. What the model answers to token ids was recorded in the target's
+runtime; a row whose ids the Kotlin code gets otherwise has no outputs, and that is an error.
+"""
+
+import json
+import subprocess
+from collections.abc import Sequence
+from pathlib import Path
+
+from eval import dying
+from eval.clients import Recorded, Used
+from eval.tokenizers import TIMEOUT_S, kotlin, locate
+from pipeline.base.errors import ModelError
+
+NEEDS_RECORDED = True
+
+
+def why_unusable() -> str | None:
+    """The reason why Kotlin cannot be compiled and run here, or None."""
+    return kotlin.why_unusable()
+
+
+def use(folder: Path, texts: Sequence[tuple[str, ...]], recorded: Recorded) -> Used:
+    """What its Kotlin code answers, compiled as it lies in the bundle."""
+    sources = sorted((folder / "classifier" / "src" / "main" / "kotlin").rglob("*.kt"))
+    command = kotlin.program("test", str(folder / "model/src/main/assets/decant"), sources=sources)
+    given = {"outputs": recorded, "texts": [text[0] for text in texts]}
+    done = subprocess.run(
+        dying.command(*locate(command)),
+        input=json.dumps(given).encode(),
+        capture_output=True,
+        timeout=TIMEOUT_S,
+        cwd=dying.ROOT,
+        check=False,
+    )
+    if done.returncode != 0:
+        raise ModelError(f"{folder}: its Kotlin code {dying.reason(done.returncode, done.stderr.decode())}")
+    found = json.loads(done.stdout)
+    return Used(answers=found["answers"], failures=found["failures"], engine="Java, from recorded outputs")

@@ -1,0 +1,42 @@
+"""Decant's port in Swift, as bundles for iOS ship it, compiled here and run on this machine."""
+
+import hashlib
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+from eval import dying
+from eval.tokenizers import PACKAGES, TIMEOUT_S, run_program
+from pipeline.base.errors import ModelError
+
+TITLE = "Decant's port in Swift"
+FOLLOWS_RULES = True
+CLIENT = Path(__file__).resolve().parents[2] / "export" / "bundles" / "clients" / "swift"
+SOURCES = (CLIENT / "WordPieces.swift", Path(__file__).with_name("main.swift"))
+
+
+def why_unusable() -> str | None:
+    """The reason why it cannot run here, or None."""
+    return None if shutil.which("swiftc") else "no Swift compiler here (swift.org has one for Linux)"
+
+
+def version() -> None:
+    """It is of this project."""
+
+
+def encode(folder: Path, texts: Sequence[str]) -> list[list[int]]:
+    """What the compiled port makes of it."""
+    digest = hashlib.sha256(b"\0".join(file.read_bytes() for file in SOURCES)).hexdigest()[:16]
+    program = PACKAGES.parent / "swift" / digest
+    if not program.is_file():
+        program.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=program.parent) as scratch:
+            made = Path(scratch, "program")
+            command = ["swiftc", "-O", *map(str, SOURCES), "-o", str(made)]
+            done = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT_S, check=False)
+            if done.returncode != 0:
+                raise ModelError(f"{CLIENT}: {dying.reason(done.returncode, done.stderr)}")
+            made.rename(program)
+    return run_program([str(program), str((folder / "word_pieces.json").resolve())], texts)

@@ -1,0 +1,27 @@
+package com.example.decant
+
+import android.content.Context
+import java.io.File
+
+/** The classifier as an app has it: from its assets, or from the last release that it downloaded. */
+object OnAndroid {
+    private const val ASSETS = "decant"
+
+    /** The model that came with the app. */
+    fun bundled(context: Context) = Classifier(
+        { name -> context.assets.open("$ASSETS/$name").use { it.readBytes() } },
+        { model -> SESSION.open(context.assets, ASSETS, model) },
+    )
+
+    /** Releases are kept in the app's own files. Call `update` in the background. */
+    fun updates(context: Context, key: String, address: String) =
+        Updates(File(context.filesDir, ASSETS), "android", key, Updates.over(address)) { folder, model ->
+            SESSION.open(folder, model)
+        }
+
+    /** The newest model at hand: the last that was downloaded and passed its test, or the one that came with the app. */
+    fun newest(context: Context, updates: Updates): Classifier {
+        val folder = updates.current() ?: return bundled(context)
+        return Classifier({ File(folder, it).readBytes() }, { model -> SESSION.open(folder, model) })
+    }
+}

@@ -1,0 +1,210 @@
+"""A WordPiece tokenizer as a table that a hundred lines of any language can follow, exactly as the tokenizer itself.
+
+Languages differ in what they call a letter, an accent or lower case, and each brings another version of Unicode. So a
+port asks nothing of its language: for each code point, the table has what the training tokenizer makes of it, found by
+asking that tokenizer. What a port does is then: effects, one after another, split at spaces; the longest piece first.
+
+    effect of a code point   ""      nothing is left of it
+                             " "     it ends a word
+                             " c "   it is a word by itself
+                             any     other characters, spaces as above
+                             itself  where the table says nothing
+
+Marks that stay have a class, by which those next to each other are put in order, as canonical decomposition does.
+"""
+
+import functools
+import json
+import re
+import unicodedata
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field
+from tokenizers import Tokenizer, normalizers
+
+from pipeline.base.errors import ExportError
+from pipeline.base.records import Record
+
+KIND = "word pieces 1"
+FILE = "word_pieces.json"
+SURROGATES = range(0xD800, 0xE000)
+SYLLABLES = range(0xAC00, 0xD7A4)
+LAST = 0x10FFFF
+HIGHEST = "\u0345"  # of the highest class: any other mark goes before it
+
+Ranges = tuple[int, ...]  # first, last, first, last, ...: both ends belong to it
+
+
+class Rules(Record):
+    """All that a port needs to know; numbers are code points and token ids."""
+
+    kind: str = KIND
+    # a token's place is its id; an id that no token has is an empty text
+    vocabulary: tuple[str, ...]
+    unknown: int
+    # before a piece that goes on with a word
+    prefix: str
+    # characters; a longer word is unknown
+    longest_word: int
+    # tokens that stand in a text as they are, found before anything else, the longest first
+    special: dict[str, int]
+    before: tuple[int, ...]
+    after: tuple[int, ...]
+    max_length: int = Field(gt=2)
+    pad_id: int
+    nothing: Ranges
+    space: Ranges
+    word: Ranges
+    # keys are code points as decimal numbers
+    other: dict[str, str]
+    # whether the 11,172 syllables of Hangul become their two or three letters, which is arithmetic and needs no table
+    hangul: bool
+    marks: dict[str, int]
+    # nothing is left of them either, but marks do not pass them
+    walls: Ranges
+
+
+@functools.cache
+def of_file(path: Path, max_length: int, pad_id: int) -> Rules:
+    """The table of a tokenizer.json; lengths that stand in the file count for nothing."""
+    tokenizer = Tokenizer.from_file(str(path))
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    return read(tokenizer, max_length, pad_id)
+
+
+def read(tokenizer: Tokenizer, max_length: int, pad_id: int) -> Rules:
+    """The table of a tokenizer.
+
+    Raises:
+        ExportError: it does something that ports cannot do; the message says what.
+    """
+    state = json.loads(tokenizer.to_str())
+    _refuse_others(state)
+    model = state["model"]
+    empty = tokenizer.encode("")
+    before, after = _ends(tokenizer)
+    assert [*before, *after] == empty.ids, "special tokens stand at both ends"
+    size = max(model["vocab"].values(), default=0) + 1
+    vocabulary = [""] * size
+    for piece, number in model["vocab"].items():
+        vocabulary[number] = piece
+    effects = _effects(tokenizer)
+    strips = _strips_accents(state["normalizer"])
+    hangul = all(effects[SYLLABLES.start + i] == _letters(i) for i in range(len(SYLLABLES)))
+    classes = _classes(effects) if strips else {}
+    told = {code: effect for code, effect in effects.items() if effect != chr(code)}
+    return Rules(
+        vocabulary=tuple(vocabulary),
+        unknown=model["vocab"][model["unk_token"]],
+        prefix=model["continuing_subword_prefix"],
+        longest_word=model["max_input_chars_per_word"],
+        special={token["content"]: token["id"] for token in state["added_tokens"]},
+        before=before,
+        after=after,
+        max_length=max_length,
+        pad_id=pad_id,
+        nothing=_ranges(code for code, effect in told.items() if effect == ""),
+        space=_ranges(code for code, effect in told.items() if effect == " "),
+        word=_ranges(code for code, effect in told.items() if effect == f" {chr(code)} "),
+        other={
+            str(code): effect
+            for code, effect in told.items()
+            if effect not in ("", " ", f" {chr(code)} ") and not (hangul and code in SYLLABLES)
+        },
+        hangul=hangul,
+        marks={str(code): number for code, number in classes.items()},
+        walls=_ranges(code for code, effect in told.items() if strips and effect == "" and _is_wall(chr(code))),
+    )
+
+
+def _refuse_others(state: Mapping[str, Any]) -> None:
+    """Raises ExportError for a tokenizer that is not BERT's own."""
+    parts = {
+        "model": (state["model"]["type"], "WordPiece"),
+        "normalizer": ((state["normalizer"] or {}).get("type"), "BertNormalizer"),
+        "pre_tokenizer": ((state["pre_tokenizer"] or {}).get("type"), "BertPreTokenizer"),
+    }
+    for part, (found, expected) in parts.items():
+        if found != expected:
+            raise ExportError(
+                f"tokenizer.json: its {part} is {found}, and ports for apps have {expected} alone; "
+                "make bundles of a platform whose code uses the tokenizers library, such as python"
+            )
+    for token in state["added_tokens"]:
+        flags = [flag for flag in ("single_word", "lstrip", "rstrip", "normalized") if token[flag]]
+        if flags:
+            raise ExportError(
+                f"tokenizer.json: token '{token['content']}' is marked {', '.join(flags)}, which no port for apps does"
+            )
+
+
+def _ends(tokenizer: Tokenizer) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Ids set before and behind every text."""
+    found = tokenizer.encode("a")
+    places = [place for place, number in enumerate(found.special_tokens_mask) if not number]
+    return tuple(found.ids[: places[0]]), tuple(found.ids[places[-1] + 1 :])
+
+
+def _strips_accents(normalizer: Mapping[str, Any]) -> bool:
+    strips = normalizer["strip_accents"]
+    return bool(normalizer["lowercase"] if strips is None else strips)
+
+
+def _effects(tokenizer: Tokenizer) -> dict[int, str]:
+    """What becomes of each code point."""
+
+    @functools.cache
+    def split(character: str) -> str:
+        """A normalised character, with spaces where words end."""
+        words = [word for word, _ in tokenizer.pre_tokenizer.pre_tokenize_str(f"a{character}a")]
+        if len(words) == 1:
+            return character
+        return " " if words == ["a", "a"] else f" {character} "
+
+    found = {}
+    for code in (*range(SURROGATES.start), *range(SURROGATES.stop, LAST + 1)):
+        normalised = tokenizer.normalizer.normalize_str(chr(code))
+        found[code] = re.sub(" +", " ", "".join(map(split, normalised)))
+    return found
+
+
+def _letters(syllable: int) -> str:
+    """The letters of a Hangul syllable, by its place among them (The Unicode Standard, section 3.12)."""
+    rest, last = divmod(syllable, 28)
+    first, middle = divmod(rest, 21)
+    return chr(0x1100 + first) + chr(0x1161 + middle) + (chr(0x11A7 + last) if last else "")
+
+
+def _classes(effects: Mapping[int, str]) -> dict[int, int]:
+    """Code point -> class, of marks that stay, where the tokenizer's own version of Unicode knows them as marks."""
+    decompose, found = normalizers.NFD(), {}
+    for code in sorted({code for effect in effects.values() for code in map(ord, effect)}):
+        number = unicodedata.combining(chr(code))
+        if number and decompose.normalize_str(f"a{HIGHEST}{chr(code)}") != f"a{HIGHEST}{chr(code)}":
+            found[code] = number
+    return found
+
+
+def _is_wall(character: str) -> bool:
+    return unicodedata.category(character).startswith("M") and unicodedata.combining(character) == 0
+
+
+def _ranges(codes: Iterable[int]) -> Ranges:
+    found: list[int] = []
+    for code in codes:  # ascending
+        if found and code == found[-1] + 1:
+            found[-1] = code
+        else:
+            found += [code, code]
+    return tuple(found)
+
+
+def write(rules: Rules, folder: Path) -> None:
+    """The table as one file, the same bytes for the same tokenizer."""
+    text = json.dumps(
+        rules.model_dump(exclude={"schema_version"}), ensure_ascii=True, separators=(",", ":"), sort_keys=True
+    )
+    (folder / FILE).write_text(text + "\n", "utf-8")

@@ -1,0 +1,31 @@
+"""Signs the bundles of the last build as a version that apps can update to.
+
+    decant release 1.2.0 --key private.pem
+    decant release 1.2.0 --key private.pem --to /var/www/releases
+
+Takes no bundle whose verdict is not a pass, and no version below one that is released. Prints the public key that apps
+are built with. The folder can be served as it is.
+"""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from pipeline.base import guard
+from pipeline.base.workspace import Workspace
+from stages.releasing import signing
+from stages.releasing.releases import release
+
+
+def command(
+    version: Annotated[str, typer.Argument(help="Three numbers, such as 1.2.0.")],
+    key: Annotated[Path, typer.Option(help="The private key that signs, ECDSA P-256 as PEM.")],
+    to: Annotated[Path, typer.Option(help="Folder of releases.")] = Path("releases"),
+    folder: Annotated[Path, typer.Option(help="The project.")] = Path(),
+) -> None:
+    with guard.lock(to / "index.json"):
+        made = release(Workspace(folder), version, key, to)
+    for one in made:
+        print(f"✓ {one.name} {one.version} for {one.platform}: {to / one.path}")
+    print(f"public key for apps: {signing.public_key(key)}")

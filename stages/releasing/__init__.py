@@ -1,0 +1,1 @@
+"""Bundles that leave the house: signed, kept by version, and checked by whoever gets them."""

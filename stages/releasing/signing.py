@@ -1,0 +1,77 @@
+"""Signatures of bundles as OpenSSF Model Signing v1.0 has them: ECDSA P-256 over a list of every file's SHA-256.
+
+The package model-signing writes and checks them, in an environment of its own (`make signing`).
+"""
+
+import base64
+import subprocess
+import sys
+from pathlib import Path
+
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+
+from pipeline.base.errors import EnvironmentFault, IntegrityError, SettingsError
+from pipeline.formats.bundles import SIGNATURE
+
+PYTHON = Path(sys.prefix) / "share" / "decant" / "signing" / "bin" / "python"
+TIMEOUT_S = 600
+NEW_KEY = "openssl ecparam -genkey -name prime256v1 -noout -out KEY.pem; openssl ec -in KEY.pem -pubout -out PUBLIC.pem"
+
+
+def why_unusable() -> str | None:
+    """The reason why nothing can be signed or checked here, or None."""
+    return None if PYTHON.is_file() else "not installed: model-signing; run: make signing"
+
+
+def public_key(private: Path) -> str:
+    """What an app is built with: the public half of a key in a PEM file, base64 of its SubjectPublicKeyInfo.
+
+    Raises:
+        SettingsError: it cannot be read, needs a password, or is another kind of key.
+    """
+    try:
+        key = serialization.load_pem_private_key(private.read_bytes(), None)
+    except (OSError, ValueError, TypeError) as error:
+        raise SettingsError(f"{private}: no private key that can be read ({error}); to make one: {NEW_KEY}") from error
+    if not isinstance(key, ec.EllipticCurvePrivateKey) or not isinstance(key.curve, ec.SECP256R1):
+        raise SettingsError(f"{private}: found another kind of key, expected ECDSA P-256; to make one: {NEW_KEY}")
+    spki = serialization.PublicFormat.SubjectPublicKeyInfo
+    return base64.b64encode(key.public_key().public_bytes(serialization.Encoding.DER, spki)).decode()
+
+
+def sign(folder: Path, private: Path) -> None:
+    """Writes the signature of every file of a folder into it."""
+    done = _run(
+        "sign", "key", "--no-ignore-git-paths", "--signature", folder / SIGNATURE, "--private_key", private, folder
+    )
+    if done.returncode != 0:
+        raise EnvironmentFault(f"{folder}: cannot be signed: {_last_line(done)}")
+
+
+def check(folder: Path, public: Path) -> None:
+    """Checks the signature of a folder, and that it covers every file.
+
+    Raises:
+        IntegrityError: there is none, another key made it, or a file is not as it was signed.
+    """
+    if not (folder / SIGNATURE).is_file():
+        raise IntegrityError(f"{folder}: no {SIGNATURE}, so nobody signed it; ask for a release, or leave --key out")
+    done = _run(
+        "verify", "key", "--no-ignore-git-paths", "--signature", folder / SIGNATURE, "--public_key", public, folder
+    )
+    if done.returncode != 0:
+        raise IntegrityError(f"{folder / SIGNATURE}: not verified with {public}: {_last_line(done)}")
+
+
+def _run(verb: str, folder: Path, *key: str | Path) -> subprocess.CompletedProcess[str]:
+    if (reason := why_unusable()) is not None:
+        raise EnvironmentFault(reason)
+    words = (verb, "key", "--no-ignore-git-paths", "--signature", folder / SIGNATURE, *key, folder)
+    command = [str(PYTHON), "-I", "-m", "model_signing", *map(str, words)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT_S, check=False)
+
+
+def _last_line(done: subprocess.CompletedProcess[str]) -> str:
+    lines = [line for line in (done.stderr + done.stdout).splitlines() if line.strip()]
+    return lines[-1][:300] if lines else f"exit status {done.returncode}"
