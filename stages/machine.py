@@ -20,6 +20,7 @@ from pipeline.data.inputs import base_model_files, data_files, describe_source
 from pipeline.settings import accepted
 from pipeline.settings.params import Params, load
 from pipeline.settings.targets import Target
+from stages.packaging.tokenizers import named
 
 # Every stage, in the order of dvc.yaml, and how much of the machine its result depends on: training and converting are
 # held to give the same on any, what is answered depends on the instruction sets, and a time on everything.
@@ -102,6 +103,15 @@ def _others(stage: str, params: Params, target: Target | None) -> dict[str, list
         return {"reader": sorted({file.suffix.removeprefix(".") for file in data_files(params.data, Path()).values()})}
     if stage == "reference":
         return {"format": list(params.teacher.formats)}
+    if stage in ("tokenizers", "package"):
+        targets = [params.targets[bundle.target] for bundle in params.bundles.values()]
+        return {
+            "bundle": sorted(params.bundles),
+            "client": sorted(params.bundles),
+            "tokenizer": named(params),
+            "runtime": sorted({target.runtime for target in targets}),
+            "device": sorted({target.device for target in targets}),
+        }
     # Both besides those of the settings: controls fall back on them. A plan is made for schemes that exporters declare,
     # not by their code: one that changed asks for another entry, and is told to make the plan again.
     target_loss = plugins.load("task", params.task.name).TARGET_LOSS
@@ -116,7 +126,7 @@ def _inputs(stage: str, params: Params) -> dict[str, Any]:
         files = {"unlabelled": [Path(augment.unlabelled)] if augment.unlabelled else []}
         files["masked_lm"] = base_model_files(augment.masked_lm) if augment.masked_lm else []
         return {name: {file.name: _digest(file) for file in paths} for name, paths in files.items()}
-    if stage == "report":
+    if stage in ("report", "package"):
         return params.report.model_dump(mode="json")
     if stage == "quantize":
         targets = [[target.format, target.precision, target.options] for target in params.targets.values()]

@@ -1,4 +1,4 @@
-"""Writes a folder for each platform under `bundles:`, with a zip of it, that an app drops in and that tests itself.
+"""Writes a folder and a zip for each platform: an app drops it in, and it tests itself.
 
 Reads the verdict and names it in each bundle; comes before the gate, so that a bundle can be looked at whatever the
 verdict. `decant release` takes no bundle whose verdict is not a pass. Run as `python -m stages.package`.
@@ -188,6 +188,7 @@ def _write_papers(
     how: str,
 ) -> None:
     """The model card, notices, and the bill of materials."""
+    assert evidence.task is not None, "a task that cannot be read has stopped this before"
     rows = compare_models(evidence)
     ours = next(row for row in rows if row.role == "target" and row.name == facts["target"])
     text = model_card(params.card, evidence, rows, verdict, facts, how)
@@ -196,7 +197,8 @@ def _write_papers(
     parts.write_notices(folder, params.card, source or params.teacher.model, shipped.parts)
     scores = {"": ours.score, **ours.by_slice} if ours.score is not None else {}
     metric = evidence.metric.name
-    parts.write_bill(folder, params.card, facts, shipped.parts, {name: (metric, one) for name, one in scores.items()})
+    figures = {name: (metric, one) for name, one in scores.items()}
+    parts.write_bill(folder, params.card, facts, shipped.parts, figures, evidence.task.HUB_NAME)
 
 
 def main() -> None:

@@ -1,4 +1,4 @@
-"""Holds the tokenizers that apps use against that of training, on hard texts and 100,000 random ones.
+"""Holds tokenizers of apps against that of training, on 100,000 hard and random texts.
 
 Those are the ones that bundles of params.yaml name: our ports, and others' that read the same folder. `package` refuses
 a bundle whose code uses one that differs. Run as `python -m stages.tokenizers`.
@@ -19,6 +19,7 @@ from pipeline.data.texts import encode
 from pipeline.formats import word_pieces
 from pipeline.models.vocabulary import cut_at, load_tokenizer, save_tokenizer
 from pipeline.settings.params import Params, load
+from stages.packaging.tokenizers import named
 
 log = logging.getLogger(__name__)
 RANDOM_TEXTS = 100_000
@@ -45,12 +46,6 @@ def run(params: Params, workspace: Workspace, random_texts: int = RANDOM_TEXTS) 
             why_no_rules = str(error)
         found = {name: _compare(name, folder, texts, expected, why_no_rules) for name in named(params)}
     records.write(Tokenizers(sources={"data": digest_of(workspace.data)}, found=found), workspace.tokenizers)
-
-
-def named(params: Params) -> list[str]:
-    """The tokenizers that bundles of the settings use or are read with."""
-    made = [plugins.load("bundle", platform) for platform in params.bundles]
-    return sorted({name for one in made for name in (*one.TOKENIZERS, *getattr(one, "BESIDE", ()))})
 
 
 def _compare(

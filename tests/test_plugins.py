@@ -20,6 +20,9 @@ FOLDERS = {
     "runtime": "eval/runtimes",
     "device": "eval/devices",
     "check": "eval/checks",
+    "bundle": "export/bundles",
+    "client": "eval/clients",
+    "tokenizer": "eval/tokenizers",
 }
 
 

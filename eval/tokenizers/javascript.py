@@ -7,7 +7,7 @@ from eval.tokenizers import run_program, why_no_node
 
 TITLE = "Decant's port in JavaScript"
 FOLLOWS_RULES = True
-PORT = Path(__file__).resolve().parents[2] / "export" / "bundles" / "clients" / "javascript" / "word_pieces.js"
+PORT = (Path(__file__).parent / "../../export/bundles/clients/javascript/word_pieces.js").resolve()
 SCRIPT = """
 import { readFileSync } from "node:fs";
 const { WordPieces } = await import(process.argv[1]);

@@ -14,10 +14,18 @@ from pipeline.base.errors import ModelError
 
 TITLE = "Decant's port in Kotlin"
 FOLLOWS_RULES = True
-CLIENT = Path(__file__).resolve().parents[2] / "export" / "bundles" / "clients" / "kotlin"
+HERE = Path(__file__).parent
 # All that needs no class of Android.
-SOURCES = tuple(CLIENT / name for name in ("Classifier.kt", "Json.kt", "Updates.kt", "WordPieces.kt"))
-MAIN = Path(__file__).with_name("Main.kt")
+SOURCES = tuple(
+    (HERE / name).resolve()
+    for name in (
+        "../../export/bundles/clients/kotlin/Classifier.kt",
+        "../../export/bundles/clients/kotlin/Json.kt",
+        "../../export/bundles/clients/kotlin/Updates.kt",
+        "../../export/bundles/clients/kotlin/WordPieces.kt",
+    )
+)
+MAIN = HERE / "Main.kt"
 COMPILER = PACKAGES / "kotlin-compiler"
 
 

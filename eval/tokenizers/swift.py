@@ -13,8 +13,8 @@ from pipeline.base.errors import ModelError
 
 TITLE = "Decant's port in Swift"
 FOLLOWS_RULES = True
-CLIENT = Path(__file__).resolve().parents[2] / "export" / "bundles" / "clients" / "swift"
-SOURCES = (CLIENT / "WordPieces.swift", Path(__file__).with_name("main.swift"))
+HERE = Path(__file__).parent
+SOURCES = ((HERE / "../../export/bundles/clients/swift/WordPieces.swift").resolve(), HERE / "main.swift")
 
 
 def why_unusable() -> str | None:
@@ -37,6 +37,6 @@ def encode(folder: Path, texts: Sequence[str]) -> list[list[int]]:
             command = ["swiftc", "-O", *map(str, SOURCES), "-o", str(made)]
             done = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT_S, check=False)
             if done.returncode != 0:
-                raise ModelError(f"{CLIENT}: {dying.reason(done.returncode, done.stderr)}")
+                raise ModelError(f"{SOURCES[0]}: {dying.reason(done.returncode, done.stderr)}")
             made.rename(program)
     return run_program([str(program), str((folder / "word_pieces.json").resolve())], texts)

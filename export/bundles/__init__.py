@@ -30,7 +30,7 @@ from typing import Any
 from pipeline.base.records import Artefact
 from pipeline.formats.word_pieces import Rules
 
-CLIENTS = Path(__file__).parent / "clients"
+HERE = Path(__file__).parent
 
 
 @dataclass(frozen=True)
@@ -88,13 +88,13 @@ def ship_client(folder: Path, name: str, place: str | None = None, changes: Mapp
 
     Args:
         folder: the bundle.
-        name: below clients/.
+        name: beside this file, in full, so that what depends on it is found: clients/<language>/<file>.
         place: below the bundle; left out, the file's own name.
         changes: words of the file, such as a package's name, and what stands in their place.
     """
     target = folder / (place or Path(name).name)
     target.parent.mkdir(parents=True, exist_ok=True)
-    text = (CLIENTS / name).read_text("utf-8")
+    text = (HERE / name).read_text("utf-8")
     for word, other in (changes or {}).items():
         text = text.replace(word, other)
     target.write_text(text, "utf-8", newline="\n")

@@ -28,13 +28,20 @@ and to the app's `build.gradle.kts`: `implementation(project(":classifier"))`. T
 `classifier.selfTest()` replays the golden vectors; run it once after an install. With `model/` as a Play AI pack, see
 `model/build.gradle.kts`; without it, leave `:model` out of `settings.gradle.kts`."""
 CODE = "classifier/src/main/kotlin"
-# format -> (the class that opens it, what Gradle brings, its licence)
+# format -> (the file of the class that opens it, what Gradle brings, its licence)
 RUNTIMES = {
-    "litert": ("LiteRtSession", "com.google.ai.edge.litert:litert:2.2.0", "Apache-2.0"),
-    "ort": ("OrtAndroidSession", "com.microsoft.onnxruntime:onnxruntime-android:1.30.0", "MIT"),
-    "onnx": ("OrtAndroidSession", "com.microsoft.onnxruntime:onnxruntime-android:1.30.0", "MIT"),
+    "litert": ("clients/kotlin/LiteRtSession.kt", "com.google.ai.edge.litert:litert:2.2.0", "Apache-2.0"),
+    "ort": ("clients/kotlin/OrtAndroidSession.kt", "com.microsoft.onnxruntime:onnxruntime-android:1.30.0", "MIT"),
+    "onnx": ("clients/kotlin/OrtAndroidSession.kt", "com.microsoft.onnxruntime:onnxruntime-android:1.30.0", "MIT"),
 }
-CORE = ("Classifier.kt", "Json.kt", "Updates.kt", "WordPieces.kt", "OnAndroid.kt")
+CORE = (
+    "clients/kotlin/Classifier.kt",
+    "clients/kotlin/Json.kt",
+    "clients/kotlin/OnAndroid.kt",
+    "clients/kotlin/Updates.kt",
+    "clients/kotlin/WordPieces.kt",
+)
+TEST = "clients/kotlin/SelfTestOnDevice.kt"
 
 
 class Params(Settings):
@@ -50,14 +57,14 @@ class Params(Settings):
 def write(folder: Path, contents: Contents, options: Params) -> Shipped:
     """The module with its test, the pack, and the model as an asset of the pack."""
     session, library, license = RUNTIMES[contents.artefact.format]
-    changes = {"com.example.decant": options.package, "SESSION.open": f"{session}.open", '"RUNTIME"': f'"{library}"'}
+    opener = f"{Path(session).stem}.open"
+    changes = {"com.example.decant": options.package, "SESSION.open": opener, '"RUNTIME"': f'"{library}"'}
     place = options.package.replace(".", "/")
-    for name in (*CORE, f"{session}.kt"):
-        ship_client(folder, f"kotlin/{name}", f"{CODE}/{place}/{name}", changes)
-    test = "SelfTestOnDevice.kt"
-    ship_client(folder, f"kotlin/{test}", f"classifier/src/androidTest/kotlin/{place}/{test}", changes)
-    ship_client(folder, "kotlin/build.gradle.kts", "classifier/build.gradle.kts", changes)
-    ship_client(folder, "kotlin/pack.build.gradle.kts", "model/build.gradle.kts")
+    for name in (*CORE, session):
+        ship_client(folder, name, f"{CODE}/{place}/{Path(name).name}", changes)
+    ship_client(folder, TEST, f"classifier/src/androidTest/kotlin/{place}/{Path(TEST).name}", changes)
+    ship_client(folder, "clients/kotlin/build.gradle.kts", "classifier/build.gradle.kts", changes)
+    ship_client(folder, "clients/kotlin/pack.build.gradle.kts", "model/build.gradle.kts")
     group, name, version = library.split(":")
     part = Part(f"{group}:{name}", version, license, f"pkg:maven/{group}/{name}@{version}")
     return Shipped(ship_model(folder, contents, f"{HOME}/{contents.artefact.file}"), (part,))

@@ -21,6 +21,11 @@ HOW = """In Xcode: File, Add Package Dependencies, Add Local, and pick this fold
     let answer = try classifier.classify("wake me at six")
 
 `try classifier.selfTest()` replays the golden vectors; `xcodebuild test -scheme Classifier` does so on a device."""
+SOURCES = (
+    "clients/swift/Classifier.swift",
+    "clients/swift/Updates.swift",
+    "clients/swift/WordPieces.swift",
+)
 # Core ML's versions go by those of iOS; macOS is three behind until both have the year's number.
 MACOS = {"16": "13.0", "17": "14.0", "18": "15.0"}
 
@@ -33,10 +38,10 @@ def write(folder: Path, contents: Contents, options: Params) -> Shipped:
     """The package, its test, and the model among its resources."""
     oldest = _oldest_system(contents)
     changes = {"IOS_VERSION": f"{oldest}.0", "MACOS_VERSION": MACOS[oldest]}
-    ship_client(folder, "swift/Package.swift", changes=changes)
-    for name in ("WordPieces.swift", "Classifier.swift", "Updates.swift"):
-        ship_client(folder, f"swift/{name}", f"Sources/Classifier/{name}")
-    ship_client(folder, "swift/ClassifierTests.swift", "Tests/ClassifierTests/ClassifierTests.swift")
+    ship_client(folder, "clients/swift/Package.swift", changes=changes)
+    for name in SOURCES:
+        ship_client(folder, name, f"Sources/Classifier/{Path(name).name}")
+    ship_client(folder, "clients/swift/ClassifierTests.swift", "Tests/ClassifierTests/ClassifierTests.swift")
     return Shipped(ship_model(folder, contents, f"{HOME}/{contents.artefact.file}"), ())
 
 

@@ -12,10 +12,10 @@ FORMATS = ("onnx", "ort", "openvino", "litert")
 TOKENIZERS = ("tokenizers",)
 # format -> (the file that opens it, the package that executes it)
 RUNTIMES = {
-    "onnx": ("python/session_onnxruntime.py", "onnxruntime"),
-    "ort": ("python/session_onnxruntime.py", "onnxruntime"),
-    "openvino": ("python/session_openvino.py", "openvino"),
-    "litert": ("python/session_litert.py", "ai-edge-litert"),
+    "onnx": ("clients/python/session_onnxruntime.py", "onnxruntime"),
+    "ort": ("clients/python/session_onnxruntime.py", "onnxruntime"),
+    "openvino": ("clients/python/session_openvino.py", "openvino"),
+    "litert": ("clients/python/session_litert.py", "ai-edge-litert"),
 }
 LICENSES = {
     "ai-edge-litert": "Apache-2.0",
@@ -41,7 +41,7 @@ class Params(Settings):
 def write(folder: Path, contents: Contents, options: Params) -> Shipped:
     """The code that classifies, the file that opens this format, and what pip has to bring."""
     session, package = RUNTIMES[contents.artefact.format]
-    ship_client(folder, "python/classifier.py")
+    ship_client(folder, "clients/python/classifier.py")
     ship_client(folder, session, "session.py")
     needed = [_part(name) for name in ("numpy", package, "tokenizers")]
     lines = "".join(f"{part.name}=={part.version}\n" for part in needed)

@@ -23,7 +23,15 @@ BESIDE = ("transformers_js",)
 # Where `make browser` puts it.
 LIBRARY = Path(sys.prefix) / "share" / "decant" / "browser" / "node_modules" / "onnxruntime-web"
 VENDORED = ("ort.wasm.min.mjs", "ort-wasm-simd-threaded.mjs", "ort-wasm-simd-threaded.wasm")
-CLIENTS = ("word_pieces.js", "classifier.js", "updates.js", "index.html", "page.js", "page.css", "worker.js")
+CLIENTS = (
+    "clients/javascript/classifier.js",
+    "clients/javascript/index.html",
+    "clients/javascript/page.css",
+    "clients/javascript/page.js",
+    "clients/javascript/updates.js",
+    "clients/javascript/word_pieces.js",
+    "clients/javascript/worker.js",
+)
 
 HOME = ""
 LIMIT_BYTES = 2**31 - 1  # what WebAssembly's memory of 32 bits may hold beside the model's own
@@ -54,7 +62,7 @@ def why_unusable() -> str | None:
 def write(folder: Path, contents: Contents, options: Params) -> Shipped:
     """The module, the page, onnxruntime-web, and config.json as Transformers.js reads it."""
     for name in CLIENTS:
-        ship_client(folder, f"javascript/{name}")
+        ship_client(folder, name)
     version = json.loads((LIBRARY / "package.json").read_text("utf-8"))["version"]
     (folder / "vendor").mkdir()
     for name in VENDORED:

@@ -96,7 +96,8 @@ def trace(modules: Iterable[str], chosen: Chosen, root: Path = ROOT) -> Trace:
         # a package cannot be run as a process, and where plug-ins lie is also written as text
         run = [_file_of(name, root) for name in source.texts]
         todo += [found for found in run if found is not None and found.name != "__init__.py"]
-        todo += [beside for name in source.texts if "." in name and (beside := file.parent / name).is_file()]
+        beside = ((file.parent / name).resolve() for name in source.texts)
+        todo += [found for found in beside if found.is_relative_to(root) and found.is_file()]
         for kind, name in source.plugins:
             known = _plugin_files(kind, root)
             wanted = [name] if name is not None else [*chosen.get(kind, ()), *source.listed]
@@ -195,7 +196,7 @@ def _parse(text: str) -> Source:
         digest=hashlib.sha256(ast.dump(tree).encode()).hexdigest(),
         modules=tuple(sorted(name for name in modules if name.split(".")[0] in FOLDERS)),
         packages=tuple(sorted(packages)),
-        texts=tuple(sorted(one for one in texts if "." in one and " " not in one and "/" not in one)),
+        texts=tuple(sorted(one for one in texts if "." in one and " " not in one and not one.startswith("/"))),
         plugins=tuple(sorted(loaded, key=lambda pair: (pair[0], pair[1] or ""))),
         listed=tuple(sorted({text for value in constants.values() for text in _texts_in(value)})) if loaded else (),
         formats=tuple(sorted(_texts_in(constants["FORMATS"]))) if "FORMATS" in constants else (),

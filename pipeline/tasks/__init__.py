@@ -31,6 +31,7 @@ as well: `data.files.columns.pair` names the second. A task file has:
 - `confidences(outputs)` (optional): how sure the model is of each answer, 0 to 1.
 - `CLIENT` (optional): "label" where an answer is the place of the largest of the outputs `logits`, which is what code
   for apps answers (export/bundles/clients). Without it no bundle is made.
+- `HUB_NAME` (with CLIENT): what model hubs call such a task.
 - `show(answer, space)`: an answer as a person reads it.
 """
 

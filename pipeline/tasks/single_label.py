@@ -23,7 +23,7 @@ TITLE = "one label of several"
 METRIC = Metric(name="accuracy", title="accuracy", unit="%", scale=100.0, is_greater_better=True)
 TEXTS, TARGETS = ("text",), ("label",)
 TARGET_LOSS = "cross_entropy"
-CLIENT = "label"
+CLIENT, HUB_NAME = "label", "text-classification"
 ONE_IN_TWENTY = 1.645  # standard deviations that chance exceeds in one of twenty cases
 
 

@@ -1,4 +1,4 @@
-"""Serves the report, the page of the web bundle and the bundles themselves to this machine's browser.
+"""Serves report, web demo and bundles to this machine's browser.
 
     decant serve
     decant serve --port 8080

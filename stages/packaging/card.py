@@ -76,7 +76,7 @@ def _header(card: CardSettings, evidence: Evidence, ours: ModelRow) -> dict[str,
     header: dict[str, Any] = {
         "license": card.license.lower(),
         "language": list(card.languages),
-        "pipeline_tag": "text-classification",
+        "pipeline_tag": evidence.task.HUB_NAME if evidence.task is not None else None,
         "tags": ["decant", "distillation", "quantization"],
     }
     if ours.score is not None:
@@ -86,7 +86,7 @@ def _header(card: CardSettings, evidence: Evidence, ours: ModelRow) -> dict[str,
                 "name": card.name,
                 "results": [
                     {
-                        "task": {"type": "text-classification"},
+                        "task": {"type": header["pipeline_tag"]},
                         "dataset": {"name": "test split", "type": "private", "split": "test"},
                         "metrics": [{"type": evidence.metric.name, "value": round(ours.score.value, 6)}],
                     }

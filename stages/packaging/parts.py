@@ -49,6 +49,7 @@ def write_bill(
     facts: Mapping[str, Any],
     parts: Sequence[Part],
     scores: Mapping[str, tuple[str, Interval]],
+    hub_name: str,
 ) -> None:
     """sbom.cdx.json.
 
@@ -57,6 +58,7 @@ def write_bill(
         card: what people call the model, and its terms.
         facts: of the manifest.
         parts: what is inside or has to be there.
+        hub_name: what model hubs call the task.
         scores: name of a slice, '' for all of test -> (name of the metric, what the artefact scores).
     """
     digest = facts["sources"]["artefact"]
@@ -69,7 +71,7 @@ def write_bill(
         "modelCard": {
             "modelParameters": {
                 "approach": {"type": "supervised"},
-                "task": "text-classification",
+                "task": hub_name,
                 "architectureFamily": "transformer",
                 "datasets": [
                     {

@@ -33,6 +33,13 @@ def params_yaml(ours: str) -> str:
     for before, after in (
         (r"source: bundled.*", "source: files # files | hub"),
         (r"root: null", "root: data # train.csv and test.csv; dev is cut off train"),
+        (r"package: org.example.assistant", "package: org.example.classifier"),
+        (r"package: phone-assistant-intents", "package: my-classifier"),
+        (r"name: phone-assistant-intents", "name: my-classifier"),
+        (r"license: Apache-2.0", "license: other # of the model, as an SPDX id"),
+        (r"data_license: CC0-1.0", "data_license: other"),
+        (r"use: Telling.*", 'use: ""'),
+        (r"limits: Written.*", 'limits: ""'),
         (r"publish_texts: true.*", "publish_texts: false # true: reports show texts of the data that flipped"),
     ):
         text, count = re.subn(before, after, text, count=1)

@@ -42,9 +42,7 @@ def public_key(private: Path) -> str:
 
 def sign(folder: Path, private: Path) -> None:
     """Writes the signature of every file of a folder into it."""
-    done = _run(
-        "sign", "key", "--no-ignore-git-paths", "--signature", folder / SIGNATURE, "--private_key", private, folder
-    )
+    done = _run("sign", folder, "--private_key", private)
     if done.returncode != 0:
         raise EnvironmentFault(f"{folder}: cannot be signed: {_last_line(done)}")
 
@@ -57,9 +55,7 @@ def check(folder: Path, public: Path) -> None:
     """
     if not (folder / SIGNATURE).is_file():
         raise IntegrityError(f"{folder}: no {SIGNATURE}, so nobody signed it; ask for a release, or leave --key out")
-    done = _run(
-        "verify", "key", "--no-ignore-git-paths", "--signature", folder / SIGNATURE, "--public_key", public, folder
-    )
+    done = _run("verify", folder, "--public_key", public)
     if done.returncode != 0:
         raise IntegrityError(f"{folder / SIGNATURE}: not verified with {public}: {_last_line(done)}")
 
