@@ -1,4 +1,4 @@
-"""Prints the verdict; its exit status: 0 required budgets pass, 1 one fails, 3 undecided.
+"""Prints the verdict; exit status: 0 required budgets pass, 1 one fails, 3 undecided.
 
 Reads verdict.json and nothing else. Run as `python -m stages.gate`.
 """

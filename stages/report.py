@@ -1,4 +1,4 @@
-"""Judges every budget and shows what was found: verdict, ledger, tables, plots, one page.
+"""Judges every budget, shows what was found: verdict, ledger, tables, plots, one page.
 
 Always finishes and measures nothing: a record that is missing or damaged makes its budgets "not measured".
 Run as `python -m stages.report`.

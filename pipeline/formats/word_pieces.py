@@ -17,7 +17,8 @@ import functools
 import json
 import re
 import unicodedata
-from collections.abc import Iterable, Mapping
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,7 @@ FILE = "word_pieces.json"
 SURROGATES = range(0xD800, 0xE000)
 SYLLABLES = range(0xAC00, 0xD7A4)
 LAST = 0x10FFFF
+BLOCK, STAR = 1024, "\u2605"
 HIGHEST = "\u0345"  # of the highest class: any other mark goes before it
 
 Ranges = tuple[int, ...]  # first, last, first, last, ...: both ends belong to it
@@ -155,19 +157,30 @@ def _strips_accents(normalizer: Mapping[str, Any]) -> bool:
 
 def _effects(tokenizer: Tokenizer) -> dict[int, str]:
     """What becomes of each code point."""
+    codes = [*range(SURROGATES.start), *range(SURROGATES.stop, LAST + 1)]
+    normalised: dict[int, str] = {}
+    for start in range(0, len(codes), BLOCK):
+        block = codes[start : start + BLOCK]
+        # many at once: a call for each takes seconds. A star is no mark, so nothing moves past it.
+        found = tokenizer.normalizer.normalize_str(STAR.join(map(chr, block))).split(STAR)
+        if len(found) != len(block):
+            found = [tokenizer.normalizer.normalize_str(chr(code)) for code in block]
+        normalised.update(zip(block, found, strict=True))
+    splits = _splits(tokenizer, list(set().union(*normalised.values())))
+    effects = {code: "".join(map(splits.__getitem__, found)) for code, found in normalised.items()}
+    return {code: re.sub(" +", " ", effect) if "  " in effect else effect for code, effect in effects.items()}
 
-    @functools.cache
-    def split(character: str) -> str:
-        """A normalised character, with spaces where words end."""
-        words = [word for word, _ in tokenizer.pre_tokenizer.pre_tokenize_str(f"a{character}a")]
-        if len(words) == 1:
-            return character
-        return " " if words == ["a", "a"] else f" {character} "
 
+def _splits(tokenizer: Tokenizer, characters: Sequence[str]) -> dict[str, str]:
+    """Normalised characters, with spaces where they end a word."""
     found = {}
-    for code in (*range(SURROGATES.start), *range(SURROGATES.stop, LAST + 1)):
-        normalised = tokenizer.normalizer.normalize_str(chr(code))
-        found[code] = re.sub(" +", " ", "".join(map(split, normalised)))
+    for start in range(0, len(characters), BLOCK):
+        block = characters[start : start + BLOCK]
+        # between two letters: one word where it is part of it, two where it is a space, three where it stands alone
+        words = tokenizer.pre_tokenizer.pre_tokenize_str(" ".join(f"a{character}a" for character in block))
+        counts = Counter(place // 4 for _, (place, _) in words)
+        for place, character in enumerate(block):
+            found[character] = (character, " ", f" {character} ")[counts[place] - 1]
     return found
 
 
@@ -181,9 +194,10 @@ def _letters(syllable: int) -> str:
 def _classes(effects: Mapping[int, str]) -> dict[int, int]:
     """Code point -> class, of marks that stay, where the tokenizer's own version of Unicode knows them as marks."""
     decompose, found = normalizers.NFD(), {}
-    for code in sorted({code for effect in effects.values() for code in map(ord, effect)}):
-        number = unicodedata.combining(chr(code))
-        if number and decompose.normalize_str(f"a{HIGHEST}{chr(code)}") != f"a{HIGHEST}{chr(code)}":
+    kept = set().union(*effects.values())
+    for character in sorted(filter(unicodedata.combining, kept)):
+        code, number = ord(character), unicodedata.combining(character)
+        if decompose.normalize_str(f"a{HIGHEST}{chr(code)}") != f"a{HIGHEST}{chr(code)}":
             found[code] = number
     return found
 
