@@ -18,7 +18,7 @@ from pipeline.base import guard, plugins, records
 from pipeline.base.errors import ExportError, SettingsError, UnusableRuntimeError
 from pipeline.base.files import output_folder
 from pipeline.base.machine import version_of
-from pipeline.base.records import Artefact, Tokenizers, Trial, Verdict, digest_of, open_folder
+from pipeline.base.records import Artefact, Status, Tokenizers, Trial, Verdict, digest_of, open_folder
 from pipeline.base.workspace import Workspace
 from pipeline.data.prepared import read_encoded
 from pipeline.formats import word_pieces
@@ -109,7 +109,7 @@ def _write(
         "name": params.card.name,
         "target": bundle.target,
         "verdict": verdict.status.value,
-        "target_verdict": overall([one for one in verdict.budgets if one.target == bundle.target], ()).value,
+        "target_verdict": _verdict_of(verdict, bundle.target).value,
         "artefact": artefact,
         "model": shipped.model,
         "home": made.HOME,
@@ -130,6 +130,12 @@ def _write(
     tried = trial.hold(workspace, out / f"{platform}.zip", bundle.target, test, task, found.recorded)
     log.info("%s: %s", platform, _say(tried, task))
     return tried
+
+
+def _verdict_of(verdict: Verdict, target: str) -> Status:
+    """That of one target, whose budgets all count, since it ships."""
+    budgets = [one for one in verdict.budgets if one.target == target]
+    return overall([one.model_copy(update={"required": True}) for one in budgets], ())
 
 
 def _say(tried: Trial, task: Task) -> str:

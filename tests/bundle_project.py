@@ -1,11 +1,13 @@
-"""The tiny project up to its bundles, made once for every module that asks."""
+"""The tiny project up to its bundles, made once for every module and process that asks."""
 
 import shutil
 
 import pytest
+from filelock import FileLock
 from tiny_project import TARGET, write_project
 
 from pipeline.base.workspace import Workspace
+from pipeline.settings.params import load
 from stages import (
     convert,
     distill,
@@ -28,6 +30,7 @@ IOS = TARGET | {
     "precision": "fp16",
     "options": {"lengths": {"min": 2, "max": 16}},
     "runtime": "coreml_reference",
+    "budgets": {"agreement": 0.9},
 }
 SETTINGS = {
     "targets": {
@@ -60,6 +63,18 @@ def build(folder, **changes):
         report.run(params, workspace)
         package.run(params, workspace)
     return params, workspace
+
+
+def shared(tmp_path_factory):
+    """(settings, workspace) of one build; of several processes of a run of tests, the first makes it."""
+    base = tmp_path_factory.getbasetemp()
+    folder = (base.parent if "popen" in base.name else base) / "bundle_project"
+    with FileLock(f"{folder}.lock"):
+        if not folder.with_suffix(".done").exists():
+            folder.mkdir()
+            build(folder)
+            folder.with_suffix(".done").touch()
+    return load(folder / "params.yaml"), Workspace(folder)
 
 
 def copy_of(workspace, folder):

@@ -48,7 +48,7 @@ class Manifest(Record):
     # of the project that made it, as git says
     revision: str | None = None
     target: str
-    # of the target's required budgets, and of the whole, when the bundle was made
+    # of the whole, and of all budgets of the target, when the bundle was made
     verdict: str
     target_verdict: str
     # the artefact as its exporter described it, and where in the bundle it lies

@@ -68,10 +68,14 @@ class Rules(Record):
     walls: Ranges
 
 
-@functools.cache
 def of_file(path: Path, max_length: int, pad_id: int) -> Rules:
     """The table of a tokenizer.json; lengths that stand in the file count for nothing."""
-    tokenizer = Tokenizer.from_file(str(path))
+    return _of_text(path.read_text("utf-8"), max_length, pad_id)
+
+
+@functools.cache  # it takes seconds, and bundles of one student share it
+def _of_text(text: str, max_length: int, pad_id: int) -> Rules:
+    tokenizer = Tokenizer.from_str(text)
     tokenizer.no_truncation()
     tokenizer.no_padding()
     return read(tokenizer, max_length, pad_id)

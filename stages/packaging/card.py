@@ -41,8 +41,8 @@ def model_card(
         f"# {card.name}",
         verdict.first_line,
         f"For {facts['platform']}: {artefact.precision} {artefact.format}, target `{facts['target']}`. "
-        f"{MARKS[Status(facts['target_verdict'])]} Its required budgets: **{facts['target_verdict']}**; those of all "
-        f"targets: {facts['verdict']}.",
+        f"{MARKS[Status(facts['target_verdict'])]} Its budgets: **{facts['target_verdict']}**; "
+        f"the required ones of all targets: {facts['verdict']}.",
         "## Use\n\n" + how,
         "## Meant for\n\n" + (escape(card.use) or NOT_SAID),
         "## Limits\n\n" + "\n".join(f"- {line}" for line in _limits(card, evidence, artefact.max_length)),

@@ -1,0 +1,306 @@
+"""Releases: what is refused, and what clients make of a good one and of four broken ones, from a local server."""
+
+import functools
+import http.server
+import json
+import re
+import shutil
+import subprocess
+import threading
+
+import pytest
+from bundle_project import copy_of, shared
+from test_verify import change_json, keys, list_again
+from tiny_project import flip_bit
+
+from eval.clients import android as android_client
+from eval.pages import LOOP, Page, why_missing
+from eval.tokenizers import kotlin, locate
+from export.bundles import web as web_bundle
+from pipeline.base import records
+from pipeline.base.errors import IntegrityError, SettingsError
+from pipeline.base.records import Status, Verdict
+from pipeline.formats.bundles import read_manifest
+from stages.commands import release as command
+from stages.commands import verify
+from stages.releasing import signing
+from stages.releasing.releases import NotReleasedError, read_index, release
+
+pytestmark = pytest.mark.skipif(signing.why_unusable() is not None, reason=str(signing.why_unusable()))
+__all__ = ["keys"]
+NO_PAGE = web_bundle.why_unusable() or why_missing()
+NO_JAVA = android_client.why_unusable()
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory):
+    return shared(tmp_path_factory)[1]
+
+
+@pytest.fixture(scope="module")
+def released(project, keys, tmp_path_factory):
+    """The folder of releases after two versions."""
+    folder = tmp_path_factory.mktemp("releases")
+    for version in ("1.0.0", "1.1.0"):
+        release(project, version, keys[0], folder)
+    return folder
+
+
+def test_a_release_is_signed_has_version_and_revision_and_is_in_the_index(released, keys, capsys):
+    index = read_index(released)
+    platforms = [one.platform for one in index.releases if one.version == "1.1.0"]
+    assert platforms == sorted(platforms) and {"android", "ios", "python"} <= set(platforms)
+    folder = released / "1.1.0" / "python"
+    assert read_manifest(folder).version == "1.1.0"
+    assert verify.command(folder, keys[1]) == 0 and verify.command(released / "1.1.0" / "python.zip", keys[1]) == 0
+    if NO_PAGE is None:
+        assert json.loads((released / "1.1.0/web/package.json").read_text())["version"] == "1.1.0"
+
+
+def test_the_command_says_what_was_made_and_the_key_for_apps(project, keys, tmp_path, capsys):
+    command.command("2.0.0", keys[0], tmp_path / "releases", project.root)
+    said = capsys.readouterr().out
+    assert "✓ tiny 2.0.0 for python:" in said
+    assert f"public key for apps: {signing.public_key(keys[0])}" in said
+
+
+# --- what is refused ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("version", ["1.1.0", "1.0.9", "0.9.0"])
+def test_a_version_that_is_not_above_all_others_is_refused(project, keys, released, version):
+    with pytest.raises(SettingsError, match=f"found version {version}, expected one above 1.1.0"):
+        release(project, version, keys[0], released)
+
+
+@pytest.mark.parametrize("version", ["1", "1.2", "v1.2.0", "1.2.0-rc1", "1.2.x", "-1.2.3", "1.2.9999999"])
+def test_a_version_is_three_numbers(project, keys, tmp_path, version):
+    with pytest.raises(SettingsError, match=r"expected three numbers, such as 1.4.0"):
+        release(project, version, keys[0], tmp_path)
+
+
+@pytest.mark.parametrize("status", [Status.FAIL, Status.INCONCLUSIVE, Status.NOT_MEASURED])
+def test_a_bundle_whose_verdict_is_no_pass_is_refused_with_exit_status_1(project, keys, tmp_path, status):
+    """Though somebody wrote its manifest anew."""
+    workspace = copy_of(project, tmp_path / "copy")
+    list_again(workspace.bundles / "python", verdict=status.value)
+    message = f"python: the verdict of the project is '{status}', expected 'pass'"
+    with pytest.raises(NotReleasedError, match=message) as caught:
+        release(workspace, "1.0.0", keys[0], tmp_path / "releases")
+    assert caught.value.exit_status == 1
+    assert not list((tmp_path / "releases").glob("[!.]*"))
+
+
+def test_a_bundle_of_another_verdict_is_refused(project, keys, tmp_path):
+    workspace = copy_of(project, tmp_path / "copy")
+    path = workspace.report / "verdict.json"
+    records.write(records.read(Verdict, path).model_copy(update={"first_line": "another"}), path)
+    with pytest.raises(NotReleasedError, match="made for another verdict than the last; run `dvc repro`"):
+        release(workspace, "1.0.0", keys[0], tmp_path / "releases")
+
+
+def test_a_damaged_bundle_is_refused_and_nothing_is_left(project, keys, tmp_path):
+    """Row 35 of the faults."""
+    workspace = copy_of(project, tmp_path / "copy")
+    flip_bit(workspace.bundles / "ios" / "Package.swift")
+    with pytest.raises(IntegrityError, match=r"Package.swift: found SHA-256"):
+        release(workspace, "1.0.0", keys[0], tmp_path / "releases")
+    assert not list((tmp_path / "releases").glob("*"))
+
+
+def test_a_key_that_cannot_sign_is_refused_with_how_to_make_one(project, keys, tmp_path):
+    """A public one, one of another curve, none."""
+    other = tmp_path / "other.pem"
+    subprocess.run(
+        ["openssl", "ecparam", "-genkey", "-name", "secp384r1", "-noout", "-out", other],
+        check=True,
+        capture_output=True,
+    )
+    for key in (keys[1], other, tmp_path / "none.pem"):
+        with pytest.raises(SettingsError, match="openssl ecparam -genkey -name prime256v1"):
+            release(project, "1.0.0", key, tmp_path / "releases")
+
+
+def test_an_index_that_cannot_be_read_stops(project, keys, tmp_path):
+    (tmp_path / "index.json").write_text('{"releases": [{"version": "1.0.0"}]}')
+    with pytest.raises(IntegrityError, match=r"index.json: no index of releases"):
+        release(project, "1.1.0", keys[0], tmp_path)
+
+
+# --- clients ------------------------------------------------------------------------------------------------------
+
+
+def resign(folder, keys, **changes):
+    """As the holder of the key does who releases something bad."""
+    list_again(folder, **changes)
+    signing.sign(folder, keys[0])
+
+
+def fails_its_test(folder, platform, keys):
+    home = folder / read_manifest(folder).home
+    change_json(home / "golden.json", lambda value: value["rows"][0].update(ids=[1, 2, 3]))
+    resign(folder, keys)
+
+
+def is_cut_short(folder, platform, keys):
+    model = folder / read_manifest(folder).model
+    model.write_bytes(model.read_bytes()[:-1_000])
+
+
+def was_tampered_with(folder, platform, keys):
+    """By somebody without the key, who wrote the manifest anew."""
+    flip_bit(folder / read_manifest(folder).model)
+    list_again(folder)
+
+
+def is_an_older_one(folder, platform, keys):
+    """The good and signed 1.0.0 under the name of a new version."""
+    shutil.rmtree(folder)
+    shutil.copytree(folder.parents[1] / "1.0.0" / platform, folder)
+
+
+BROKEN = {
+    fails_its_test: "the new version fails its self-test: row 0: token ids",
+    is_cut_short: "bytes, expected ",
+    was_tampered_with: "manifest.json: found SHA-256 ",
+    is_an_older_one: "found .*1.0.0 for .*, expected 1.1.0",
+}
+
+
+def serve(folder):
+    handler = functools.partial(QuietHandler, directory=str(folder))
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    return server
+
+
+class QuietHandler(http.server.SimpleHTTPRequestHandler):
+    def log_message(self, format, *args):
+        """Nothing."""
+
+
+@pytest.mark.skipif(NO_JAVA is not None, reason=str(NO_JAVA))
+class TestKotlin:
+    """The update function of the bundle for Android, on Java's machine, with recorded outputs in LiteRT's place."""
+
+    @pytest.fixture
+    def update(self, keys, tmp_path):
+        """Asks the client to update from a folder of releases; gives what it says and the version that it then has."""
+
+        def ask(releases, installed="1.0.0"):
+            home = releases / "1.0.0" / "android" / "model/src/main/assets/decant"
+            rows = json.loads((home / "golden.json").read_text("utf-8"))["rows"]
+            (tmp_path / "outputs.json").write_text(json.dumps([[row["ids"], row["outputs"]] for row in rows]))
+            server = serve(releases)
+            try:
+                address = f"http://127.0.0.1:{server.server_port}/"
+                words = (str(tmp_path / "held"), signing.public_key(keys[0]), address, installed)
+                program = kotlin.program("update", *words, str(tmp_path / "outputs.json"))
+                done = subprocess.run(locate(program), capture_output=True, text=True, check=True)
+            finally:
+                server.shutdown()
+                server.server_close()
+            return json.loads(done.stdout)
+
+        return ask
+
+    def test_it_updates_keeps_what_it_read_and_then_finds_nothing_newer(self, released, update, tmp_path):
+        assert update(released) == {"said": "1.1.0", "holds": "1.1.0"}
+        held = {path.name for path in (tmp_path / "held" / "1.1.0").iterdir()}
+        assert held >= {"model.json", "golden.json", "word_pieces.json", "model.onnx"}
+        assert update(released) == {"said": "none is newer", "holds": "1.1.0"}
+
+    @pytest.mark.parametrize("breaking", BROKEN)
+    def test_a_broken_release_is_refused_and_the_version_before_stays(self, released, keys, update, tmp_path, breaking):
+        releases = tmp_path / "releases"
+        shutil.copytree(released, releases)
+        breaking(releases / "1.1.0" / "android", "android", keys)
+        found = update(releases)
+        assert found["holds"] == "1.0.0"
+        assert re.match(f"refused: .*{BROKEN[breaking]}", found["said"]), found["said"]
+
+    def test_a_broken_release_after_a_good_one_leaves_the_good_one(self, released, keys, update, tmp_path, project):
+        releases = tmp_path / "releases"
+        shutil.copytree(released, releases)
+        assert update(releases)["holds"] == "1.1.0"
+        release(project, "1.2.0", keys[0], releases)
+        is_cut_short(releases / "1.2.0" / "android", "android", keys)
+        assert update(releases)["holds"] == "1.1.0"
+
+
+# In a page: the same module that apps import, and the browser's own cache.
+PAGE = """<!doctype html><meta charset="utf-8"><script type="importmap">
+{"imports": {"onnxruntime-web/wasm": "./app/vendor/ort.wasm.min.mjs"}}</script><script type="module">
+import * as ort from "onnxruntime-web/wasm";
+import { Classifier } from "./app/classifier.js";
+import { CacheStore, update } from "./app/updates.js";
+ort.env.wasm.wasmPaths = new URL("./app/vendor/", import.meta.url).href;
+ort.env.logLevel = "error";
+const build = (read) => Classifier.load(undefined, read);
+const tasks = {
+  async update({store: name, releases, key}) {
+    const store = new CacheStore(name);
+    let said;
+    try {
+      const found = await update(new URL(releases, import.meta.url), {store, key, platform: "web", build});
+      said = found.changed ? found.version : "none is newer";
+    } catch (error) { said = `refused: ${error.message}`; }
+    return {said, holds: (await store.current())?.version ?? null};
+  },
+  async classify({store: name, text}) {
+    const store = new CacheStore(name);
+    return {label: (await (await build((file) => store.read(file))).classify(text)).label};
+  },
+  async back({store: name}) {
+    const store = new CacheStore(name);
+    return {version: (await store.rollBack()).version, holds: (await store.current()).version};
+  },
+};
+LOOP</script>""".replace("LOOP", LOOP)
+
+
+@pytest.fixture(scope="module")
+def page(released):
+    folder = released / "1.0.0" / "web"
+    page = Page(PAGE, {f"app/{file.relative_to(folder)}": file for file in folder.rglob("*") if file.is_file()})
+    yield page
+    page.close()
+
+
+@pytest.mark.skipif(NO_PAGE is not None, reason=str(NO_PAGE))
+class TestBrowser:
+    """The update function of the bundle for web pages, in a browser, with its cache."""
+
+    @pytest.fixture
+    def update(self, page, keys, tmp_path):
+        """As for Kotlin; each test has a store of its own, which begins with version 1.0.0."""
+
+        def ask(releases):
+            found = {file.relative_to(releases).as_posix(): file for file in releases.rglob("*") if file.is_file()}
+            page.files.update({f"{tmp_path.name}/{name}": file for name, file in found.items()})
+            task = {"store": tmp_path.name, "releases": f"./{tmp_path.name}/", "key": signing.public_key(keys[0])}
+            return page.ask({"do": "update", **task}, releases)
+
+        return ask
+
+    def test_it_updates_answers_from_the_new_version_and_goes_back(self, released, update, page, tmp_path):
+        first = tmp_path / "first"
+        shutil.copytree(released / "1.0.0", first / "1.0.0")
+        change = {"releases": [{"version": "1.0.0", "platform": "web", "path": "1.0.0/web"}]}
+        (first / "index.json").write_text(json.dumps(change))
+        assert update(first) == {"said": "1.0.0", "holds": "1.0.0"}
+        assert update(released) == {"said": "1.1.0", "holds": "1.1.0"}
+        assert update(released) == {"said": "none is newer", "holds": "1.1.0"}
+        task = {"do": "classify", "store": tmp_path.name, "text": "play the song"}
+        assert page.ask(task, released) == {"label": "music"}
+        assert page.ask({"do": "back", "store": tmp_path.name}, released) == {"version": "1.0.0", "holds": "1.0.0"}
+        assert page.ask(task, released) == {"label": "music"}
+
+    @pytest.mark.parametrize("breaking", BROKEN)
+    def test_a_broken_release_is_refused_and_nothing_is_held_of_it(self, released, keys, update, tmp_path, breaking):
+        releases = tmp_path / "releases"
+        shutil.copytree(released, releases)
+        breaking(releases / "1.1.0" / "web", "web", keys)
+        found = update(releases)
+        assert found["holds"] is None
+        assert re.match(f"refused: .*{BROKEN[breaking]}", found["said"]), found["said"]
