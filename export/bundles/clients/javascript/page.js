@@ -63,7 +63,7 @@ function line(label, probability) {
   const bar = element("div");
   bar.className = "bar";
   const fill = element("span");
-  fill.style.width = percent(probability);
+  fill.style.width = `${100 * probability}%`;
   bar.append(fill);
   item.append(element("span", label), element("span", percent(probability)), bar);
   return item;
@@ -75,7 +75,10 @@ function element(name, text = "") {
   return made;
 }
 
-const percent = (share) => `${(100 * share).toFixed(share < 0.9995 ? 1 : 0)} %`;
+// a function, since the page is used while the lines above still wait for the worker
+function percent(share) {
+  return `${(100 * share).toFixed(share < 0.9995 ? 1 : 0)} %`;
+}
 
 async function guarded(work) {
   try {
