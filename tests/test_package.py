@@ -9,6 +9,7 @@ import sys
 import pytest
 import yaml
 from bundle_project import RANDOM_TEXTS, copy_of, shared
+from fakes import ROOT
 from tiny_project import CLASSES
 
 from eval.clients import android as android_client
@@ -22,7 +23,7 @@ from pipeline.base.records import Tokenizers, Trial
 from pipeline.formats.bundles import read_manifest, unpack
 from pipeline.settings.params import load
 from stages import package
-from stages.packaging import golden, trial
+from stages.packaging import golden, parts, trial
 
 WEB, JAVA = web_bundle.why_unusable() or web_client.why_unusable(), android_client.why_unusable()
 PLATFORMS = ["android", "ios", "python", *([] if WEB else ["web"])]
@@ -117,6 +118,11 @@ def test_the_bill_follows_its_schema_and_a_broken_one_does_not(folders):
     assert metrics[0]["type"] == "accuracy" and 0 <= float(metrics[0]["confidenceInterval"]["lowerBound"]) <= 1
     bill["components"][0]["modelCard"]["modelParameters"]["approach"]["type"] = "magic"
     assert list(_schema_problems(json.dumps(bill)))
+
+
+def test_the_licence_that_ships_is_decants_own():
+    """A copy, since an installed Decant has no folder around it."""
+    assert parts.LICENSE.read_bytes() == (ROOT / "LICENSE").read_bytes()
 
 
 def test_thresholds_say_how_often_sure_answers_are_right(folders):

@@ -10,6 +10,7 @@ from http.server import ThreadingHTTPServer
 import pytest
 from bundle_project import shared
 
+from benchmarks.ship import ask_transformers_js, why_not
 from eval.pages import find_browser, why_missing
 from export.bundles import web
 from stages.commands.serve import Handler
@@ -101,6 +102,16 @@ def test_nothing_is_wider_than_the_window(bundle, open_page, width):
     assert page.evaluate("document.documentElement.scrollWidth") <= width
     for name in ("#text", "#go", "#test"):
         assert page.locator(name).bounding_box()["height"] >= 44  # a finger's width
+
+
+@pytest.mark.skipif(why_not() is not None, reason=str(why_not()))
+def test_transformers_js_reads_the_same_folder(bundle):
+    """Its pipeline, from the npm package, gives the labels that the bundle's own code gives."""
+    assert ask_transformers_js(bundle, ["play the song", "rain today", "wake me please"]) == [
+        "music",
+        "weather",
+        "alarm",
+    ]
 
 
 def test_a_bundle_that_answers_otherwise_says_so_in_words(bundle, open_page, tmp_path):

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from export import bundles
 from export.bundles import Part, write_json
 from pipeline.base.machine import version_of
 from pipeline.base.records import Interval
@@ -16,7 +17,8 @@ from pipeline.settings.card import CardSettings
 
 BILL = "sbom.cdx.json"
 NOTICES, LICENSES = "NOTICES.md", "licenses"
-LICENSE = Path(__file__).resolve().parents[2] / "LICENSE"
+# Beside the code that ships, since an installed Decant has no folder around it.
+LICENSE = Path(bundles.__file__).parent / "clients" / "LICENSE"
 # Of identifiers that follow from content alone, so that two builds have the same.
 NAMESPACE = uuid.UUID("6f0c7a52-64e4-4f1e-9d5c-6d6563616e74")
 
