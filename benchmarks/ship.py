@@ -170,8 +170,8 @@ def render(record: dict[str, Any]) -> str:
     told = record["transformers_js"]
     if "not_tried" not in told:
         lines.append(
-            f"\nTransformers.js {told['version']} on the web bundle's folder: {told['right']} of {told['examples']} rows "
-            f"are right, {told['different']} answered otherwise than by the target.\n"
+            f"\nTransformers.js {told['version']} on the web bundle's folder: {told['right']} of {told['examples']} "
+            f"rows right, {told['different']} answered otherwise than by the target.\n"
         )
     lines += [
         "| tokenizer | version | texts | other ids | such as |",
