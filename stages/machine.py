@@ -126,12 +126,25 @@ def _inputs(stage: str, params: Params) -> dict[str, Any]:
         files = {"unlabelled": [Path(augment.unlabelled)] if augment.unlabelled else []}
         files["masked_lm"] = base_model_files(augment.masked_lm) if augment.masked_lm else []
         return {name: {file.name: _digest(file) for file in paths} for name, paths in files.items()}
-    if stage in ("report", "package"):
+    if stage == "report":
         return params.report.model_dump(mode="json")
+    if stage in ("tokenizers", "package"):
+        tools = {"bundle": params.bundles, "client": params.bundles, "tokenizer": named(params)}
+        said = {f"{kind} {name}": _say(kind, name) for kind, names in tools.items() for name in names}
+        return {**params.report.model_dump(mode="json"), **said}
     if stage == "quantize":
         targets = [[target.format, target.precision, target.options] for target in params.targets.values()]
         return {"targets": sorted({json.dumps(target, sort_keys=True) for target in targets})}
     return {}
+
+
+def _say(kind: str, name: str) -> list[str | None]:
+    """Why a plug-in cannot be used here, and its version: what was installed since makes again what it makes."""
+    if name not in plugins.names(kind):
+        return []
+    module = plugins.load(kind, name)
+    reason = module.why_unusable() if hasattr(module, "why_unusable") else None
+    return [reason, module.version() if reason is None and hasattr(module, "version") else None]
 
 
 def _digest(file: Path) -> str | None:

@@ -22,7 +22,7 @@ from pipeline.base.records import Artefact, Status, Tokenizers, Trial, Verdict, 
 from pipeline.base.workspace import Workspace
 from pipeline.data.prepared import read_encoded
 from pipeline.formats import word_pieces
-from pipeline.formats.bundles import write_manifest, write_zip
+from pipeline.formats.bundles import MODEL, NOT_MADE, UNRELEASED, write_manifest, write_zip
 from pipeline.settings.params import Params, load
 from pipeline.tasks import Task
 from stages.packaging import golden, parts, trial
@@ -32,7 +32,6 @@ from stages.reporting.models import compare_models
 from stages.targets import artefact_bytes, artefact_of
 
 log = logging.getLogger(__name__)
-NOT_MADE = "not_made.json"  # platform -> why
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
 
 
@@ -86,19 +85,26 @@ def _write(
     if (reason := made.why_unusable() if hasattr(made, "why_unusable") else None) is not None:
         raise UnusableRuntimeError(reason)
     task = tasks.of(params, workspace.data)
+    with_rules = any(getattr(plugins.load("tokenizer", one), "FOLLOWS_RULES", False) for one in made.TOKENIZERS)
+    dev, _ = read_encoded(workspace, "dev", params.data.max_length)
     if getattr(task, "CLIENT", None) != "label":
         raise ExportError(f"task {task.name}: code for apps answers with one label of several alone; take bundles out")
+    if with_rules and len(dev.texts[0]) > 1:
+        raise ExportError(
+            f"bundles.{platform}: rows are pairs of texts, which no port of the tokenizer does; take it out, and keep "
+            "python, whose code uses the tokenizers library"
+        )
+    compared = _check_tokenizers(platform, made, tokenizers)
     folder = out / platform
     folder.mkdir()
-    compared = _check_tokenizers(platform, made, tokenizers)
-    with_rules = any(getattr(plugins.load("tokenizer", one), "FOLLOWS_RULES", False) for one in made.TOKENIZERS)
     contents = _contents(params, workspace, bundle.target, artefact, task, with_rules=with_rules)
     shipped = made.write(folder, contents, made.Params.model_validate_json(json.dumps(bundle.options)))
     found = golden.make(params, workspace, bundle.target, artefact, task)
     home = folder / made.HOME
     write_json(home / "golden.json", found.golden)
     model = (folder / shipped.model).relative_to(home).as_posix()
-    write_json(home / "model.json", golden.describe(model, artefact, task, contents.pad_id, found))
+    named = {"name": params.card.name, "version": UNRELEASED, "platform": platform, "digest": card.digest}
+    write_json(home / MODEL, golden.describe(named, model, artefact, task, contents.pad_id, found))
     if contents.rules is not None:
         word_pieces.write(contents.rules, home)
     for file in TOKENIZER_FILES:
@@ -113,6 +119,7 @@ def _write(
         "artefact": artefact,
         "model": shipped.model,
         "home": made.HOME,
+        "task": card.facts["task"],
         "sources": {
             "artefact": card.digest,
             "verdict": records.digest(verdict),

@@ -1,16 +1,20 @@
 """Bundles of a tiny project: what is in them, that their own code works, what is refused, the same bytes twice."""
 
+import dataclasses
 import json
 import os
 import re
 import subprocess
 import sys
 
+import numpy as np
 import pytest
+import torch
 import yaml
 from bundle_project import RANDOM_TEXTS, copy_of, shared
 from fakes import ROOT
 from tiny_project import CLASSES
+from toy_models import toy_batch, toy_model
 
 from eval.clients import android as android_client
 from eval.clients import web as web_client
@@ -19,11 +23,14 @@ from export.bundles import web as web_bundle
 from pipeline.base import plugins, records
 from pipeline.base.errors import ExportError, SettingsError
 from pipeline.base.files import sha256_of
-from pipeline.base.records import Tokenizers, Trial
-from pipeline.formats.bundles import read_manifest, unpack
+from pipeline.base.records import Tokenizers, Trial, open_folder
+from pipeline.formats.bundles import MIN_GOLDEN, read_manifest, unpack
+from pipeline.models.checkpoints import save_classifier
 from pipeline.settings.params import load
 from stages import package
+from stages.gating import bases
 from stages.packaging import golden, parts, trial
+from stages.targets import artefact_of
 
 WEB, JAVA = web_bundle.why_unusable() or web_client.why_unusable(), android_client.why_unusable()
 PLATFORMS = ["android", "ios", "python", *([] if WEB else ["web"])]
@@ -62,7 +69,7 @@ def test_golden_vectors_have_hard_texts_all_lengths_and_every_class(folders, pla
     """At least fifty, one longer than the model, and the rule for level outputs."""
     found = json.loads((home_of(folders, platform) / "golden.json").read_text("utf-8"))
     rows = found["rows"]
-    assert len(rows) >= golden.AT_LEAST and {row["label"] for row in rows} == set(CLASSES)
+    assert len(rows) >= MIN_GOLDEN and {row["label"] for row in rows} == set(CLASSES)
     assert {2, 16} <= {len(row["ids"]) for row in rows}
     assert any(not row["text"].isascii() for row in rows)
     assert found["ties"][1] == {"outputs": [0.0, 2.0, 2.0], "answer": 1}
@@ -125,6 +132,60 @@ def test_the_licence_that_ships_is_decants_own():
     assert parts.LICENSE.read_bytes() == (ROOT / "LICENSE").read_bytes()
 
 
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("apache-2.0", {"license": {"id": "Apache-2.0"}}),
+        ("MIT OR apache-2.0", {"expression": "MIT OR Apache-2.0"}),
+        ("proprietary", {"license": {"name": "proprietary"}}),
+        ("other", {"license": {"name": "other"}}),
+        ("LicenseRef-Ours", {"license": {"name": "LicenseRef-Ours"}}),
+    ],
+)
+def test_licences_are_written_as_the_schema_wants_them(name, expected):
+    assert parts._license(name) == expected
+
+
+@pytest.mark.parametrize("name", ["onnx", "ort", "openvino", pytest.param("litert", marks=pytest.mark.slow)])
+def test_the_python_bundle_opens_each_of_its_formats(tmp_path, name):
+    """The file that ships for a format gives what the model gives in PyTorch."""
+    exporter = plugins.load("format", name)
+    if (reason := exporter.why_unusable() if hasattr(exporter, "why_unusable") else None) is not None:
+        pytest.skip(reason)
+    model, batch = toy_model(), toy_batch()
+    save_classifier(model, tmp_path / "student")
+    (tmp_path / "out").mkdir()
+    options = {"lengths": [7, 20]} if name == "litert" else {}
+    artefact = exporter.convert(tmp_path / "student", tmp_path / "out", "fp32", exporter.Params(**options), 20, None)
+    session, _ = python_bundle.RUNTIMES[name]
+    code = (ROOT / "export/bundles" / session).read_text("utf-8")
+    scope: dict = {}
+    exec(compile(code, session, "exec"), scope)  # as it ships, not as a module of ours
+    described = {
+        "output": "logits",
+        "inputs": [{"name": one.name, "dtype": one.dtype} for one in artefact.inputs],
+        "settings": artefact.settings,
+    }
+    run = scope["open_session"](tmp_path / "out" / artefact.file, described, 1)
+    ids = batch["input_ids"][:1, :7]
+    expected = model(input_ids=ids, attention_mask=torch.ones_like(ids)).logits.detach().numpy()[0]
+    found = run({"input_ids": ids.numpy(), "attention_mask": np.ones((1, 7), dtype=np.int64)})
+    np.testing.assert_allclose(found, expected, atol=1e-4)
+
+
+def test_rows_of_two_texts_are_refused_where_a_port_would_read_them(built, tmp_path, monkeypatch):
+    params, workspace = built
+    read = package.read_encoded
+
+    def in_pairs(*arguments, **more):
+        examples, split = read(*arguments, **more)
+        return dataclasses.replace(examples, texts=[(text, text) for (text,) in examples.texts]), split
+
+    monkeypatch.setattr(package, "read_encoded", in_pairs)
+    with pytest.raises(ExportError, match=r"bundles.ios: rows are pairs of texts, which no port of the tokenizer does"):
+        package.run(_only(params, "ios"), copy_of(workspace, tmp_path / "copy"))
+
+
 def test_thresholds_say_how_often_sure_answers_are_right(folders):
     model = json.loads((folders / "python" / "model.json").read_text("utf-8"))
     for one in model["thresholds"]:
@@ -161,11 +222,24 @@ def test_texts_of_the_data_stay_out_where_they_are_private(built, tmp_path):
     text = (copy.bundles / "python" / "golden.json").read_text("utf-8")
     rows = json.loads(text)["rows"]
     words = {word for some in CLASSES.values() for word in some}
-    assert len(rows) >= golden.AT_LEAST and not any(set(row["text"].split()) & words for row in rows)
+    assert len(rows) >= MIN_GOLDEN and not any(set(row["text"].split()) & words for row in rows)
 
 
 def _only(params, platform):
     return params.model_copy(update={"bundles": {platform: params.bundles[platform]}})
+
+
+@pytest.mark.parametrize("suffix", ["", ".zip"])
+def test_a_bundle_is_a_base_to_compare_with(built, suffix):
+    """Its artefact, tokenizer and task are those of the target that it was made of."""
+    _, workspace = built
+    with bases.bring(str(workspace.bundles / f"ios{suffix}"), workspace.root, ["ios"]) as base:
+        card = open_folder(base.folders["ios"], "artefact")
+        assert base.version == "tiny 0.0.0 for ios"
+        ours = open_folder(workspace.exported("ios"), "artefact")
+        assert card.facts["task"] == ours.facts["task"] and artefact_of(card) == artefact_of(ours)
+        assert {name: fact for name, fact in ours.files.items() if name in card.files} == card.files
+    assert not base.folders["ios"].exists()
 
 
 # --- what is refused ---------------------------------------------------------------------------------------------

@@ -1,5 +1,6 @@
 """`decant verify` on a sound bundle and on more than thirty that somebody spoiled, each with its message."""
 
+import contextlib
 import json
 import os
 import shutil
@@ -11,9 +12,9 @@ import pytest
 from bundle_project import shared
 from tiny_project import flip_bit
 
-from pipeline.base.errors import IntegrityError
+from pipeline.base.errors import IntegrityError, SettingsError
 from pipeline.formats import bundles
-from pipeline.formats.bundles import MANIFEST, SIGNATURE, read_manifest, unpack, write_manifest, write_zip
+from pipeline.formats.bundles import MANIFEST, SIGNATURE, check_files, read_manifest, unpack, write_manifest, write_zip
 from stages.commands import verify
 from stages.releasing import signing
 
@@ -118,6 +119,9 @@ SPOILED = {
     "a manifest cut short": (lambda f: (f / MANIFEST).write_text("{"), "not a manifest"),
     "a manifest nested without end": (lambda f: (f / MANIFEST).write_text("[" * 100_000), "not a manifest"),
     "a manifest that says more": (set_in_manifest(more=1), "not a manifest: more: Extra inputs"),
+    "a name of two lines": (set_in_manifest(name="tiny\n✓ signed"), "not a manifest: name: String should match"),
+    "a version in other digits": (set_in_manifest(version="１.0.0"), "not a manifest: version: String should match"),
+    "a verdict that is none": (set_in_manifest(verdict="fine"), "not a manifest: verdict: Input should be"),
     "a manifest of another kind": (set_in_manifest(kind="decant bundle 2"), "found kind 'decant bundle 2'"),
     "a name that leads out": (rename_in_manifest("session.py", "../session.py"), "the name '../session.py' cannot"),
     "a name from the root": (rename_in_manifest("session.py", "/etc/passwd"), "the name '/etc/passwd' cannot"),
@@ -167,10 +171,39 @@ AGAINST_ITSELF = {
         lambda f: change_json(f / "tokenizer.json", lambda v: v["normalizer"].update(lowercase=False)),
         "golden vectors differ: .*token ids",
     ),
-    "no tokenizer": (lambda f: (f / "tokenizer.json").write_text("{}"), "tokenizer.json: cannot be read"),
-    "golden vectors of nothing": (
-        lambda f: (f / "golden.json").write_text("[]"),
-        "golden.json or model.json cannot",
+    "no tokenizer": (lambda f: (f / "tokenizer.json").write_text("{}"), "tokenizer.json cannot be read"),
+    "golden vectors of another kind": (lambda f: (f / "golden.json").write_text("[]"), "golden.json.* cannot be read"),
+    "golden vectors nested without end": (
+        lambda f: (f / "golden.json").write_text("[" * 100_000),
+        "golden.json.* cannot be read",
+    ),
+    "a golden text that is a number": (
+        lambda f: change_json(f / "golden.json", lambda v: v["rows"][0].update(text=5)),
+        "golden.json.* cannot be read",
+    ),
+    "no golden vectors": (
+        lambda f: change_json(f / "golden.json", lambda v: v["rows"].clear()),
+        "found 0 golden vectors, expected 50",
+    ),
+    "golden vectors that allow anything": (
+        lambda f: change_json(f / "golden.json", lambda v: v.update(tolerance=float("inf"))),
+        "lets outputs be inf off, expected at most",
+    ),
+    "golden vectors of which none must be answered": (
+        lambda f: change_json(f / "golden.json", lambda v: [row.update(sure=False) for row in v["rows"]]),
+        "golden vectors, expected 50",
+    ),
+    "another rule for ties": (
+        lambda f: change_json(f / "golden.json", lambda v: v["ties"][0].update(answer=1)),
+        "of level outputs it takes another than the first",
+    ),
+    "padding beyond all numbers": (
+        lambda f: change_json(f / "model.json", lambda v: v.update(pad_id=10**30)),
+        "golden.json.* cannot be read",
+    ),
+    "a bill nested without end": (
+        lambda f: (f / "sbom.cdx.json").write_text("[" * 100_000),
+        "no bill of materials with a model",
     ),
     "another model's name": (
         lambda f: change_json(f / "model.json", lambda v: v.update(file="manifest.json")),
@@ -244,6 +277,13 @@ class TestSignatures:
         with pytest.raises(IntegrityError, match=r"not verified with .*theirs.public.pem"):
             verify.command(signed, keys[2])
 
+    def test_a_key_that_is_none_is_a_usage_error(self, signed, keys, tmp_path):
+        """Not a fault of the bundle's."""
+        (tmp_path / "empty.pem").write_text("")
+        for key in (tmp_path / "nowhere.pem", tmp_path / "empty.pem", keys[0]):
+            with pytest.raises(SettingsError, match="no public key that can be read"):
+                verify.command(signed, key)
+
     def test_a_signature_that_is_asked_for_must_be_there(self, bundle, keys):
         with pytest.raises(IntegrityError, match=r"no model.sig, so nobody signed it"):
             verify.command(bundle, keys[1])
@@ -309,6 +349,19 @@ def test_an_archive_that_lies_about_its_sizes_or_is_cut_short_is_refused(bundle,
     path.write_bytes(whole[:at] + (size - 100).to_bytes(4, "little") + whole[at + 4 :])
     with pytest.raises(IntegrityError, match=r"cannot be unpacked|unpacks to more than it says|found .* bytes"):
         verify.command(path)
+
+
+def test_any_bit_of_an_archive_that_turns_is_an_error_of_ours(bundle, tmp_path):
+    """Never one of a library's; some bits, such as a date's, change nothing."""
+    path = tmp_path / "bundle.zip"
+    write_zip(bundle, path)
+    whole = path.read_bytes()
+    for number in range(40):
+        path.write_bytes(whole)
+        flip_bit(path, number * (len(whole) // 40))
+        with contextlib.suppress(IntegrityError):
+            unpack(path, tmp_path / f"out-{number}")
+            check_files(tmp_path / f"out-{number}", read_manifest(tmp_path / f"out-{number}"))
 
 
 def test_too_many_files_and_too_many_bytes_are_refused(tmp_path, monkeypatch):

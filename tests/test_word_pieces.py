@@ -167,7 +167,7 @@ def test_a_port_that_fails_says_so(tmp_path):
     if (reason := module.why_unusable()) is not None:
         pytest.skip(reason)
     (tmp_path / "word_pieces.json").write_text('{"kind": "word pieces 2"}')
-    with pytest.raises(ModelError, match=r"node: failed"):
+    with pytest.raises(ModelError, match=r"node failed"):
         module.encode(tmp_path, ["a"])
 
 

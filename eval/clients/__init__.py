@@ -13,6 +13,12 @@ from collections.abc import Sequence
 
 from pipeline.base.records import Record
 
+
+def limit_s(texts: int) -> float:
+    """Seconds that using a bundle may take: a fifth of one a text is far above what a phone would."""
+    return 300 + 0.2 * texts
+
+
 # Token ids of a text, and the outputs for them.
 Recorded = Sequence[tuple[Sequence[int], Sequence[float]]]
 

@@ -4,15 +4,11 @@ LiteRT's library for Android does not run here. What the model answers to token 
 runtime; a row whose ids the Kotlin code gets otherwise has no outputs, and that is an error.
 """
 
-import json
-import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 
-from eval import dying
-from eval.clients import Recorded, Used
-from eval.tokenizers import TIMEOUT_S, kotlin, locate
-from pipeline.base.errors import ModelError
+from eval.clients import Recorded, Used, limit_s
+from eval.tokenizers import ask_program, kotlin
 
 NEEDS_RECORDED = True
 
@@ -27,15 +23,5 @@ def use(folder: Path, texts: Sequence[tuple[str, ...]], recorded: Recorded) -> U
     sources = sorted((folder / "classifier" / "src" / "main" / "kotlin").rglob("*.kt"))
     command = kotlin.program("test", str(folder / "model/src/main/assets/decant"), sources=sources)
     given = {"outputs": recorded, "texts": [text[0] for text in texts]}
-    done = subprocess.run(
-        dying.command(*locate(command)),
-        input=json.dumps(given).encode(),
-        capture_output=True,
-        timeout=TIMEOUT_S,
-        cwd=dying.ROOT,
-        check=False,
-    )
-    if done.returncode != 0:
-        raise ModelError(f"{folder}: its Kotlin code {dying.reason(done.returncode, done.stderr.decode())}")
-    found = json.loads(done.stdout)
+    found = ask_program(command, given, timeout_s=limit_s(len(texts)), what="its Kotlin code")
     return Used(answers=found["answers"], failures=found["failures"], engine="Java, from recorded outputs")

@@ -1,16 +1,12 @@
 """The bundle for Python, in a process of its own."""
 
-import json
-import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from eval import dying
-from eval.clients import Used
-from pipeline.base.errors import ModelError
+from eval.clients import Used, limit_s
+from eval.tokenizers import ask_program
 
-TIMEOUT_S = 900
 # In the folder itself, as an app has it; -I and this path alone, so that nothing of Decant is at hand.
 SCRIPT = """
 import json, sys, time
@@ -40,17 +36,7 @@ def why_unusable() -> str | None:
 
 def use(folder: Path, texts: Sequence[tuple[str, ...]]) -> Used:
     """What its `classifier.py` answers."""
-    command = dying.command(sys.executable, "-I", "-B", "-c", SCRIPT, str(folder.resolve()))
-    done = subprocess.run(
-        command,
-        input=json.dumps(list(texts)),
-        capture_output=True,
-        text=True,
-        timeout=TIMEOUT_S,
-        cwd=dying.ROOT,
-        check=False,
-    )
-    if done.returncode != 0:
-        raise ModelError(f"{folder}: its classifier.py {dying.reason(done.returncode, done.stderr)}")
+    command = [sys.executable, "-I", "-B", "-c", SCRIPT, str(folder.resolve())]
+    found = ask_program(command, list(texts), timeout_s=limit_s(len(texts)), what="its classifier.py")
     size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
-    return Used(**json.loads(done.stdout.splitlines()[-1]), first_bytes=size, engine=f"Python {sys.version.split()[0]}")
+    return Used(**found, first_bytes=size, engine=f"Python {sys.version.split()[0]}")

@@ -5,13 +5,15 @@ import com.example.decant.Session
 import com.example.decant.Updates
 import com.example.decant.WordPieces
 import java.io.File
+import java.io.IOException
 
 /**
  * What of the code for Android runs on a computer, asked from outside:
  *
  *     ids RULES                                    token ids of the texts of standard input
  *     test FOLDER                                  the self-test and answers, from recorded outputs: [[ids, outputs], ...]
- *     update FOLDER KEY ADDRESS INSTALLED OUTPUTS  updates a folder, then says which version it holds
+ *     update FOLDER KEY ADDRESS MODEL OUTPUTS      updates a folder, as an app does that came with a model.json
+ *     back FOLDER KEY ADDRESS MODEL OUTPUTS        goes back
  *
  * Texts come as a JSON list, answers go as one.
  */
@@ -19,7 +21,7 @@ fun main(words: Array<String>) {
     val out = when (words[0]) {
         "ids" -> ids(File(words[1]))
         "test" -> test(File(words[1]))
-        "update" -> update(File(words[1]), words[2], words[3], words[4], File(words[5]))
+        "update", "back" -> update(words)
         else -> error("no command '${words[0]}'")
     }
     System.out.write(out.toByteArray())
@@ -41,15 +43,16 @@ private fun test(folder: File): String {
     return "{\"failures\":$failures,\"answers\":${answers.map(Answer::index)}}"
 }
 
-private fun update(folder: File, key: String, address: String, installed: String, outputs: File): String {
-    val session = recorded(Json.read(outputs.readText()))
-    val updates = Updates(folder, "android", key, Updates.over(address)) { _, _ -> session }
+private fun update(words: Array<String>): String {
+    val session = recorded(Json.read(File(words[5]).readText()))
+    val came = Json.readMap(File(words[4]).readBytes())
+    val updates = Updates(File(words[1]), came, words[2], Updates.over(words[3])) { _, _ -> session }
     val said = try {
-        updates.update(installed) ?: "none is newer"
-    } catch (error: Exception) {
+        if (words[0] == "back") updates.rollBack() ?: "to what it came with" else updates.update() ?: "none is newer"
+    } catch (error: IOException) {
         "refused: ${error.message}"
     }
-    return "{\"said\":${quoted(said)},\"holds\":${quoted(updates.current()?.name ?: installed)}}"
+    return "{\"said\":${quoted(said)},\"holds\":${updates.current()?.name?.let(::quoted)}}"
 }
 
 /** A session that knows what the model answered to each row of ids. */

@@ -3,13 +3,11 @@
 import hashlib
 import re
 import shutil
-import subprocess
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from eval import dying
-from eval.tokenizers import PACKAGES, TIMEOUT_S, run_program
+from eval.tokenizers import PACKAGES, compile_program, run_program
 from pipeline.base.errors import ModelError
 
 TITLE = "Decant's port in Kotlin"
@@ -69,8 +67,6 @@ def program(*words: str, sources: Sequence[Path] = SOURCES) -> list[str]:
             Path(scratch, "Main.kt").write_text(main, "utf-8")
             files = [*map(str, picked), str(Path(scratch, "Main.kt"))]
             command = ["bash", str(COMPILER / "bin" / "kotlinc"), *files, "-include-runtime", "-d", str(made)]
-            done = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT_S, check=False)
-            if done.returncode != 0:
-                raise ModelError(f"{picked[0].parent}: {dying.reason(done.returncode, done.stderr)}")
+            compile_program(command, picked[0].parent)
             made.rename(jar)
     return ["java", "-Xmx1g", "-Dfile.encoding=UTF-8", "-jar", str(jar), *words]

@@ -2,14 +2,11 @@
 
 import hashlib
 import shutil
-import subprocess
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from eval import dying
-from eval.tokenizers import PACKAGES, TIMEOUT_S, run_program
-from pipeline.base.errors import ModelError
+from eval.tokenizers import PACKAGES, compile_program, run_program
 
 TITLE = "Decant's port in Swift"
 FOLLOWS_RULES = True
@@ -35,8 +32,6 @@ def encode(folder: Path, texts: Sequence[str]) -> list[list[int]]:
         with tempfile.TemporaryDirectory(dir=program.parent) as scratch:
             made = Path(scratch, "program")
             command = ["swiftc", "-O", *map(str, SOURCES), "-o", str(made)]
-            done = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT_S, check=False)
-            if done.returncode != 0:
-                raise ModelError(f"{SOURCES[0]}: {dying.reason(done.returncode, done.stderr)}")
+            compile_program(command, SOURCES[0])
             made.rename(program)
     return run_program([str(program), str((folder / "word_pieces.json").resolve())], texts)

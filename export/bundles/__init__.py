@@ -12,6 +12,7 @@ A platform's file has:
 - `HOW`: how an app uses the folder, in Markdown, for its first page.
 - `Params`: a frozen model of `bundles.<platform>.options`.
 - `why_unusable()` (optional): the reason why it cannot be made here, or None.
+- `version()` (optional): that of somebody else's code that lies in the bundle.
 - `stamp(folder, version)` (optional): writes a release's version where the platform looks for it.
 - `write(folder, contents, options)`: writes all that is its own, and gives `Shipped`: where the model lies, and which
   parts of others are inside or have to be there.

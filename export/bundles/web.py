@@ -41,7 +41,8 @@ In a page: `import { Classifier } from "./classifier.js"`, `await Classifier.loa
 `await classifier.classify("wake me at six")`. With a bundler, `onnxruntime-web` comes from npm; without one, an import
 map names vendor/, as index.html has it.
 
-Transformers.js reads the folder as well: `pipeline("text-classification", "<folder>")` with `env.localModelPath`."""
+Transformers.js reads the folder as well: `pipeline("text-classification", "<folder>")`, with `env.allowLocalModels` and
+`env.localModelPath` set."""
 
 
 class Params(Settings):
@@ -59,21 +60,25 @@ def why_unusable() -> str | None:
     return None if (LIBRARY / "package.json").is_file() else "not installed: onnxruntime-web; run: make browser"
 
 
+def version() -> str:
+    """That of onnxruntime-web, which lies in the bundle."""
+    return json.loads((LIBRARY / "package.json").read_text("utf-8"))["version"]
+
+
 def write(folder: Path, contents: Contents, options: Params) -> Shipped:
     """The module, the page, onnxruntime-web, and config.json as Transformers.js reads it."""
     for name in CLIENTS:
         ship_client(folder, name)
-    version = json.loads((LIBRARY / "package.json").read_text("utf-8"))["version"]
     (folder / "vendor").mkdir()
     for name in VENDORED:
         shutil.copyfile(LIBRARY / "dist" / name, folder / "vendor" / name)
-    write_json(folder / "package.json", _package(options, version))
+    write_json(folder / "package.json", _package(options, version()))
     write_json(folder / "config.json", {**contents.config, "transformers.js_config": _hints(contents)})
     inside = Part(
         "onnxruntime-web",
-        version,
+        version(),
         "MIT",
-        f"pkg:npm/onnxruntime-web@{version}",
+        f"pkg:npm/onnxruntime-web@{version()}",
         tuple(f"vendor/{name}" for name in VENDORED),
         _notice(),
     )

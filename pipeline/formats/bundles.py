@@ -5,10 +5,13 @@ nobody listed, archives that unpack to more than they say. The manifest is writt
 """
 
 import json
+import lzma
 import os
 import stat
+import struct
 import unicodedata
 import zipfile
+import zlib
 from collections.abc import Iterable
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -17,14 +20,20 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from pipeline.base.errors import IntegrityError
 from pipeline.base.files import sha256_of
-from pipeline.base.records import Artefact, Record
+from pipeline.base.records import Artefact, Record, Status
 
 KIND = "decant bundle 1"
-MANIFEST, SIGNATURE = "manifest.json", "model.sig"
+MANIFEST, SIGNATURE, MODEL = "manifest.json", "model.sig", "model.json"
+UNRELEASED = "0.0.0"
+NOT_MADE = "not_made.json"  # beside bundles: platform -> why there is none
+MIN_GOLDEN = 50  # golden vectors
+# What a person reads in a terminal: no control characters, which could write lines of their own.
+PLAIN = r"^[^\x00-\x1f\x7f-\x9f\u2028\u2029]*$"
 # Far above what a phone would load; an archive says how large its files are before they are unpacked.
 MAX_RATIO = 100  # of what an archive unpacks to and its own size; JSON shrinks to a tenth
 MAX_BYTES, MAX_FILES, MAX_MANIFEST_BYTES = 2 * 2**30, 10_000, 8 * 2**20
 EPOCH = (1980, 1, 1, 0, 0, 0)  # the earliest that a zip can say; dates would make two builds differ
+UNREADABLE = (zipfile.BadZipFile, zlib.error, lzma.LZMAError, struct.error, EOFError, RuntimeError, ValueError, OSError)
 AGAIN = "get the bundle again from where it was released"
 
 
@@ -41,21 +50,23 @@ class Manifest(Record):
     """What is in a bundle, and what it was made from."""
 
     kind: str = KIND
-    platform: str
-    name: str
-    # of a release; 0.0.0 until there is one
-    version: str = Field(default="0.0.0", pattern=r"^\d+\.\d+\.\d+$")
+    platform: str = Field(pattern="^[a-z][a-z0-9_]*$")
+    name: str = Field(pattern=PLAIN)
+    # of a release
+    version: str = Field(default=UNRELEASED, pattern=r"^[0-9]{1,6}\.[0-9]{1,6}\.[0-9]{1,6}$")
     # of the project that made it, as git says
-    revision: str | None = None
-    target: str
+    revision: str | None = Field(default=None, pattern=PLAIN)
+    target: str = Field(pattern="^[a-z][a-z0-9_]*$")
     # of the whole, and of all budgets of the target, when the bundle was made
-    verdict: str
-    target_verdict: str
+    verdict: Status
+    target_verdict: Status
     # the artefact as its exporter described it, and where in the bundle it lies
     artefact: Artefact
     model: str
     # the folder that the code reads at run time, '' for the whole
     home: str = ""
+    # as the artefact's card has it: name, options and space of the answers
+    task: dict[str, Any]
     # name of what it was made from -> digest
     sources: dict[str, str]
     tools: dict[str, str | None]
@@ -83,7 +94,7 @@ def write_manifest(folder: Path, **facts: Any) -> Manifest:
 
 
 def write_zip(folder: Path, path: Path) -> None:
-    """The folder as an archive: the same bytes for the same files, whatever the machine, the day or the umask."""
+    """The folder as an archive: the same bytes for the same files and the same zlib, whatever the day or the umask."""
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED, compresslevel=9) as archive:
         for file in sorted(file for file in folder.rglob("*") if file.is_file()):
             entry = zipfile.ZipInfo(file.relative_to(folder).as_posix(), EPOCH)
@@ -111,7 +122,7 @@ def unpack(path: Path, folder: Path) -> None:
                     raise IntegrityError(f"{path}: '{entry.filename}' is no plain file; {AGAIN}")
             for entry in entries:
                 _unpack_one(archive, entry, path, folder / entry.filename)
-    except (zipfile.BadZipFile, EOFError, NotImplementedError, RuntimeError, ValueError, OSError) as error:
+    except UNREADABLE as error:
         raise IntegrityError(f"{path}: cannot be unpacked: {error}; {AGAIN}") from error
 
 

@@ -3,6 +3,7 @@
     decant compare main                 artefacts of that git revision, from the DVC cache or a remote
     decant compare v1.2 --build         trains and exports them again where nobody has kept them
     decant compare ../other/project     another folder's
+    decant compare 1.0.0/web.zip        a bundle's
     decant compare last-accepted        the version of the last line of history.jsonl
     decant compare main --base-python OLD/bin/python      where the runtime's version is what changes
 

@@ -9,6 +9,7 @@ import json
 import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -17,8 +18,9 @@ from pathlib import Path
 
 from eval import history
 from pipeline.base.errors import PipelineError, SettingsError
-from pipeline.base.records import open_folder
+from pipeline.base.records import open_folder, seal
 from pipeline.base.workspace import Workspace
+from pipeline.formats.bundles import MANIFEST, check_files, read_manifest, unpack
 from stages.commands.run import dvc_environment
 
 LAST_ACCEPTED = "last-accepted"  # the version of the last line of history.jsonl
@@ -44,21 +46,48 @@ def bring(base: str, root: Path, targets: list[str], *, build: bool = False) -> 
     """The base that a word on the command line means, for the length of the block.
 
     Args:
-        base: a project's folder, an exported artefact's folder, a git revision, or LAST_ACCEPTED.
+        base: a project's folder, an exported artefact's folder, a bundle or its zip, a git revision, or LAST_ACCEPTED.
         root: the project.
         targets: names of those to bring.
         build: whether a revision whose artefacts nobody has kept is trained and exported again.
 
     Raises:
         SettingsError: no such folder or revision.
+        IntegrityError: a bundle whose files are not as its manifest says.
     """
     path = Path(base)
+    if path.suffix == ".zip" or (path / MANIFEST).is_file():
+        with tempfile.TemporaryDirectory() as scratch:
+            yield _bundle(path, Path(scratch), targets)
+        return
     if path.is_dir():
         yield _folder(path, targets)
         return
     revision = _last_accepted(root) if base == LAST_ACCEPTED else base
     with _revision(revision, root, targets, build) as found:
         yield replace(found, name=base)
+
+
+def _bundle(path: Path, scratch: Path, targets: list[str]) -> Base:
+    """A bundle's artefact with its tokenizer, as it lay in the project that it is from; it stands for every target."""
+    folder = path
+    if path.is_file():
+        folder = scratch / "bundle"
+        unpack(path, folder)
+    manifest = read_manifest(folder)
+    check_files(folder, manifest)
+    exported, model, home = scratch / "exported", folder / manifest.model, folder / manifest.home
+    exported.mkdir()
+    artefact = manifest.artefact.model_copy(update={"file": model.name})
+    if model.is_dir():
+        shutil.copytree(model, exported / model.name)
+    else:
+        shutil.copyfile(model, exported / model.name)
+    shutil.copyfile(home / "tokenizer.json", exported / "tokenizer.json")
+    facts = {"artefact": artefact.model_dump(mode="json"), "task": manifest.task}
+    seal(exported, "artefact", manifest.sources, facts)
+    version = f"{manifest.name} {manifest.version} for {manifest.platform}"
+    return Base(str(path), version, dict.fromkeys(targets, exported))
 
 
 def _folder(path: Path, targets: list[str]) -> Base:

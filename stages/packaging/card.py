@@ -74,7 +74,7 @@ def model_card(
 def _header(card: CardSettings, evidence: Evidence, ours: ModelRow) -> dict[str, Any]:
     """Source: the metadata of model cards, as Hugging Face's hub documents it."""
     header: dict[str, Any] = {
-        "license": card.license.lower(),
+        "license": card.license.lower().replace(" ", "-"),
         "language": list(card.languages),
         "pipeline_tag": evidence.task.HUB_NAME if evidence.task is not None else None,
         "tags": ["decant", "distillation", "quantization"],

@@ -7,7 +7,7 @@ told by vectors of their own.
 """
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,13 +25,13 @@ from pipeline.base.workspace import Workspace
 from pipeline.data.examples import Examples
 from pipeline.data.prepared import read_encoded
 from pipeline.data.texts import clean
+from pipeline.formats.bundles import MIN_GOLDEN
 from pipeline.settings.params import Params
 from pipeline.tasks import Task
 
 # Of the spread of all outputs. Seen: int8 on a processor without VNNI 5e-8, in onnxruntime-web 0.0024 (docs/ship.md).
 TOLERANCES = {"fp32": 1e-4}
 TOLERANCE = 0.01
-AT_LEAST = 50
 MAX_CLASSES, MAX_DEV_ROWS = 60, 2_000
 LEVELS = (0.9, 0.95, 0.99)
 # Which of two level outputs is the answer: the first.
@@ -99,7 +99,7 @@ def _texts(examples: Examples, publish: bool, longest: int, seed: int) -> list[t
     parts = len(examples.texts[0])
     made = [*HARD, " ".join(map(str, range(longest + 1))), "a"]
     picked = [examples.texts[i] for i in _of_each_class(examples)] if publish else []
-    made += list(random_texts(seed, max(10, AT_LEAST - len(made) - len(picked))))
+    made += list(random_texts(seed, max(10, MIN_GOLDEN - len(made) - len(picked))))
     return [*((text,) * parts for text in made), *picked]
 
 
@@ -127,10 +127,22 @@ def _thresholds(confidences: Sequence[float], values: Sequence[float]) -> list[d
     ]
 
 
-def describe(model: str, artefact: Artefact, task: Task, pad_id: int, found: Golden) -> dict[str, Any]:
-    """model.json: all that the code for apps has to know of the model."""
+def describe(
+    named: Mapping[str, str], model: str, artefact: Artefact, task: Task, pad_id: int, found: Golden
+) -> dict[str, Any]:
+    """model.json: all that the code for apps has to know of the model.
+
+    Args:
+        named: name, version and platform, which tell it from others, and its digest.
+        model: its place beside this file.
+        artefact: what its exporter says.
+        task: for the labels.
+        pad_id: the token to pad with.
+        found: for the thresholds.
+    """
     return {
         "kind": "decant model 1",
+        **named,
         "file": model,
         "format": artefact.format,
         "precision": artefact.precision,

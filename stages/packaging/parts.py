@@ -9,6 +9,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from packaging.licenses import InvalidLicenseExpression, canonicalize_license_expression
+
 from export import bundles
 from export.bundles import Part, write_json
 from pipeline.base.machine import version_of
@@ -139,5 +141,11 @@ def write_bill(
 
 
 def _license(name: str) -> dict[str, Any]:
-    """An SPDX id as one, anything else as a name."""
-    return {"license": {"name": name} if name == "other" else {"id": name}}
+    """An SPDX id or expression as one, in SPDX's own spelling, anything else as a name."""
+    try:
+        found = canonicalize_license_expression(name)
+    except InvalidLicenseExpression:
+        return {"license": {"name": name}}
+    if found.startswith("LicenseRef-"):
+        return {"license": {"name": found}}
+    return {"expression": found} if " " in found else {"license": {"id": found}}

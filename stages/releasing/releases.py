@@ -4,17 +4,28 @@ import json
 import re
 import shutil
 import subprocess
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
 from pydantic import ValidationError
 
+from export.bundles import write_json
 from pipeline.base import plugins, records
 from pipeline.base.errors import IntegrityError, PipelineError, SettingsError
-from pipeline.base.files import output_folder, write_atomically
-from pipeline.base.records import Record, Status, Verdict
+from pipeline.base.files import output_folder, sha256_of, write_atomically
+from pipeline.base.records import Record, Status, Tokenizers, Trial, Verdict
 from pipeline.base.workspace import Workspace
-from pipeline.formats.bundles import Manifest, check_files, read_manifest, write_manifest, write_zip
+from pipeline.formats.bundles import (
+    MANIFEST,
+    MODEL,
+    NOT_MADE,
+    Manifest,
+    check_files,
+    read_manifest,
+    write_manifest,
+    write_zip,
+)
 from stages.releasing import signing
 
 INDEX = "index.json"
@@ -58,12 +69,29 @@ def read_index(folder: Path) -> Index:
         raise IntegrityError(f"{path}: no index of releases: {error}; put the last good one back") from error
 
 
-def release(workspace: Workspace, version: str, private: Path, folder: Path) -> list[Release]:
+def release(
+    workspace: Workspace,
+    version: str,
+    private: Path,
+    folder: Path,
+    *,
+    not_tried: Collection[str] = (),
+    without: Collection[str] = (),
+) -> list[Release]:
     """Signs every bundle of a project as a version, and adds them to the index.
+
+    Args:
+        workspace: the project.
+        version: three numbers.
+        private: the key, as PEM.
+        folder: of releases.
+        not_tried: platforms that may leave though their code was not run here, or their tokenizer not compared.
+        without: platforms that are left out.
 
     Raises:
         SettingsError: the version is none, or not above those that are there; the key cannot sign.
-        NotReleasedError: a verdict is not a pass, or a bundle is of another verdict than the last.
+        NotReleasedError: a verdict is not a pass, a bundle is of another verdict than the last, was not made or not
+            tried.
     """
     numbers = _numbers(version)
     index = read_index(folder)
@@ -73,12 +101,14 @@ def release(workspace: Workspace, version: str, private: Path, folder: Path) -> 
             f"found version {version}, expected one above {above}, which is released; apps never go back"
         )
     signing.public_key(private)
-    bundles = sorted(path for path in workspace.bundles.glob("*") if (path / "manifest.json").is_file())
+    found = (path for path in workspace.bundles.glob("*") if (path / MANIFEST).is_file())
+    bundles = sorted(path for path in found if path.name not in without)
     if not bundles:
         raise NotReleasedError(
             f"{workspace.bundles}: no bundles; name some under bundles: in params.yaml, run `dvc repro`"
         )
-    manifests = {path.name: _releasable(workspace, path) for path in bundles}
+    _refuse_missing(workspace, without)
+    manifests = {path.name: _releasable(workspace, path, may_be_untried=path.name in not_tried) for path in bundles}
     revision = _revision(workspace.root)
     with output_folder(folder / version) as partial:
         made = [_write(path, partial, manifests[path.name], version, revision, private) for path in bundles]
@@ -88,8 +118,19 @@ def release(workspace: Workspace, version: str, private: Path, folder: Path) -> 
     return made
 
 
-def _releasable(workspace: Workspace, path: Path) -> Manifest:
-    """A bundle's manifest, whose files, verdict and age are as they must be."""
+def _refuse_missing(workspace: Workspace, without: Collection[str]) -> None:
+    """Raises NotReleasedError for a platform of params.yaml that has no bundle: apps could never get this version."""
+    path = workspace.bundles / NOT_MADE
+    missing = json.loads(path.read_text("utf-8")) if path.is_file() else {}
+    for platform, reason in sorted(missing.items()):
+        if platform not in without:
+            raise NotReleasedError(
+                f"{workspace.bundles}: no bundle for {platform}: {reason}; or leave it out with --without {platform}"
+            )
+
+
+def _releasable(workspace: Workspace, path: Path, *, may_be_untried: bool) -> Manifest:
+    """A bundle's manifest, whose files, verdict, trial and age are as they must be."""
     manifest = read_manifest(path)
     check_files(path, manifest)
     for verdict, what in ((manifest.verdict, "the project"), (manifest.target_verdict, f"target '{manifest.target}'")):
@@ -101,6 +142,17 @@ def _releasable(workspace: Workspace, path: Path) -> Manifest:
     last = records.read(Verdict, workspace.report / "verdict.json")
     if manifest.sources["verdict"] != records.digest(last):
         raise NotReleasedError(f"{path}: made for another verdict than the last; run `dvc repro`")
+    trial = records.read(Trial, path.with_suffix(".json"))
+    if trial.manifest_digest != sha256_of(path / MANIFEST):
+        raise NotReleasedError(f"{path}: another bundle was tried than this one; run `dvc repro`")
+    found = records.read(Tokenizers, workspace.tokenizers).found
+    names = plugins.load("bundle", manifest.platform).TOKENIZERS
+    reasons = [trial.not_tried, *(found[name].not_compared for name in names if name in found)]
+    reason = next((one for one in reasons if one is not None), None)
+    if reason is not None and not may_be_untried:
+        raise NotReleasedError(
+            f"{path}: its code was not tried here: {reason}; try it elsewhere, and say so with --not-tried {path.name}"
+        )
     return manifest
 
 
@@ -110,11 +162,10 @@ def _write(path: Path, out: Path, manifest: Manifest, version: str, revision: st
     platform = plugins.load("bundle", manifest.platform)
     if hasattr(platform, "stamp"):
         platform.stamp(target, version)
-    facts = manifest.model_dump(exclude={"files", "schema_version", "kind"}) | {
-        "version": version,
-        "revision": revision,
-    }
-    write_manifest(target, **facts)
+    model = target / manifest.home / MODEL
+    write_json(model, {**json.loads(model.read_text("utf-8")), "version": version})
+    facts = manifest.model_dump(exclude={"files", "schema_version", "kind"})
+    write_manifest(target, **(facts | {"version": version, "revision": revision}))
     signing.sign(target, private)
     write_zip(target, out / f"{path.name}.zip")
     return Release(

@@ -34,10 +34,16 @@ def public_key(private: Path) -> str:
         key = serialization.load_pem_private_key(private.read_bytes(), None)
     except (OSError, ValueError, TypeError) as error:
         raise SettingsError(f"{private}: no private key that can be read ({error}); to make one: {NEW_KEY}") from error
-    if not isinstance(key, ec.EllipticCurvePrivateKey) or not isinstance(key.curve, ec.SECP256R1):
-        raise SettingsError(f"{private}: found another kind of key, expected ECDSA P-256; to make one: {NEW_KEY}")
+    _expect_p256(private, key)
     spki = serialization.PublicFormat.SubjectPublicKeyInfo
+    assert isinstance(key, ec.EllipticCurvePrivateKey), "as was asked"
     return base64.b64encode(key.public_key().public_bytes(serialization.Encoding.DER, spki)).decode()
+
+
+def _expect_p256(path: Path, key: object) -> None:
+    kinds = (ec.EllipticCurvePrivateKey, ec.EllipticCurvePublicKey)
+    if not isinstance(key, kinds) or not isinstance(key.curve, ec.SECP256R1):
+        raise SettingsError(f"{path}: found another kind of key, expected ECDSA P-256; to make one: {NEW_KEY}")
 
 
 def sign(folder: Path, private: Path) -> None:
@@ -51,8 +57,16 @@ def check(folder: Path, public: Path) -> None:
     """Checks the signature of a folder, and that it covers every file.
 
     Raises:
+        SettingsError: the key cannot be read.
         IntegrityError: there is none, another key made it, or a file is not as it was signed.
     """
+    try:
+        key = serialization.load_pem_public_key(public.read_bytes())
+    except (OSError, ValueError, TypeError) as error:
+        raise SettingsError(
+            f"{public}: no public key that can be read ({error}); expected PEM, see docs/ship.md"
+        ) from error
+    _expect_p256(public, key)
     if not (folder / SIGNATURE).is_file():
         raise IntegrityError(f"{folder}: no {SIGNATURE}, so nobody signed it; ask for a release, or leave --key out")
     done = _run("verify", folder, "--public_key", public)
@@ -65,7 +79,10 @@ def _run(verb: str, folder: Path, *key: str | Path) -> subprocess.CompletedProce
         raise EnvironmentFault(reason)
     words = (verb, "key", "--no-ignore-git-paths", "--signature", folder / SIGNATURE, *key, folder)
     command = [str(PYTHON), "-I", "-m", "model_signing", *map(str, words)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT_S, check=False)
+    try:
+        return subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT_S, check=False)
+    except subprocess.TimeoutExpired:
+        raise EnvironmentFault(f"{folder}: model-signing was not done within {TIMEOUT_S} s; try again") from None
 
 
 def _last_line(done: subprocess.CompletedProcess[str]) -> str:

@@ -1,62 +1,74 @@
 // Brings a newer release of a bundle to an app: downloads, verifies, tests, and only then switches to it.
 //
-//     const store = new CacheStore("phone-assistant-intents");
-//     await update("https://example.com/releases/", { store, key, platform: "web", build });
-//     const classifier = await build((name) => store.read(name));
+//     const came = await Classifier.load(base);                  // what the page came with
+//     const store = new CacheStore(came.model);
+//     await update("https://example.com/releases/", { store, key, build });
+//     const classifier = await store.newest(build) ?? came;
 //
-// A release is a folder with a manifest that lists every file by SHA-256, signed as OpenSSF Model Signing v1.0 has it
-// (ECDSA P-256). `key` is the public key that the app was built with, base64 of its SubjectPublicKeyInfo. Nothing that is
-// downloaded is used before all of it was verified and has answered its golden vectors; the version before is kept.
+// where `build` is (read) => Classifier.load(undefined, read). A release is a folder with a manifest that lists every file
+// by SHA-256, signed as OpenSSF Model Signing v1.0 has it (ECDSA P-256). `key` is the public key that the app was built
+// with, base64 of its SubjectPublicKeyInfo. Nothing that is downloaded is used before all of it was verified and has
+// answered its golden vectors; the version before is kept. Neither a model of another name, nor a version that is not
+// above all that this browser has seen, is ever taken.
+
+const SMALL = 8 * 2 ** 20;
 
 /**
  * @param source URL of the releases, with a slash at its end
  * @param build makes a classifier from a function that reads a file: (name) => bytes
- * @returns {{version: string, changed: boolean}}
+ * @returns {{version: string, changed: boolean}} the version in use
+ * @throws Error the release could not be brought, or must not be used; what was in use stays
  */
-export async function update(source, { store, key, platform, build, get = download }) {
-  const held = await store.current();
-  const index = parse(await get(new URL("index.json", source)), "index.json");
-  const entry = newest(index, platform, held?.version);
-  if (entry === undefined) return { version: held?.version, changed: false };
+export async function update(source, { store, key, build, get = download }) {
+  const { name, platform } = store.came;
+  const index = parse(await get(new URL("index.json", source), SMALL), "index.json");
+  const entry = newest(index, store.came, await store.highest());
+  if (entry === undefined) return { version: (await store.current()) ?? store.came.version, changed: false };
   const folder = new URL(`${entry.path}/`, source);
-  const manifestBytes = await get(new URL("manifest.json", folder));
-  const signature = parse(await get(new URL("model.sig", folder)), "model.sig");
+  const signature = parse(await get(new URL("model.sig", folder), SMALL), "model.sig");
   const signed = await verifySignature(signature, key);
+  const manifestBytes = await get(new URL("manifest.json", folder), SMALL);
   await expectDigest("manifest.json", manifestBytes, signed.get("manifest.json"));
   const manifest = parse(manifestBytes, "manifest.json");
-  if (manifest.version !== entry.version || manifest.platform !== platform || (held && manifest.name !== held.name))
-    throw new Error(`found ${manifest.name} ${manifest.version} for ${manifest.platform}, expected ${entry.version} for ${platform}`);
-  const files = new Map([["manifest.json", manifestBytes]]);
-  for (const [name, fact] of Object.entries(manifest.files)) {
-    if (fact.sha256 !== signed.get(name)) throw new Error(`${name}: the manifest has another hash than the signature`);
-    const bytes = await get(new URL(name, folder), fact.bytes);
-    if (bytes.length !== fact.bytes) throw new Error(`${name}: found ${bytes.length} bytes, expected ${fact.bytes}`);
-    await expectDigest(name, bytes, fact.sha256);
-    files.set(name, bytes);
+  const found = `${manifest.name} ${manifest.version} for ${manifest.platform}`;
+  const expected = `${name} ${entry.version} for ${platform}`;
+  if (found !== expected) throw new Error(`found ${found}, expected ${expected}`);
+  const files = new Map();
+  const bring = async (file) => {
+    const fact = manifest.files[file];
+    if (fact === undefined) throw new Error(`${file}: not in the manifest`);
+    if (fact.sha256 !== signed.get(file)) throw new Error(`${file}: the manifest has another hash than the signature`);
+    const bytes = await get(new URL(file, folder), fact.bytes);
+    if (bytes.length !== fact.bytes) throw new Error(`${file}: found ${bytes.length} bytes, expected ${fact.bytes}`);
+    await expectDigest(file, bytes, fact.sha256);
+    files.set(file, bytes);
+    return bytes;
+  };
+  // what the code reads at run time; the code itself comes with the app
+  const classifier = await build(bring);
+  try {
+    const { failures } = await classifier.selfTest();
+    if (failures.length > 0) throw new Error(`the new version fails its self-test: ${failures[0]}`);
+  } finally {
+    await classifier.close();
   }
-  const classifier = await build(async (name) => {
-    if (!files.has(name)) throw new Error(`${name}: not in the manifest`);
-    return files.get(name);
-  });
-  const { failures } = await classifier.selfTest();
-  await classifier.close();
-  if (failures.length > 0) throw new Error(`the new version fails its self-test: ${failures[0]}`);
-  await store.put(manifest, files);
+  await store.put(manifest.version, files);
   return { version: manifest.version, changed: true };
 }
 
-/** The newest release for a platform that is newer than the one held. */
-function newest(index, platform, held) {
-  const newer = index.releases
-    .filter((one) => one.platform === platform && (held === undefined || compare(one.version, held) > 0))
-    .sort((a, b) => compare(a.version, b.version));
-  return newer.at(-1);
+/** The newest release of a model for its platform that is above a version. */
+function newest({ releases }, { name, platform }, floor) {
+  const newer = releases.filter((one) => one.platform === platform && one.name === name && compare(one.version, floor) > 0);
+  return newer.sort((a, b) => compare(a.version, b.version)).at(-1);
 }
 
+/** Above 0 when the first version is the newer; what is no version is older than any. */
 function compare(one, other) {
-  const [a, b] = [one, other].map((version) => version.split(".").map(Number));
+  const [a, b] = [one, other].map((version) => (VERSION.test(version) ? version.split(".").map(Number) : [-1, -1, -1]));
   return a[0] - b[0] || a[1] - b[1] || a[2] - b[2];
 }
+
+const VERSION = /^[0-9]{1,6}\.[0-9]{1,6}\.[0-9]{1,6}$/;
 
 /** Name -> SHA-256 of every file that a signature covers, once it was verified. */
 export async function verifySignature(bundle, key) {
@@ -99,72 +111,90 @@ async function expectDigest(name, bytes, expected) {
 
 /** Versions of a bundle in the browser's cache: the one in use, and the last good one before it. */
 export class CacheStore {
-  constructor(name, storage = caches) {
-    Object.assign(this, { name, storage });
+  /** @param came model.json of the model that the app came with */
+  constructor(came, storage = caches) {
+    Object.assign(this, { came, storage, name: `decant ${came.name} for ${came.platform}` });
   }
 
-  /** {name, version} of the version in use; undefined: none was downloaded yet. */
+  /** The version in use; undefined: none that is newer than what the app came with. */
   async current() {
-    return (await this.pointer()).at(0);
+    return (await this.state()).versions[0];
   }
 
-  /** The bytes of a file of the version in use. */
-  async read(name) {
-    const current = await this.current();
-    const held = await (await this.storage.open(this.cacheOf(current.version))).match(this.addressOf(name));
-    if (held === undefined) throw new Error(`${name}: not in version ${current.version}`);
-    return new Uint8Array(await held.arrayBuffer());
+  /** The highest version that this browser has had: one that it went back from is not brought again. */
+  async highest() {
+    const { highest } = await this.state();
+    return compare(highest, this.came.version) > 0 ? highest : this.came.version;
   }
 
-  /** Keeps a verified version and switches to it; what is older than the one before goes. */
-  async put(manifest, files) {
-    const cache = await this.storage.open(this.cacheOf(manifest.version));
-    for (const [name, bytes] of files) await cache.put(this.addressOf(name), new Response(bytes));
-    const [before] = await this.pointer();
-    const kept = [{ name: manifest.name, version: manifest.version }, ...(before ? [before] : [])];
-    await this.point(kept);
-    for (const name of await this.storage.keys()) {
-      const version = name.startsWith(`${this.name}@`) ? name.slice(this.name.length + 1) : undefined;
-      if (version !== undefined && !kept.some((one) => one.version === version)) await this.storage.delete(name);
+  /** A classifier of the version in use; undefined where that is what the app came with, or cannot be read. */
+  async newest(build) {
+    const version = await this.current();
+    if (version === undefined) return undefined;
+    try {
+      const cache = await this.storage.open(this.cacheOf(version));
+      return await build(async (name) => new Uint8Array(await (await cache.match(addressOf(name))).arrayBuffer()));
+    } catch {
+      return undefined; // a browser may drop what it keeps
     }
   }
 
-  /** Switches back to the version before. */
+  /** Keeps a verified version and switches to it; what is older than the one before goes. */
+  async put(version, files) {
+    await this.storage.delete(this.cacheOf(version));
+    const cache = await this.storage.open(this.cacheOf(version));
+    for (const [name, bytes] of files) await cache.put(addressOf(name), new Response(bytes));
+    const before = await this.current();
+    await this.point(before === undefined ? [version] : [version, before], version);
+  }
+
+  /** Switches back to the version before, and gives it; undefined: to the one that the app came with. */
   async rollBack() {
-    const [current, before] = await this.pointer();
-    if (before === undefined) throw new Error("no version before this one is held");
-    await this.point([before]);
-    await this.storage.delete(this.cacheOf(current.version));
-    return before;
+    const { versions } = await this.state();
+    await this.point(versions.slice(1), await this.highest());
+    return versions[1];
   }
 
   cacheOf(version) {
-    return `${this.name}@${version}`;
+    return `${this.name} ${version}`;
   }
 
-  addressOf(name) {
-    return `https://bundle.invalid/${name}`;
+  /** What was written last; nothing where that cannot be read, since the app has a model all the same. */
+  async state() {
+    try {
+      const held = await (await (await this.storage.open(this.name)).match(addressOf("versions.json"))).json();
+      return { ...held, versions: held.versions.filter((version) => compare(version, this.came.version) > 0) };
+    } catch {
+      return { versions: [] };
+    }
   }
 
-  async pointer() {
-    const held = await (await this.storage.open(this.name)).match(this.addressOf("versions.json"));
-    return held === undefined ? [] : held.json();
-  }
-
-  async point(versions) {
-    await (await this.storage.open(this.name)).put(this.addressOf("versions.json"), new Response(JSON.stringify(versions)));
+  async point(versions, highest) {
+    const state = new Response(JSON.stringify({ versions, highest }));
+    await (await this.storage.open(this.name)).put(addressOf("versions.json"), state);
+    for (const name of await this.storage.keys()) {
+      const version = name.startsWith(`${this.name} `) ? name.slice(this.name.length + 1) : undefined;
+      if (VERSION.test(version) && !versions.includes(version)) await this.storage.delete(name);
+    }
   }
 }
 
-async function download(url, limit = 8 * 2 ** 20) {
+const addressOf = (name) => `https://bundle.invalid/${name}`;
+
+async function download(url, limit) {
   const response = await fetch(url, { cache: "no-store" });
   if (!response.ok) throw new Error(`${url}: status ${response.status}`);
   const parts = [];
   let length = 0;
-  for await (const part of response.body) {
-    length += part.length;
-    if (length > limit) throw new Error(`${url}: longer than the ${limit} bytes that were expected`);
-    parts.push(part);
+  // not `for await`, which Safari's streams do not know
+  const reader = response.body.getReader();
+  for (let part = await reader.read(); !part.done; part = await reader.read()) {
+    length += part.value.length;
+    if (length > limit) {
+      await reader.cancel();
+      throw new Error(`${url}: longer than the ${limit} bytes that were expected`);
+    }
+    parts.push(part.value);
   }
   const bytes = new Uint8Array(length);
   let at = 0;

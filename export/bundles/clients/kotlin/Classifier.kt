@@ -7,8 +7,10 @@ import kotlin.math.exp
 data class Answer(val index: Int, val label: String, val confidence: Double, val right: Double)
 
 /** What executes the model: logits for token ids and their mask, both of a length that the model takes. */
-fun interface Session {
+fun interface Session : AutoCloseable {
     fun run(ids: IntArray, mask: IntArray): FloatArray
+
+    override fun close() {}
 }
 
 /** Reads a file of a bundle by its name. */
@@ -20,7 +22,7 @@ fun interface Files {
  * Classifies texts with a bundle's model, and tests itself with the answers that the bundle brings. Needs nothing of
  * Android: `open` makes the session from what model.json says.
  */
-class Classifier(files: Files, open: (Map<String, Any?>) -> Session) {
+class Classifier(files: Files, open: (Map<String, Any?>) -> Session) : AutoCloseable {
     private val model = Json.readMap(files.read("model.json"))
     private val golden = Json.readMap(files.read("golden.json"))
     private val tokenizer = WordPieces(Json.readMap(files.read("word_pieces.json")))
@@ -85,6 +87,8 @@ class Classifier(files: Files, open: (Map<String, Any?>) -> Session) {
         }
         return failures
     }
+
+    override fun close() = session.close()
 
     private fun floats(values: Any?): FloatArray = (values as List<*>).map { (it as Number).toFloat() }.toFloatArray()
 }

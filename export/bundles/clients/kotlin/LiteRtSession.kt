@@ -4,11 +4,10 @@ import android.content.res.AssetManager
 import com.google.ai.edge.litert.Accelerator
 import com.google.ai.edge.litert.CompiledModel
 import com.google.ai.edge.litert.TensorBuffer
-import java.io.Closeable
 import java.io.File
 
 /** The model in LiteRT. The file has a signature for each length, named after it. */
-class LiteRtSession private constructor(private val compiled: CompiledModel, private val output: String) : Session, Closeable {
+class LiteRtSession private constructor(private val compiled: CompiledModel, private val output: String) : Session {
     private class Buffers(val inputs: Map<String, TensorBuffer>, val outputs: Map<String, TensorBuffer>)
 
     private val buffers = HashMap<Int, Buffers>()

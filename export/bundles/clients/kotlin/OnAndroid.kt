@@ -3,6 +3,8 @@ package com.example.decant
 import android.content.Context
 import java.io.File
 
+// Call what is here away from the main thread.
+
 /** The classifier as an app has it: from its assets, or from the last release that it downloaded. */
 object OnAndroid {
     private const val ASSETS = "decant"
@@ -13,11 +15,13 @@ object OnAndroid {
         { model -> SESSION.open(context.assets, ASSETS, model) },
     )
 
-    /** Releases are kept in the app's own files. Call `update` in the background. */
-    fun updates(context: Context, key: String, address: String) =
-        Updates(File(context.filesDir, ASSETS), "android", key, Updates.over(address)) { folder, model ->
+    /** Releases are kept in the app's own files. */
+    fun updates(context: Context, key: String, address: String): Updates {
+        val came = Json.readMap(context.assets.open("$ASSETS/model.json").use { it.readBytes() })
+        return Updates(File(context.filesDir, ASSETS), came, key, Updates.over(address)) { folder, model ->
             SESSION.open(folder, model)
         }
+    }
 
     /** The newest model at hand: the last that was downloaded and passed its test, or the one that came with the app. */
     fun newest(context: Context, updates: Updates): Classifier {

@@ -4,13 +4,12 @@ import ai.onnxruntime.OnnxTensor
 import ai.onnxruntime.OrtEnvironment
 import ai.onnxruntime.OrtSession
 import android.content.res.AssetManager
-import java.io.Closeable
 import java.io.File
 import java.nio.IntBuffer
 import java.nio.LongBuffer
 
 /** The model in ONNX Runtime. */
-class OrtAndroidSession private constructor(bytes: ByteArray, model: Map<String, Any?>) : Session, Closeable {
+class OrtAndroidSession private constructor(bytes: ByteArray, model: Map<String, Any?>) : Session {
     private val environment = OrtEnvironment.getEnvironment()
     private val output = model["output"] as String
     private val types = (model["inputs"] as List<*>).map { it as Map<*, *> }.associate { it["name"] as String to it["dtype"] }

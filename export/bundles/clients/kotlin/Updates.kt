@@ -4,6 +4,7 @@ import java.io.ByteArrayOutputStream
 import java.io.File
 import java.io.IOException
 import java.net.URL
+import java.security.GeneralSecurityException
 import java.security.KeyFactory
 import java.security.MessageDigest
 import java.security.PublicKey
@@ -22,45 +23,65 @@ fun interface Download {
  * A release is a folder with a manifest that lists every file by SHA-256, signed as OpenSSF Model Signing v1.0 has it
  * (ECDSA P-256). `key` is the public key that the app was built with, base64 of its SubjectPublicKeyInfo. Nothing that
  * is downloaded is used before all of it was verified and has answered its golden vectors; the version before is kept.
+ * Neither a model of another name, nor a version that is not above all that this app has seen, is ever taken.
+ *
+ * @param folder of versions, and of nothing else
+ * @param came model.json of the model that the app came with
  */
 class Updates(
     private val folder: File,
-    private val platform: String,
+    came: Map<String, Any?>,
     key: String,
     private val download: Download,
     private val open: (File, Map<String, Any?>) -> Session,
 ) {
+    private val name = came["name"] as String
+    private val platform = came["platform"] as String
+    private val installed = came["version"] as String
     private val key: PublicKey =
         KeyFactory.getInstance("EC").generatePublic(X509EncodedKeySpec(Base64.getDecoder().decode(key)))
     private val pointer = File(folder, "versions.json")
 
-    /** The folder of the version in use; null: none was downloaded yet, and the app uses the one it came with. */
+    /** The folder of the version in use; null: none that is newer than what the app came with. */
     fun current(): File? = held().firstOrNull()?.let { File(folder, it) }
 
-    /** Version of the release that is now in use, or null where none is newer. */
-    fun update(installed: String): String? {
+    /**
+     * Version of the release that is now in use, or null where none is newer.
+     *
+     * @throws IOException the release could not be brought, or must not be used; what was in use stays
+     */
+    fun update(): String? = try {
+        bring()
+    } catch (error: RuntimeException) { // of what cannot be read
+        throw IOException("the release cannot be read: ${error.message}", error)
+    } catch (error: GeneralSecurityException) {
+        throw IOException("model.sig: ${error.message}", error)
+    }
+
+    private fun bring(): String? {
         val versions = held()
-        val floor = versions.firstOrNull() ?: installed
-        val entry = newest(floor) ?: return null
+        val entry = newest(seen()) ?: return null
         val path = entry["path"] as String
         val signed = verified(download.get("$path/model.sig", SMALL))
         val manifestBytes = download.get("$path/manifest.json", SMALL)
         expectDigest("manifest.json", manifestBytes, signed["manifest.json"])
         val manifest = Json.readMap(manifestBytes)
         val version = manifest["version"] as String
-        if (version != entry["version"] || manifest["platform"] != platform) {
-            throw IOException("found $version for ${manifest["platform"]}, expected ${entry["version"]} for $platform")
-        }
+        val found = "${manifest["name"]} $version for ${manifest["platform"]}"
+        val expected = "$name ${entry["version"]} for $platform"
+        if (found != expected) throw IOException("found $found, expected $expected")
         val partial = File(folder, "$version.partial")
         partial.deleteRecursively()
         try {
             fetch(path, manifest, signed, partial)
-            val failures = Classifier({ read(partial, it) }, { open(partial, it) }).selfTest()
-            if (failures.isNotEmpty()) throw IOException("the new version fails its self-test: ${failures[0]}")
+            Classifier({ read(partial, it) }, { open(partial, it) }).use { classifier ->
+                val failures = classifier.selfTest()
+                if (failures.isNotEmpty()) throw IOException("the new version fails its self-test: ${failures[0]}")
+            }
             val place = File(folder, version)
             place.deleteRecursively()
             if (!partial.renameTo(place)) throw IOException("$partial cannot be renamed")
-            point(listOf(version) + versions.take(1))
+            point(listOf(version) + versions.take(1), version)
         } finally {
             partial.deleteRecursively()
         }
@@ -70,7 +91,7 @@ class Updates(
     /** Goes back to the version before, and gives its name; null: to the one that the app came with. */
     fun rollBack(): String? {
         val versions = held()
-        point(versions.drop(1))
+        point(versions.drop(1), seen())
         return versions.getOrNull(1)
     }
 
@@ -97,7 +118,8 @@ class Updates(
     /** The newest release of this platform that is newer than a version. */
     private fun newest(floor: String): Map<*, *>? =
         (Json.readMap(download.get("index.json", SMALL))["releases"] as List<*>).map { it as Map<*, *> }
-            .filter { it["platform"] == platform && compare(it["version"] as String, floor) > 0 }
+            .filter { it["platform"] == platform && it["name"] == name && isVersion(it["version"] as String) }
+            .filter { compare(it["version"] as String, floor) > 0 }
             .maxWithOrNull { one, other -> compare(one["version"] as String, other["version"] as String) }
 
     /** Name -> SHA-256 of every file that a signature covers, once it was verified. */
@@ -121,26 +143,52 @@ class Updates(
         return resources.map { it as Map<*, *> }.associate { it["name"] as String to it["digest"] as String }
     }
 
-    /** Versions that are held, the one in use first. */
+    /** Versions that are held and newer than what the app came with, the one in use first. */
     private fun held(): List<String> =
-        if (pointer.isFile) (Json.read(pointer.readText()) as List<*>).map { it as String } else emptyList()
+        (state()["versions"] as? List<*> ?: emptyList<Any?>()).filterIsInstance<String>()
+            .filter { isVersion(it) && compare(it, installed) > 0 }
 
-    /** Switches, then removes what is neither in use nor the one before. */
-    private fun point(versions: List<String>) {
+    /** The highest version that this app has had: one that it went back from is not brought again. */
+    private fun seen(): String {
+        val highest = state()["highest"] as? String ?: installed
+        return if (isVersion(highest) && compare(highest, installed) > 0) highest else installed
+    }
+
+    /** What was written last; nothing where that cannot be read, since the app has a model all the same. */
+    private fun state(): Map<String, Any?> = try {
+        Json.readMap(pointer.readBytes())
+    } catch (error: IOException) {
+        emptyMap()
+    } catch (error: RuntimeException) {
+        emptyMap()
+    }
+
+    /** Switches, then removes versions that are neither in use nor the one before. */
+    private fun point(versions: List<String>, highest: String) {
         folder.mkdirs()
         val partial = File(folder, "versions.json.partial")
-        partial.writeText(versions.joinToString(",", "[", "]") { "\"$it\"" })
+        val list = versions.joinToString(",", "[", "]") { "\"$it\"" }
+        partial.writeText("{\"versions\":$list,\"highest\":\"$highest\"}")
         if (!partial.renameTo(pointer)) throw IOException("$partial cannot be renamed")
-        folder.listFiles { file -> file.isDirectory && file.name !in versions }?.forEach { it.deleteRecursively() }
+        val old = folder.listFiles { file -> file.isDirectory && isVersion(file.name) && file.name !in versions }
+        old?.forEach { it.deleteRecursively() }
     }
 
     companion object {
         private const val SMALL = 8L * 1024 * 1024
+        private const val TIMEOUT_MS = 30_000
+        private val VERSION = Regex("[0-9]{1,6}\\.[0-9]{1,6}\\.[0-9]{1,6}")
+
+        private fun isVersion(text: String) = VERSION.matches(text)
 
         /** Downloads over HTTP from a folder of releases, whose address ends with a slash. */
         fun over(address: String) = Download { path, limit ->
             val out = ByteArrayOutputStream()
-            URL(address + path).openStream().use { source ->
+            val connection = URL(address + path).openConnection()
+            connection.connectTimeout = TIMEOUT_MS
+            connection.readTimeout = TIMEOUT_MS
+            connection.useCaches = false
+            connection.getInputStream().use { source ->
                 val block = ByteArray(65_536)
                 while (true) {
                     val count = source.read(block)

@@ -1,3 +1,6 @@
+import org.jetbrains.kotlin.gradle.dsl.JvmTarget
+
+// Android's Gradle plugin 8.8 to 8.13 (9 and later have Kotlin of their own), Kotlin 2.0 or later.
 plugins {
     id("com.android.library")
     id("org.jetbrains.kotlin.android")
@@ -14,11 +17,14 @@ android {
 
     sourceSets["main"].assets.srcDir("../model/src/main/assets") // AS_ASSETS: take this line out where Play delivers the model
     androidResources.noCompress += listOf("tflite", "ort", "onnx") // or it cannot be mapped into memory
-    kotlinOptions { jvmTarget = "17" }
     compileOptions {
         sourceCompatibility = JavaVersion.VERSION_17
         targetCompatibility = JavaVersion.VERSION_17
     }
+}
+
+kotlin {
+    compilerOptions { jvmTarget.set(JvmTarget.JVM_17) }
 }
 
 dependencies {

@@ -22,6 +22,7 @@ public final class Classifier {
         }
 
         let kind: String
+        let digest: String
         let file: String
         let labels: [String]
         let output: String
@@ -30,7 +31,7 @@ public final class Classifier {
         let thresholds: [Threshold]
 
         enum CodingKeys: String, CodingKey {
-            case kind, file, labels, output, lengths, thresholds
+            case kind, digest, file, labels, output, lengths, thresholds
             case padId = "pad_id"
         }
     }
@@ -61,20 +62,40 @@ public final class Classifier {
 
     /// The model of a bundle's folder; left out: the one that this package has as a resource.
     ///
-    /// An .mlpackage is compiled on the device, once for each folder: the compiled model lies beside it, or in the caches
-    /// where the folder cannot be written to.
+    /// An .mlpackage is compiled on the device, once: the compiled model is kept among the app's caches by its digest.
     public init(folder: URL? = nil, configuration: MLModelConfiguration = MLModelConfiguration()) async throws {
-        guard let folder = folder ?? Bundle.module.url(forResource: "Bundle", withExtension: nil) else {
-            throw BundleError("no folder 'Bundle' among this package's resources")
-        }
+        let folder = try folder ?? Self.resources()
         model = try Self.read("model.json", in: folder)
         guard model.kind == "decant model 1" else {
             throw BundleError("found '\(model.kind)', expected 'decant model 1'")
         }
         golden = try Self.read("golden.json", in: folder)
         tokenizer = try WordPieces(rules: Self.read("word_pieces.json", in: folder))
-        let compiled = try await MLModel.compileModel(at: folder.appendingPathComponent(model.file))
+        let compiled = try await Self.compiled(folder.appendingPathComponent(model.file), digest: model.digest)
         network = try MLModel(contentsOf: compiled, configuration: configuration)
+    }
+
+    /// Where the model lies that this package came with.
+    static func resources() throws -> URL {
+        guard let folder = Bundle.module.url(forResource: "Bundle", withExtension: nil) else {
+            throw BundleError("no folder 'Bundle' among this package's resources")
+        }
+        return folder
+    }
+
+    private static func compiled(_ package: URL, digest: String) async throws -> URL {
+        let manager = FileManager.default
+        let caches = try manager.url(for: .cachesDirectory, in: .userDomainMask, appropriateFor: nil, create: true)
+        let kept = caches.appendingPathComponent("decant-\(digest).mlmodelc")
+        if manager.fileExists(atPath: kept.path) { return kept }
+        let made = try await MLModel.compileModel(at: package)
+        do {
+            try manager.moveItem(at: made, to: kept)
+        } catch where manager.fileExists(atPath: kept.path) {
+            // another one was faster
+            try? manager.removeItem(at: made)
+        }
+        return kept
     }
 
     /// The label of a text, and how sure the model is.

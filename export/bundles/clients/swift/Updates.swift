@@ -1,12 +1,13 @@
 // Brings a newer release of a bundle to an app: downloads, verifies, tests, and only then switches to it.
 //
-//     let updates = try Updates(folder: support, key: "MFkwEwYH…", source: URL(string: "https://example.com/releases/")!)
-//     try await updates.update(installed: "1.0.0")
+//     let updates = try Updates(parent: support, key: "MFkwEwYH…", source: URL(string: "https://example.com/releases/")!)
+//     try await updates.update()
 //     let classifier = try await Classifier(folder: updates.current)
 //
 // A release is a folder with a manifest that lists every file by SHA-256, signed as OpenSSF Model Signing v1.0 has it
 // (ECDSA P-256). `key` is the public key that the app was built with, base64 of its SubjectPublicKeyInfo. Nothing that is
 // downloaded is used before all of it was verified and has answered its golden vectors; the version before is kept.
+// Neither a model of another name, nor a version that is not above all that this app has seen, is ever taken.
 
 import CryptoKit
 import Foundation
@@ -16,10 +17,23 @@ public final class Updates {
         struct Release: Decodable {
             let version: String
             let platform: String
+            let name: String
             let path: String
         }
 
         let releases: [Release]
+    }
+
+    /// Of model.json, what tells one model from another.
+    private struct Came: Decodable {
+        let name: String
+        let version: String
+        let platform: String
+    }
+
+    private struct State: Codable {
+        var versions: [String] = []
+        var highest: String?
     }
 
     private struct Manifest: Decodable {
@@ -28,6 +42,7 @@ public final class Updates {
             let sha256: String
         }
 
+        let name: String
         let version: String
         let platform: String
         let home: String
@@ -67,36 +82,41 @@ public final class Updates {
     private let folder: URL
     private let key: P256.Signing.PublicKey
     private let source: URL
+    private let came: Came
     private var pointer: URL { folder.appendingPathComponent("versions.json") }
 
-    public init(folder: URL, key: String, source: URL) throws {
+    /// Versions are kept in a folder 'decant' of their own below `parent`.
+    public init(parent: URL, key: String, source: URL) throws {
         guard let bytes = Data(base64Encoded: key) else { throw BundleError("the key is not base64") }
-        self.folder = folder
+        folder = parent.appendingPathComponent("decant")
         self.key = try P256.Signing.PublicKey(derRepresentation: bytes)
         self.source = source
+        let model = try Classifier.resources().appendingPathComponent("model.json")
+        came = try JSONDecoder().decode(Came.self, from: Data(contentsOf: model))
     }
 
-    /// The folder of the version in use; nil: none was downloaded yet, and the app uses the one it came with.
+    /// The folder of the version in use; nil: none that is newer than what the app came with.
     public var current: URL? {
-        held().first.map(folder.appendingPathComponent)
+        held().first.map { folder.appendingPathComponent($0) }
     }
 
-    /// Version of the release that is now in use, or nil where none is newer.
+    /// Version of the release that is now in use, or nil where none is newer. An error leaves in use what was.
     @discardableResult
-    public func update(installed: String) async throws -> String? {
+    public func update() async throws -> String? {
         let versions = held()
+        let floor = highest()
         let index = try JSONDecoder().decode(Index.self, from: await get("index.json", limit: Self.small))
         let newer = index.releases.filter {
-            $0.platform == "ios" && Self.isNewer($0.version, than: versions.first ?? installed)
+            $0.platform == came.platform && $0.name == came.name && Self.isNewer($0.version, than: floor)
         }
         guard let entry = newer.max(by: { Self.isNewer($1.version, than: $0.version) }) else { return nil }
         let signed = try verified(await get("\(entry.path)/model.sig", limit: Self.small))
         let manifestBytes = try await get("\(entry.path)/manifest.json", limit: Self.small)
         try expect(manifestBytes, of: "manifest.json", digest: signed["manifest.json"])
         let manifest = try JSONDecoder().decode(Manifest.self, from: manifestBytes)
-        guard manifest.version == entry.version, manifest.platform == "ios" else {
-            throw BundleError("found \(manifest.version) for \(manifest.platform), expected \(entry.version) for ios")
-        }
+        let found = "\(manifest.name) \(manifest.version) for \(manifest.platform)"
+        let expected = "\(came.name) \(entry.version) for \(came.platform)"
+        guard found == expected else { throw BundleError("found \(found), expected \(expected)") }
         let partial = folder.appendingPathComponent("\(manifest.version).partial")
         try? FileManager.default.removeItem(at: partial)
         defer { try? FileManager.default.removeItem(at: partial) }
@@ -124,7 +144,7 @@ public final class Updates {
         let place = folder.appendingPathComponent(manifest.version)
         try? FileManager.default.removeItem(at: place)
         try FileManager.default.moveItem(at: partial, to: place)
-        try point(to: [manifest.version] + versions.prefix(1))
+        try point(to: [manifest.version] + versions.prefix(1), highest: manifest.version)
         return manifest.version
     }
 
@@ -132,7 +152,7 @@ public final class Updates {
     @discardableResult
     public func rollBack() throws -> String? {
         let versions = held()
-        try point(to: Array(versions.dropFirst()))
+        try point(to: Array(versions.dropFirst()), highest: highest())
         return versions.dropFirst().first
     }
 
@@ -158,10 +178,19 @@ public final class Updates {
     }
 
     private func get(_ path: String, limit: Int) async throws -> Data {
-        let (bytes, response) = try await URLSession.shared.data(from: source.appendingPathComponent(path))
+        var request = URLRequest(url: source.appendingPathComponent(path))
+        request.cachePolicy = .reloadIgnoringLocalCacheData
+        let (bytes, response) = try await URLSession.shared.bytes(for: request)
         guard (response as? HTTPURLResponse)?.statusCode == 200 else { throw BundleError("\(path): not found") }
-        guard bytes.count <= limit else { throw BundleError("\(path): longer than the \(limit) bytes that were expected") }
-        return bytes
+        var found = Data()
+        found.reserveCapacity(min(limit, max(0, Int(response.expectedContentLength))))
+        for try await byte in bytes {
+            guard found.count < limit else {
+                throw BundleError("\(path): longer than the \(limit) bytes that were expected")
+            }
+            found.append(byte)
+        }
+        return found
     }
 
     private func expect(_ bytes: Data, of name: String, digest: String?) throws {
@@ -171,23 +200,41 @@ public final class Updates {
         }
     }
 
-    /// Versions that are held, the one in use first.
+    /// Versions that are held and newer than what the app came with, the one in use first.
     private func held() -> [String] {
-        (try? JSONDecoder().decode([String].self, from: Data(contentsOf: pointer))) ?? []
+        state().versions.filter { Self.isNewer($0, than: came.version) }
     }
 
-    /// Switches, then removes what is neither in use nor the one before.
-    private func point(to versions: [String]) throws {
+    /// The highest version that this app has had: one that it went back from is not brought again.
+    private func highest() -> String {
+        let seen = state().highest ?? came.version
+        return Self.isNewer(seen, than: came.version) ? seen : came.version
+    }
+
+    /// What was written last; nothing where that cannot be read, since the app has a model all the same.
+    private func state() -> State {
+        (try? JSONDecoder().decode(State.self, from: Data(contentsOf: pointer))) ?? State()
+    }
+
+    /// Switches, then removes versions that are neither in use nor the one before.
+    private func point(to versions: [String], highest: String) throws {
         try FileManager.default.createDirectory(at: folder, withIntermediateDirectories: true)
-        try JSONEncoder().encode(versions).write(to: pointer, options: .atomic)
-        for place in try FileManager.default.contentsOfDirectory(at: folder, includingPropertiesForKeys: nil)
-        where place.lastPathComponent != "versions.json" && !versions.contains(place.lastPathComponent) {
-            try FileManager.default.removeItem(at: place)
+        try JSONEncoder().encode(State(versions: versions, highest: highest)).write(to: pointer, options: .atomic)
+        for place in try FileManager.default.contentsOfDirectory(at: folder, includingPropertiesForKeys: nil) {
+            let name = place.lastPathComponent
+            if Self.numbers(name) != nil && !versions.contains(name) { try FileManager.default.removeItem(at: place) }
         }
     }
 
     private static func isNewer(_ one: String, than other: String) -> Bool {
-        let parts = [one, other].map { $0.split(separator: ".").compactMap { Int($0) } }
-        return parts[1].lexicographicallyPrecedes(parts[0])
+        guard let newer = numbers(one), let older = numbers(other) else { return false }
+        return older.lexicographicallyPrecedes(newer)
+    }
+
+    /// The three numbers of a version; nil for any other text.
+    private static func numbers(_ version: String) -> [Int]? {
+        let parts = version.split(separator: ".", omittingEmptySubsequences: false)
+        let numbers = parts.compactMap { part in part.allSatisfy { ("0"..."9").contains($0) } ? Int(part) : nil }
+        return parts.count == 3 && numbers.count == 3 ? numbers : nil
     }
 }

@@ -33,8 +33,6 @@ public struct WordPieces {
         }
     }
 
-    private typealias Scalars = [UInt32]
-
     private static let space: UInt32 = 0x20
     private static let syllables: ClosedRange<UInt32> = 0xAC00...0xD7A3
 
@@ -56,7 +54,8 @@ public struct WordPieces {
         for (id, piece) in rules.vocabulary.enumerated() { ids[Self.scalars(piece)] = id }
         self.ids = ids
         // the longest first: one may begin as another does
-        special = rules.special.map { (Self.scalars($0.key), $0.value) }.sorted { $0.scalars.count > $1.scalars.count }
+        let tokens = rules.special.map { (scalars: Self.scalars($0.key), id: $0.value) }
+        special = tokens.sorted { $0.scalars.count > $1.scalars.count }
         var other: [UInt32: [UInt32]] = [:]
         for (code, effect) in rules.other { other[UInt32(code)!] = Self.scalars(effect) }
         self.other = other
@@ -130,17 +129,17 @@ public struct WordPieces {
         var start = 0
         while start < word.count {
             var end = word.count
-            var id: Int?
+            var longest: Int?
             while end > start {
-                id = ids[(start > 0 ? prefix : []) + word[start..<end]]
-                if id != nil { break }
+                longest = ids[(start > 0 ? prefix : []) + word[start..<end]]
+                if longest != nil { break }
                 end -= 1
             }
-            guard let id else {
+            guard let piece = longest else {
                 found.append(rules.unknown)
                 return
             }
-            pieces.append(id)
+            pieces.append(piece)
             start = end
         }
         found += pieces
