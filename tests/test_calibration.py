@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from eval.calibration import BINS, calibrate
+from eval.calibration import BINS, calibrate, confidence_levels
 from pipeline.tasks import single_label
 
 
@@ -38,3 +38,22 @@ def test_confidence_is_the_probability_of_the_answer() -> None:
     logits = np.log(np.array([[0.7, 0.2, 0.1], [0.25, 0.25, 0.5]], dtype=np.float32))
     assert single_label.confidences({"logits": logits}) == pytest.approx([0.7, 0.5], abs=1e-6)
     assert single_label.confidences({"logits": 1000 * logits}) == pytest.approx([1.0, 1.0])
+
+
+def test_a_level_is_the_least_confidence_from_which_answers_are_surely_right_so_often() -> None:
+    """Of a model that is as sure as it is right, somewhat above the share itself; a level that none reaches is left out."""
+    rng = np.random.default_rng(0)
+    sure = rng.uniform(0.5, 1.0, 20_000)
+    right = (rng.uniform(size=20_000) < sure).astype(float)
+    found = confidence_levels(sure, right, (0.8, 0.9, 0.999))
+    assert list(found) == [0.8, 0.9]
+    for level, least in found.items():
+        above = sure >= least
+        assert level < right[above].mean() < level + 0.02
+
+
+def test_a_level_does_not_cut_through_equal_confidences() -> None:
+    """An app cannot tell them apart: all 200 of them, of which half are wrong, or none."""
+    sure = np.repeat([0.9, 0.7], [300, 200])
+    right = np.concatenate([np.ones(300), np.tile([1.0, 0.0], 100)])
+    assert confidence_levels(sure, right, (0.95, 0.7)) == {0.95: 0.9, 0.7: 0.7}
