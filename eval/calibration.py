@@ -46,8 +46,9 @@ def confidence_levels(confidences: Values, values: Values, levels: Sequence[floa
     found = {}
     for level in levels:
         for i in range(len(sure) - 1, -1, -1):
-            # answers of equal confidence are above a threshold together or not at all
-            if i + 1 < len(sure) and sure[i + 1] == sure[i]:
+            # answers of equal confidence are above a threshold together or not at all; an interval takes time, and one
+            # around a share below the level is not above it
+            if (i + 1 < len(sure) and sure[i + 1] == sure[i]) or right[i] < level * (i + 1):
                 continue
             if share_interval(int(right[i]), i + 1, two_sided(0.95)).low >= level:
                 found[level] = float(sure[i])

@@ -41,7 +41,7 @@ def test_confidence_is_the_probability_of_the_answer() -> None:
 
 
 def test_a_level_is_the_least_confidence_from_which_answers_are_surely_right_so_often() -> None:
-    """Of a model that is as sure as it is right, somewhat above the share itself; a level that none reaches is left out."""
+    """Of a model that is as sure as it is right, somewhat above the share itself; one that none reaches is left out."""
     rng = np.random.default_rng(0)
     sure = rng.uniform(0.5, 1.0, 20_000)
     right = (rng.uniform(size=20_000) < sure).astype(float)
