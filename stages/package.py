@@ -21,7 +21,7 @@ from pipeline.base.machine import version_of
 from pipeline.base.records import Artefact, Status, Tokenizers, Trial, Verdict, digest_of, open_folder
 from pipeline.base.workspace import Workspace
 from pipeline.data.prepared import read_encoded
-from pipeline.formats import word_pieces
+from pipeline.formats import tokenizer_rules
 from pipeline.formats.bundles import MODEL, NOT_MADE, UNRELEASED, write_manifest, write_zip
 from pipeline.settings.params import Params, load
 from pipeline.tasks import Task
@@ -103,10 +103,10 @@ def _write(
     home = folder / made.HOME
     write_json(home / "golden.json", found.golden)
     model = (folder / shipped.model).relative_to(home).as_posix()
+    rules = tokenizer_rules.write(contents.rules, home) if contents.rules is not None else None
     named = {"name": params.card.name, "version": UNRELEASED, "platform": platform, "digest": card.digest}
-    write_json(home / MODEL, golden.describe(named, model, artefact, task, contents.pad_id, found))
-    if contents.rules is not None:
-        word_pieces.write(contents.rules, home)
+    named_files = {"file": model, "rules": rules}
+    write_json(home / MODEL, golden.describe(named | named_files, artefact, task, contents.pad_id, found))
     for file in TOKENIZER_FILES:
         if (contents.exported / file).is_file():
             shutil.copyfile(contents.exported / file, home / file)
@@ -180,14 +180,14 @@ def _contents(
 ) -> Contents:
     _, dev = read_encoded(workspace, "dev", params.data.max_length)
     exported = workspace.exported(target)
-    rules = word_pieces.of_file(exported / "tokenizer.json", artefact.max_length, dev.pad_id) if with_rules else None
+    file = exported / "tokenizer.json"
     return Contents(
         exported=exported,
         artefact=artefact,
         labels=task.space.names,
         config=json.loads((workspace.student / "config.json").read_text("utf-8")),
         pad_id=dev.pad_id,
-        rules=rules,
+        rules=tokenizer_rules.of_file(file, artefact.max_length, dev.pad_id) if with_rules else None,
     )
 
 

@@ -16,7 +16,7 @@ from pipeline.base.records import TokenizerFacts, Tokenizers, digest_of
 from pipeline.base.workspace import Workspace
 from pipeline.data.prepared import open_data
 from pipeline.data.texts import encode
-from pipeline.formats import word_pieces
+from pipeline.formats import tokenizer_rules
 from pipeline.models.vocabulary import cut_at, load_tokenizer, save_tokenizer
 from pipeline.settings.params import Params, load
 from stages.packaging.tokenizers import named
@@ -40,8 +40,8 @@ def run(params: Params, workspace: Workspace, random_texts: int = RANDOM_TEXTS) 
         cut_at(folder, longest)
         why_no_rules = None
         try:
-            rules = word_pieces.of_file(folder / "tokenizer.json", longest, pad_id.get("student", pad_id["teacher"]))
-            word_pieces.write(rules, folder)
+            pad = pad_id.get("student", pad_id["teacher"])
+            tokenizer_rules.write(tokenizer_rules.of_file(folder / "tokenizer.json", longest, pad), folder)
         except ExportError as error:
             why_no_rules = str(error)
         found = {name: _compare(name, folder, texts, expected, why_no_rules) for name in named(params)}

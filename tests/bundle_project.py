@@ -71,6 +71,7 @@ def shared(tmp_path_factory):
     folder = (base.parent if "popen" in base.name else base) / "bundle_project"
     with FileLock(f"{folder}.lock"):
         if not folder.with_suffix(".done").exists():
+            shutil.rmtree(folder, ignore_errors=True)  # of a test that could not build it
             folder.mkdir()
             build(folder)
             folder.with_suffix(".done").touch()

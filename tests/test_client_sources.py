@@ -1,5 +1,7 @@
 """Code for apps that no compiler here knows is at least of its language, and has one name for everything that ships."""
 
+import re
+
 import pytest
 import tree_sitter
 import tree_sitter_kotlin
@@ -7,6 +9,7 @@ import tree_sitter_swift
 from fakes import ROOT
 
 from eval.tokenizers import kotlin, swift
+from pipeline.formats import byte_pairs, word_pieces
 
 CLIENTS = ROOT / "export" / "bundles" / "clients"
 # Kotlin that a compiler reads is left out: the grammar does not know all of the language.
@@ -38,20 +41,19 @@ def test_it_is_read_without_a_fault_and_one_is_seen(language, file):
     assert faults(language, text[:place] + text[place + 1 :])
 
 
-@pytest.mark.parametrize("name", ["Classifier", "WordPieces", "Updates"])
+@pytest.mark.parametrize("name", ["BytePairs", "Classifier", "Texts", "Updates", "WordPieces"])
 def test_the_three_clients_have_the_same_files(name):
     """What is mended in one is looked for in the others."""
     assert (CLIENTS / "kotlin" / f"{name}.kt").is_file() and (CLIENTS / "swift" / f"{name}.swift").is_file()
-    javascript = {"Classifier": "classifier", "WordPieces": "word_pieces", "Updates": "updates"}[name]
+    javascript = re.sub("(?<=[a-z])(?=[A-Z])", "_", name).lower()
     assert (CLIENTS / "javascript" / f"{javascript}.js").is_file()
 
 
-def test_swift_reads_every_field_of_the_rules():
+@pytest.mark.parametrize(("name", "rules"), [("WordPieces", word_pieces.Rules), ("BytePairs", byte_pairs.Rules)])
+def test_swift_and_kotlin_read_every_field_of_the_rules(name, rules):
     """One that is not decoded would be a rule that is not followed."""
-    from pipeline.formats.word_pieces import Rules
-
-    text = (CLIENTS / "swift" / "WordPieces.swift").read_text("utf-8")
-    kotlin_text = (CLIENTS / "kotlin" / "WordPieces.kt").read_text("utf-8")
-    for field in set(Rules.model_fields) - {"schema_version"}:
+    text = (CLIENTS / "swift" / f"{name}.swift").read_text("utf-8")
+    kotlin_text = (CLIENTS / "kotlin" / f"{name}.kt").read_text("utf-8")
+    for field in set(rules.model_fields) - {"schema_version"}:
         assert f'"{field}"' in text or f" {field}:" in text, field
         assert f'"{field}"' in kotlin_text or field == "pad_id", field

@@ -12,7 +12,7 @@ from eval.hard_texts import HARD, fuzz
 from pipeline.base import plugins
 from pipeline.base.errors import ExportError, ModelError
 from pipeline.data.texts import clean
-from pipeline.formats import word_pieces
+from pipeline.formats import tokenizer_rules, word_pieces
 
 LONGEST = 32
 PORTS = ("javascript", "kotlin", "swift")
@@ -129,7 +129,7 @@ def test_every_port_gives_the_tokenizers_ids(pair, tmp_path, port):
     if (reason := module.why_unusable()) is not None:
         pytest.skip(reason)
     tokenizer, rules = pair
-    word_pieces.write(rules, tmp_path)
+    tokenizer_rules.write(rules, tmp_path)
     texts = [*TEXTS, "half \ud83d of a pair", "\udc00"]
     found = module.encode(tmp_path, texts)
     wrong = [text for text, one, other in zip(texts, found, encode(tokenizer, texts), strict=True) if one != other]
@@ -175,15 +175,15 @@ def test_the_file_is_the_same_bytes_for_the_same_tokenizer(tmp_path):
     again = word_pieces.read(make(lowercase=True), LONGEST, 0)
     for name, rules in (("a", uncased()[1]), ("b", again)):
         (tmp_path / name).mkdir()
-        word_pieces.write(rules, tmp_path / name)
+        tokenizer_rules.write(rules, tmp_path / name)
     assert (tmp_path / "a" / word_pieces.FILE).read_bytes() == (tmp_path / "b" / word_pieces.FILE).read_bytes()
 
 
-def test_what_no_port_can_do_is_refused_by_name():
+def test_what_no_port_can_do_is_refused_by_name(tmp_path):
     """Another model, another normalizer, a token that takes the blanks around it."""
-    byte_level = Tokenizer(models.BPE({"a": 0}, []))
-    with pytest.raises(ExportError, match="its model is BPE, and ports for apps have WordPiece alone"):
-        word_pieces.read(byte_level, LONGEST, 0)
+    Tokenizer(models.Unigram([("a", 0.0)])).save(str(tmp_path / "tokenizer.json"))
+    with pytest.raises(ExportError, match="its model is Unigram, and ports for apps have WordPiece and BPE alone"):
+        tokenizer_rules.of_file(tmp_path / "tokenizer.json", LONGEST, 0)
     tokenizer = make(lowercase=True)
     tokenizer.normalizer = normalizers.NFKC()
     with pytest.raises(ExportError, match="its normalizer is NFKC, and ports for apps have BertNormalizer alone"):

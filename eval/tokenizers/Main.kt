@@ -2,8 +2,8 @@ import com.example.decant.Answer
 import com.example.decant.Classifier
 import com.example.decant.Json
 import com.example.decant.Session
+import com.example.decant.Tokenizer
 import com.example.decant.Updates
-import com.example.decant.WordPieces
 import java.io.File
 import java.io.IOException
 
@@ -29,7 +29,7 @@ fun main(words: Array<String>) {
 }
 
 private fun ids(rules: File): String {
-    val tokenizer = WordPieces(Json.readMap(rules.readBytes()))
+    val tokenizer = Tokenizer.of(Json.readMap(rules.readBytes()))
     return (Json.read(input()) as List<*>).joinToString(",", "[", "]") { text ->
         tokenizer.encode(text as String).joinToString(",", "[", "]")
     }

@@ -5,7 +5,7 @@ Such a file has:
 - `TITLE`: what it is, and whose.
 - `why_unusable()`: the reason why it cannot run on this machine, or None.
 - `version()`: its version; None for code of our own.
-- `FOLLOWS_RULES` (optional): True for a port that follows word_pieces.json, which not every tokenizer has.
+- `FOLLOWS_RULES` (optional): True for a port that follows a table, which not every tokenizer has.
 - `encode(folder, texts)`: token ids of each text, special tokens included and not cut shorter than the model's length,
   from the files of a bundle in `folder`. Raises ModelError when it fails.
 """

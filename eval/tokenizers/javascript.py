@@ -4,14 +4,22 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from eval.tokenizers import run_program, why_no_node
+from pipeline.formats import tokenizer_rules
 
 TITLE = "Decant's port in JavaScript"
 FOLLOWS_RULES = True
-PORT = (Path(__file__).parent / "../../export/bundles/clients/javascript/word_pieces.js").resolve()
+HERE = Path(__file__).parent
+PORT = (HERE / "../../export/bundles/clients/javascript/tokenizer.js").resolve()
+# What it imports, so that a change of them is seen: none of it is Python.
+PARTS = (
+    "../../export/bundles/clients/javascript/byte_pairs.js",
+    "../../export/bundles/clients/javascript/texts.js",
+    "../../export/bundles/clients/javascript/word_pieces.js",
+)
 SCRIPT = """
 import { readFileSync } from "node:fs";
-const { WordPieces } = await import(process.argv[1]);
-const tokenizer = new WordPieces(JSON.parse(readFileSync(process.argv[2], "utf8")));
+const { makeTokenizer } = await import(process.argv[1]);
+const tokenizer = makeTokenizer(JSON.parse(readFileSync(process.argv[2], "utf8")));
 const texts = JSON.parse(readFileSync(0, "utf8"));
 process.stdout.write(JSON.stringify(texts.map((text) => tokenizer.encode(text))));
 """
@@ -25,5 +33,5 @@ def version() -> None:
 
 def encode(folder: Path, texts: Sequence[str]) -> list[list[int]]:
     """What Node.js makes of it."""
-    arguments = (PORT.as_uri(), str((folder / "word_pieces.json").resolve()))
+    arguments = (PORT.as_uri(), str(tokenizer_rules.find(folder).resolve()))
     return run_program(["node", "--input-type=module", "-e", SCRIPT, *arguments], texts)

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from eval.tokenizers import PACKAGES, compile_program, run_program
 from pipeline.base.errors import ModelError
+from pipeline.formats import tokenizer_rules
 
 TITLE = "Decant's port in Kotlin"
 FOLLOWS_RULES = True
@@ -17,8 +18,10 @@ HERE = Path(__file__).parent
 SOURCES = tuple(
     (HERE / name).resolve()
     for name in (
+        "../../export/bundles/clients/kotlin/BytePairs.kt",
         "../../export/bundles/clients/kotlin/Classifier.kt",
         "../../export/bundles/clients/kotlin/Json.kt",
+        "../../export/bundles/clients/kotlin/Texts.kt",
         "../../export/bundles/clients/kotlin/Updates.kt",
         "../../export/bundles/clients/kotlin/WordPieces.kt",
     )
@@ -40,7 +43,7 @@ def version() -> None:
 
 def encode(folder: Path, texts: Sequence[str]) -> list[list[int]]:
     """What Java's machine makes of it."""
-    return run_program(program("ids", str((folder / "word_pieces.json").resolve())), texts)
+    return run_program(program("ids", str(tokenizer_rules.find(folder).resolve())), texts)
 
 
 def program(*words: str, sources: Sequence[Path] = SOURCES) -> list[str]:

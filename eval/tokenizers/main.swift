@@ -2,7 +2,7 @@
 
 import Foundation
 
-let rules = try JSONDecoder().decode(WordPieces.Rules.self, from: Data(contentsOf: URL(fileURLWithPath: CommandLine.arguments[1])))
-let tokenizer = try WordPieces(rules: rules)
+let rules = try Data(contentsOf: URL(fileURLWithPath: CommandLine.arguments[1]))
+let tokenizer = try makeTokenizer(rules: rules)
 let texts = try JSONDecoder().decode([String].self, from: FileHandle.standardInput.readDataToEndOfFile())
 FileHandle.standardOutput.write(try JSONEncoder().encode(texts.map(tokenizer.encode)))

@@ -7,11 +7,17 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from eval.tokenizers import PACKAGES, compile_program, run_program
+from pipeline.formats import tokenizer_rules
 
 TITLE = "Decant's port in Swift"
 FOLLOWS_RULES = True
 HERE = Path(__file__).parent
-SOURCES = ((HERE / "../../export/bundles/clients/swift/WordPieces.swift").resolve(), HERE / "main.swift")
+SOURCES = (
+    (HERE / "../../export/bundles/clients/swift/BytePairs.swift").resolve(),
+    (HERE / "../../export/bundles/clients/swift/Texts.swift").resolve(),
+    (HERE / "../../export/bundles/clients/swift/WordPieces.swift").resolve(),
+    HERE / "main.swift",
+)
 
 
 def why_unusable() -> str | None:
@@ -34,4 +40,4 @@ def encode(folder: Path, texts: Sequence[str]) -> list[list[int]]:
             command = ["swiftc", "-O", *map(str, SOURCES), "-o", str(made)]
             compile_program(command, SOURCES[0])
             made.rename(program)
-    return run_program([str(program), str((folder / "word_pieces.json").resolve())], texts)
+    return run_program([str(program), str(tokenizer_rules.find(folder).resolve())], texts)

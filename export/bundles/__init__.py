@@ -29,7 +29,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.base.records import Artefact
-from pipeline.formats.word_pieces import Rules
+from pipeline.formats.tokenizer_rules import Rules
 
 HERE = Path(__file__).parent
 

@@ -35,9 +35,11 @@ RUNTIMES = {
     "onnx": ("clients/kotlin/OrtAndroidSession.kt", "com.microsoft.onnxruntime:onnxruntime-android:1.30.0", "MIT"),
 }
 CORE = (
+    "clients/kotlin/BytePairs.kt",
     "clients/kotlin/Classifier.kt",
     "clients/kotlin/Json.kt",
     "clients/kotlin/OnAndroid.kt",
+    "clients/kotlin/Texts.kt",
     "clients/kotlin/Updates.kt",
     "clients/kotlin/WordPieces.kt",
 )

@@ -22,7 +22,9 @@ HOW = """In Xcode: File, Add Package Dependencies, Add Local, and pick this fold
 
 `try classifier.selfTest()` replays the golden vectors; `xcodebuild test -scheme Classifier` does so on a device."""
 SOURCES = (
+    "clients/swift/BytePairs.swift",
     "clients/swift/Classifier.swift",
+    "clients/swift/Texts.swift",
     "clients/swift/Updates.swift",
     "clients/swift/WordPieces.swift",
 )

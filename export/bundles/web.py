@@ -24,10 +24,13 @@ BESIDE = ("transformers_js",)
 LIBRARY = Path(sys.prefix) / "share" / "decant" / "browser" / "node_modules" / "onnxruntime-web"
 VENDORED = ("ort.wasm.min.mjs", "ort-wasm-simd-threaded.mjs", "ort-wasm-simd-threaded.wasm")
 CLIENTS = (
+    "clients/javascript/byte_pairs.js",
     "clients/javascript/classifier.js",
     "clients/javascript/index.html",
     "clients/javascript/page.css",
     "clients/javascript/page.js",
+    "clients/javascript/texts.js",
+    "clients/javascript/tokenizer.js",
     "clients/javascript/updates.js",
     "clients/javascript/word_pieces.js",
     "clients/javascript/worker.js",

@@ -13,13 +13,11 @@ asking that tokenizer. What a port does is then: effects, one after another, spl
 Marks that stay have a class, by which those next to each other are put in order, as canonical decomposition does.
 """
 
-import functools
 import json
 import re
 import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from pydantic import Field
@@ -68,19 +66,6 @@ class Rules(Record):
     walls: Ranges
 
 
-def of_file(path: Path, max_length: int, pad_id: int) -> Rules:
-    """The table of a tokenizer.json; lengths that stand in the file count for nothing."""
-    return _of_text(path.read_text("utf-8"), max_length, pad_id)
-
-
-@functools.cache  # it takes seconds, and bundles of one student share it
-def _of_text(text: str, max_length: int, pad_id: int) -> Rules:
-    tokenizer = Tokenizer.from_str(text)
-    tokenizer.no_truncation()
-    tokenizer.no_padding()
-    return read(tokenizer, max_length, pad_id)
-
-
 def read(tokenizer: Tokenizer, max_length: int, pad_id: int) -> Rules:
     """The table of a tokenizer.
 
@@ -90,20 +75,14 @@ def read(tokenizer: Tokenizer, max_length: int, pad_id: int) -> Rules:
     state = json.loads(tokenizer.to_str())
     _refuse_others(state)
     model = state["model"]
-    empty = tokenizer.encode("")
-    before, after = _ends(tokenizer)
-    assert [*before, *after] == empty.ids, "special tokens stand at both ends"
-    size = max(model["vocab"].values(), default=0) + 1
-    vocabulary = [""] * size
-    for piece, number in model["vocab"].items():
-        vocabulary[number] = piece
+    before, after = special_ends(tokenizer)
     effects = _effects(tokenizer)
     strips = _strips_accents(state["normalizer"])
     hangul = all(effects[SYLLABLES.start + i] == _letters(i) for i in range(len(SYLLABLES)))
     classes = _classes(effects) if strips else {}
     told = {code: effect for code, effect in effects.items() if effect != chr(code)}
     return Rules(
-        vocabulary=tuple(vocabulary),
+        vocabulary=vocabulary_of(state),
         unknown=model["vocab"][model["unk_token"]],
         prefix=model["continuing_subword_prefix"],
         longest_word=model["max_input_chars_per_word"],
@@ -112,9 +91,9 @@ def read(tokenizer: Tokenizer, max_length: int, pad_id: int) -> Rules:
         after=after,
         max_length=max_length,
         pad_id=pad_id,
-        nothing=_ranges(code for code, effect in told.items() if effect == ""),
-        space=_ranges(code for code, effect in told.items() if effect == " "),
-        word=_ranges(code for code, effect in told.items() if effect == f" {chr(code)} "),
+        nothing=ranges_of(code for code, effect in told.items() if effect == ""),
+        space=ranges_of(code for code, effect in told.items() if effect == " "),
+        word=ranges_of(code for code, effect in told.items() if effect == f" {chr(code)} "),
         other={
             str(code): effect
             for code, effect in told.items()
@@ -122,22 +101,21 @@ def read(tokenizer: Tokenizer, max_length: int, pad_id: int) -> Rules:
         },
         hangul=hangul,
         marks={str(code): number for code, number in classes.items()},
-        walls=_ranges(code for code, effect in told.items() if strips and effect == "" and _is_wall(chr(code))),
+        walls=ranges_of(code for code, effect in told.items() if strips and effect == "" and _is_wall(chr(code))),
     )
 
 
 def _refuse_others(state: Mapping[str, Any]) -> None:
     """Raises ExportError for a tokenizer that is not BERT's own."""
     parts = {
-        "model": (state["model"]["type"], "WordPiece"),
         "normalizer": ((state["normalizer"] or {}).get("type"), "BertNormalizer"),
         "pre_tokenizer": ((state["pre_tokenizer"] or {}).get("type"), "BertPreTokenizer"),
     }
     for part, (found, expected) in parts.items():
         if found != expected:
             raise ExportError(
-                f"tokenizer.json: its {part} is {found}, and ports for apps have {expected} alone; "
-                "make bundles of a platform whose code uses the tokenizers library, such as python"
+                f"tokenizer.json: its {part} is {found}, and ports for apps have {expected} alone; make "
+                "bundles of a platform that needs no port, such as python"
             )
     for token in state["added_tokens"]:
         flags = [flag for flag in ("single_word", "lstrip", "rstrip", "normalized") if token[flag]]
@@ -147,11 +125,21 @@ def _refuse_others(state: Mapping[str, Any]) -> None:
             )
 
 
-def _ends(tokenizer: Tokenizer) -> tuple[tuple[int, ...], tuple[int, ...]]:
+def special_ends(tokenizer: Tokenizer) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """Ids set before and behind every text."""
     found = tokenizer.encode("a")
     places = [place for place, number in enumerate(found.special_tokens_mask) if not number]
-    return tuple(found.ids[: places[0]]), tuple(found.ids[places[-1] + 1 :])
+    before, after = tuple(found.ids[: places[0]]), tuple(found.ids[places[-1] + 1 :])
+    assert [*before, *after] == tokenizer.encode("").ids, "special tokens stand at both ends"
+    return before, after
+
+
+def vocabulary_of(state: Mapping[str, Any]) -> tuple[str, ...]:
+    """The tokens of a tokenizer's state, each at its id; added ones have names of their own in a table."""
+    vocabulary = [""] * (max(state["model"]["vocab"].values(), default=0) + 1)
+    for piece, number in state["model"]["vocab"].items():
+        vocabulary[number] = piece
+    return tuple(vocabulary)
 
 
 def _strips_accents(normalizer: Mapping[str, Any]) -> bool:
@@ -210,7 +198,7 @@ def _is_wall(character: str) -> bool:
     return unicodedata.category(character).startswith("M") and unicodedata.combining(character) == 0
 
 
-def _ranges(codes: Iterable[int]) -> Ranges:
+def ranges_of(codes: Iterable[int]) -> Ranges:
     found: list[int] = []
     for code in codes:  # ascending
         if found and code == found[-1] + 1:
@@ -218,11 +206,3 @@ def _ranges(codes: Iterable[int]) -> Ranges:
         else:
             found += [code, code]
     return tuple(found)
-
-
-def write(rules: Rules, folder: Path) -> None:
-    """The table as one file, the same bytes for the same tokenizer."""
-    text = json.dumps(
-        rules.model_dump(exclude={"schema_version"}), ensure_ascii=True, separators=(",", ":"), sort_keys=True
-    )
-    (folder / FILE).write_text(text + "\n", "utf-8")

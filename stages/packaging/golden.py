@@ -128,13 +128,13 @@ def _thresholds(confidences: Sequence[float], values: Sequence[float]) -> list[d
 
 
 def describe(
-    named: Mapping[str, str], model: str, artefact: Artefact, task: Task, pad_id: int, found: Golden
+    named: Mapping[str, str | None], artefact: Artefact, task: Task, pad_id: int, found: Golden
 ) -> dict[str, Any]:
     """model.json: all that the code for apps has to know of the model.
 
     Args:
-        named: name, version and platform, which tell it from others, and its digest.
-        model: its place beside this file.
+        named: name, version and platform, which tell it from others, its digest, and the files beside this one: the
+            model, and the tokenizer's table where the code follows one.
         artefact: what its exporter says.
         task: for the labels.
         pad_id: the token to pad with.
@@ -143,7 +143,6 @@ def describe(
     return {
         "kind": "decant model 1",
         **named,
-        "file": model,
         "format": artefact.format,
         "precision": artefact.precision,
         "labels": list(task.space.names),

@@ -5,7 +5,7 @@
 //     const { label, confidence } = await classifier.classify("wake me at six");
 
 import * as ort from "onnxruntime-web/wasm";
-import { WordPieces } from "./word_pieces.js";
+import { makeTokenizer } from "./tokenizer.js";
 
 export class Classifier {
   /**
@@ -14,12 +14,12 @@ export class Classifier {
    * @param read gives the bytes of a file of it; left out: fetched below `base`
    */
   static async load(base, read = (name) => fetchBytes(new URL(name, base))) {
-    const [model, rules, golden] = await Promise.all(
-      ["model.json", "word_pieces.json", "golden.json"].map(async (name) => JSON.parse(decode(await read(name)))),
-    );
+    const readJson = async (name) => JSON.parse(decode(await read(name)));
+    const model = await readJson("model.json");
     if (model.kind !== "decant model 1") throw new Error(`model.json: found '${model.kind}', expected 'decant model 1'`);
-    const session = await ort.InferenceSession.create(await read(model.file), { executionProviders: ["wasm"] });
-    return new Classifier(model, new WordPieces(rules), golden, session);
+    const [rules, golden, bytes] = await Promise.all([readJson(model.rules), readJson("golden.json"), read(model.file)]);
+    const session = await ort.InferenceSession.create(bytes, { executionProviders: ["wasm"] });
+    return new Classifier(model, makeTokenizer(rules), golden, session);
   }
 
   constructor(model, tokenizer, golden, session) {

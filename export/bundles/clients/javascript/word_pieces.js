@@ -1,26 +1,9 @@
 // A WordPiece tokenizer that follows the table word_pieces.json: what it says is asked of no library, since each has
 // another version of Unicode. Needs nothing else.
 
+import { Ranges, split, tidy } from "./texts.js";
+
 const SYLLABLES = { first: 0xac00, last: 0xd7a3 };
-
-/** The ranges [first, last, first, last, ...] of a table, asked by binary search. */
-class Ranges {
-  constructor(ends) {
-    this.ends = ends;
-  }
-
-  has(code) {
-    let low = 0;
-    let high = this.ends.length / 2 - 1;
-    while (low <= high) {
-      const middle = (low + high) >> 1;
-      if (code < this.ends[2 * middle]) high = middle - 1;
-      else if (code > this.ends[2 * middle + 1]) low = middle + 1;
-      else return true;
-    }
-    return false;
-  }
-}
 
 export class WordPieces {
   /** @param rules what word_pieces.json holds */
@@ -29,8 +12,6 @@ export class WordPieces {
     this.rules = rules;
     this.ids = new Map(rules.vocabulary.map((piece, id) => [piece, id]));
     for (const name of ["nothing", "space", "word", "walls"]) this[name] = new Ranges(rules[name]);
-    // the longest first: one may begin as another does
-    this.special = Object.keys(rules.special).sort((a, b) => b.length - a.length);
   }
 
   /** Token ids of a text, special tokens included, cut to the length that the model takes. */
@@ -38,29 +19,12 @@ export class WordPieces {
     const { before, after, max_length: longest } = this.rules;
     const room = longest - before.length - after.length;
     const ids = [];
-    for (const part of this.parts(tidy(text))) {
+    for (const part of split(tidy(text), this.rules.special)) {
       if (typeof part === "number") ids.push(part);
       else for (const word of this.words(part)) ids.push(...this.pieces(word));
       if (ids.length >= room) break;
     }
     return [...before, ...ids.slice(0, room), ...after];
-  }
-
-  /** What lies between special tokens, as text, and those as ids. */
-  *parts(text) {
-    let start = 0;
-    for (let at = 0; at < text.length; ) {
-      const found = this.special.find((token) => text.startsWith(token, at));
-      if (found === undefined) {
-        at += 1;
-        continue;
-      }
-      if (at > start) yield text.slice(start, at);
-      yield this.rules.special[found];
-      at += found.length;
-      start = at;
-    }
-    if (start < text.length) yield text.slice(start);
   }
 
   /** Words of a text, each an array of code points. */
@@ -121,9 +85,4 @@ export class WordPieces {
     }
     return ids;
   }
-}
-
-/** A text without NUL; half of a surrogate pair becomes a question mark, as in training. */
-function tidy(text) {
-  return text.replaceAll("\0", "").replace(/[\ud800-\udbff](?![\udc00-\udfff])|(?<![\ud800-\udbff])[\udc00-\udfff]/g, "?");
 }

@@ -25,7 +25,7 @@ fun interface Files {
 class Classifier(files: Files, open: (Map<String, Any?>) -> Session) : AutoCloseable {
     private val model = Json.readMap(files.read("model.json"))
     private val golden = Json.readMap(files.read("golden.json"))
-    private val tokenizer = WordPieces(Json.readMap(files.read("word_pieces.json")))
+    private val tokenizer = Tokenizer.of(Json.readMap(files.read(model["rules"] as String)))
     private val labels = (model["labels"] as List<*>).map { it as String }
     private val lengths = (model["lengths"] as List<*>?)?.map { (it as Number).toInt() }
     private val padId = (model["pad_id"] as Number).toInt()

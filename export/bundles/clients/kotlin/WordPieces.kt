@@ -4,13 +4,13 @@ package com.example.decant
  * A WordPiece tokenizer that follows the table word_pieces.json: what it says is asked of no library, since each has
  * another version of Unicode. Needs nothing of Android.
  */
-class WordPieces(rules: Map<String, Any?>) {
+internal class WordPieces(rules: Map<String, Any?>) : Tokenizer {
     private val ids = HashMap<String, Int>()
     private val unknown = rules.int("unknown")
     private val prefix = rules["prefix"] as String
     private val longestWord = rules.int("longest_word")
-    private val special = (rules["special"] as Map<*, *>).map { (text, id) -> (text as String) to (id as Number).toInt() }
-        .sortedByDescending { it.first.length }
+    private val special = (rules["special"] as Map<*, *>).entries
+        .associate { (text, id) -> text as String to Special((id as Number).toInt()) }
     private val before = rules.ints("before")
     private val after = rules.ints("after")
     private val longest = rules.int("max_length")
@@ -29,25 +29,13 @@ class WordPieces(rules: Map<String, Any?>) {
         (rules["vocabulary"] as List<*>).forEachIndexed { id, piece -> ids[piece as String] = id }
     }
 
-    /** Token ids of a text, special tokens included, cut to the length that the model takes. */
-    fun encode(text: String): IntArray {
+    override fun encode(text: String): IntArray {
         val room = longest - before.size - after.size
         val found = ArrayList<Int>()
-        val tidy = tidy(text)
-        var start = 0
-        var at = 0
-        while (at < tidy.length && found.size < room) {
-            val token = special.firstOrNull { tidy.startsWith(it.first, at) }
-            if (token == null) {
-                at += 1
-                continue
-            }
-            addWords(tidy.substring(start, at), found)
-            found.add(token.second)
-            at += token.first.length
-            start = at
+        for (part in split(tidy(text), special)) {
+            if (part is Special) found.add(part.id) else addWords(part as String, found)
+            if (found.size >= room) break
         }
-        if (found.size < room) addWords(tidy.substring(start), found)
         return before + found.take(room).toIntArray() + after
     }
 
@@ -123,53 +111,9 @@ class WordPieces(rules: Map<String, Any?>) {
         return text.toString()
     }
 
-    /** Ranges [first, last, first, last, ...], asked by binary search. */
-    private class Ranges(private val ends: IntArray) {
-        fun has(code: Int): Boolean {
-            var low = 0
-            var high = ends.size / 2 - 1
-            while (low <= high) {
-                val middle = (low + high) / 2
-                when {
-                    code < ends[2 * middle] -> high = middle - 1
-                    code > ends[2 * middle + 1] -> low = middle + 1
-                    else -> return true
-                }
-            }
-            return false
-        }
-    }
-
     companion object {
         private const val SPACE = 0x20
         private const val FIRST_SYLLABLE = 0xAC00
         private const val LAST_SYLLABLE = 0xD7A3
-
-        /** A text without NUL; half of a surrogate pair becomes a question mark, as in training. */
-        private fun tidy(text: String): String {
-            val out = StringBuilder(text.length)
-            var at = 0
-            while (at < text.length) {
-                val code = text.codePointAt(at)
-                if (code in 0xD800..0xDFFF) out.append('?') else if (code != 0) out.appendCodePoint(code)
-                at += Character.charCount(code)
-            }
-            return out.toString()
-        }
-
-        private fun codePoints(text: String): IntArray {
-            val found = IntArray(text.codePointCount(0, text.length))
-            var at = 0
-            for (place in found.indices) {
-                found[place] = text.codePointAt(at)
-                at += Character.charCount(found[place])
-            }
-            return found
-        }
-
-        private fun Map<String, Any?>.int(name: String): Int = (this[name] as Number).toInt()
-
-        private fun Map<String, Any?>.ints(name: String): IntArray =
-            (this[name] as List<*>).map { (it as Number).toInt() }.toIntArray()
     }
 }

@@ -24,6 +24,7 @@ public final class Classifier {
         let kind: String
         let digest: String
         let file: String
+        let rules: String
         let labels: [String]
         let output: String
         let lengths: [Int]?
@@ -31,7 +32,7 @@ public final class Classifier {
         let thresholds: [Threshold]
 
         enum CodingKeys: String, CodingKey {
-            case kind, digest, file, labels, output, lengths, thresholds
+            case kind, digest, file, rules, labels, output, lengths, thresholds
             case padId = "pad_id"
         }
     }
@@ -57,7 +58,7 @@ public final class Classifier {
 
     private let model: Model
     private let golden: Golden
-    private let tokenizer: WordPieces
+    private let tokenizer: Tokenizer
     private let network: MLModel
 
     /// The model of a bundle's folder; left out: the one that this package has as a resource.
@@ -70,7 +71,7 @@ public final class Classifier {
             throw BundleError("found '\(model.kind)', expected 'decant model 1'")
         }
         golden = try Self.read("golden.json", in: folder)
-        tokenizer = try WordPieces(rules: Self.read("word_pieces.json", in: folder))
+        tokenizer = try makeTokenizer(rules: Data(contentsOf: folder.appendingPathComponent(model.rules)))
         let compiled = try await Self.compiled(folder.appendingPathComponent(model.file), digest: model.digest)
         network = try MLModel(contentsOf: compiled, configuration: configuration)
     }

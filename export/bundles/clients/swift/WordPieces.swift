@@ -3,9 +3,9 @@
 
 import Foundation
 
-public struct WordPieces {
+struct WordPieces: Tokenizer {
     /// What word_pieces.json holds; numbers are code points and token ids.
-    public struct Rules: Decodable {
+    struct Rules: Decodable {
         let kind: String
         let vocabulary: [String]
         let unknown: Int
@@ -33,60 +33,57 @@ public struct WordPieces {
         }
     }
 
-    private static let space: UInt32 = 0x20
+    private static let blank: UInt32 = 0x20
     private static let syllables: ClosedRange<UInt32> = 0xAC00...0xD7A3
 
     private let rules: Rules
+    private let nothing: Ranges
+    private let space: Ranges
+    private let word: Ranges
+    private let walls: Ranges
     // Scalars as keys, since two texts of other scalars may be equal as Swift compares texts.
     private let ids: [[UInt32]: Int]
     private let prefix: [UInt32]
-    private let special: [(scalars: [UInt32], id: Int)]
+    private let special: [Special]
     private let other: [UInt32: [UInt32]]
     private let marks: [UInt32: Int]
 
-    public init(rules: Rules) throws {
+    init(rules: Rules) throws {
         guard rules.kind == "word pieces 1" else {
             throw BundleError("found rules of kind '\(rules.kind)', expected 'word pieces 1'")
         }
         self.rules = rules
-        prefix = Self.scalars(rules.prefix)
+        nothing = Ranges(ends: rules.nothing)
+        space = Ranges(ends: rules.space)
+        word = Ranges(ends: rules.word)
+        walls = Ranges(ends: rules.walls)
+        prefix = scalars(of: rules.prefix)
         var ids: [[UInt32]: Int] = [:]
-        for (id, piece) in rules.vocabulary.enumerated() { ids[Self.scalars(piece)] = id }
+        for (id, piece) in rules.vocabulary.enumerated() { ids[scalars(of: piece)] = id }
         self.ids = ids
-        // the longest first: one may begin as another does
-        let tokens = rules.special.map { (scalars: Self.scalars($0.key), id: $0.value) }
-        special = tokens.sorted { $0.scalars.count > $1.scalars.count }
+        special = rules.special.map { Special(scalars: scalars(of: $0.key), id: $0.value) }
         var other: [UInt32: [UInt32]] = [:]
-        for (code, effect) in rules.other { other[UInt32(code)!] = Self.scalars(effect) }
+        for (code, effect) in rules.other { other[UInt32(code)!] = scalars(of: effect) }
         self.other = other
         var marks: [UInt32: Int] = [:]
         for (code, mark) in rules.marks { marks[UInt32(code)!] = mark }
         self.marks = marks
     }
 
-    /// Token ids of a text, special tokens included, cut to the length that the model takes.
-    public func encode(_ text: String) -> [Int] {
+    func encode(_ text: String) -> [Int] {
         let room = rules.maxLength - rules.before.count - rules.after.count
-        let tidy = Self.scalars(text).filter { $0 != 0 }
         var found: [Int] = []
-        var start = 0
-        var at = 0
-        while at < tidy.count && found.count < room {
-            guard let token = special.first(where: { tidy[at...].starts(with: $0.scalars) }) else {
-                at += 1
-                continue
+        for part in split(tidy(text), at: special) where found.count < room {
+            switch part {
+            case .special(let token): found.append(token.id)
+            case .text(let scalars): addWords(scalars, to: &found)
             }
-            addWords(tidy[start..<at], to: &found)
-            found.append(token.id)
-            at += token.scalars.count
-            start = at
         }
-        if found.count < room { addWords(tidy[start...], to: &found) }
         return rules.before + found.prefix(room) + rules.after
     }
 
     private func addWords(_ text: ArraySlice<UInt32>, to found: inout [Int]) {
-        for word in spread(text).split(separator: Self.space) { addPieces(of: Array(word), to: &found) }
+        for word in spread(text).split(separator: Self.blank) { addPieces(of: Array(word), to: &found) }
     }
 
     /// What the scalars of a text become; a space is where a word ends.
@@ -94,7 +91,7 @@ public struct WordPieces {
         var out: [UInt32] = []
         var wall = 0
         for code in text {
-            if Self.has(rules.walls, code) { wall = out.count }
+            if walls.has(code) { wall = out.count }
             for one in effect(of: code) {
                 let mark = marks[one] ?? 0
                 var place = out.count
@@ -108,9 +105,9 @@ public struct WordPieces {
 
     private func effect(of code: UInt32) -> [UInt32] {
         if let effect = other[code] { return effect }
-        if Self.has(rules.nothing, code) { return [] }
-        if Self.has(rules.space, code) { return [Self.space] }
-        if Self.has(rules.word, code) { return [Self.space, code, Self.space] }
+        if nothing.has(code) { return [] }
+        if space.has(code) { return [Self.blank] }
+        if word.has(code) { return [Self.blank, code, Self.blank] }
         if rules.hangul && Self.syllables.contains(code) {
             let place = code - Self.syllables.lowerBound
             let letters = [0x1100 + place / 588, 0x1161 + place % 588 / 28]
@@ -143,35 +140,5 @@ public struct WordPieces {
             start = end
         }
         found += pieces
-    }
-
-    private static func scalars(_ text: String) -> [UInt32] {
-        text.unicodeScalars.map(\.value)
-    }
-
-    /// Whether a code point lies in ranges [first, last, first, last, ...], by binary search.
-    private static func has(_ ends: [UInt32], _ code: UInt32) -> Bool {
-        var low = 0
-        var high = ends.count / 2 - 1
-        while low <= high {
-            let middle = (low + high) / 2
-            if code < ends[2 * middle] {
-                high = middle - 1
-            } else if code > ends[2 * middle + 1] {
-                low = middle + 1
-            } else {
-                return true
-            }
-        }
-        return false
-    }
-}
-
-/// What is wrong with a bundle, in words.
-public struct BundleError: Error, CustomStringConvertible {
-    public let description: String
-
-    public init(_ description: String) {
-        self.description = description
     }
 }
