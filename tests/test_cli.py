@@ -143,11 +143,15 @@ def test_schema_is_written_where_editors_look(tmp_path, monkeypatch, capsys):
     assert "wrote params.schema.json\n" in capsys.readouterr().out
 
 
-def test_the_doctor_speaks_of_everything_a_target_can_name(capsys):
-    """Each with a reason or a note; the disk and the GPU too."""
+KINDS = ("format", "runtime", "device", "bundle", "client", "tokenizer")
+
+
+def test_the_doctor_speaks_of_everything_a_target_or_a_bundle_can_name(capsys):
+    """Each with a reason or a note; what signs, the disk and the GPU too."""
     found = doctor.findings()
     assert {(kind, name) for kind, name, _, _ in found} == {
-        *((kind, name) for kind in ("format", "runtime", "device") for name in plugins.names(kind)),
+        *((kind, name) for kind in KINDS for name in plugins.names(kind)),
+        ("release", "signing"),
         ("hardware", "cuda"),
         ("hardware", "disk"),
     }

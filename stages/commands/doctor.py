@@ -1,4 +1,4 @@
-"""Says which formats, runtimes and devices work here, and why the others do not."""
+"""Says which formats, runtimes, devices and bundles work here, and why the others do not."""
 
 import shutil
 import sys
@@ -8,6 +8,7 @@ from rich.console import Console
 from rich.table import Table
 
 from pipeline.base import machine, plugins
+from stages.releasing import signing
 
 WANTED_GB = 8
 
@@ -32,7 +33,7 @@ def command() -> None:
 
 
 def findings() -> list[tuple[str, str, str | None, str]]:
-    """(kind, name, why it does not work here or None, note) for everything a target can name, and for the machine."""
+    """(kind, name, why it does not work here or None, note) for all that targets and bundles name, and the machine."""
     rows: list[tuple[str, str, str | None, str]] = []
     for name in plugins.names("format"):
         reason, note = _import("format", name)
@@ -52,7 +53,16 @@ def findings() -> list[tuple[str, str, str | None, str]]:
     for name in plugins.names("device"):
         reason, note = _import("device", name)
         rows.append(("device", name, reason or plugins.load("device", name).why_unusable(), note))
-    return [*rows, _gpu(), _disk()]
+    for kind in ("bundle", "client", "tokenizer"):
+        for name in plugins.names(kind):
+            reason, note = _import(kind, name)
+            module = plugins.load(kind, name) if reason is None else None
+            if module is not None:
+                reason = module.why_unusable() if hasattr(module, "why_unusable") else None
+                note = (reason is None and hasattr(module, "version") and module.version()) or ""
+            rows.append((kind, name, reason, note))
+    reason = signing.why_unusable()
+    return [*rows, ("release", "signing", reason, ""), _gpu(), _disk()]
 
 
 def _import(kind: str, name: str) -> tuple[str | None, str]:
