@@ -94,6 +94,25 @@ def test_a_fault_in_the_table_is_seen_in_the_ids(tmp_path, change):
     assert module.encode(tmp_path, texts) != encode(tokenizer, texts)
 
 
+def test_a_long_text_without_a_blank_takes_no_more_than_its_length_asks(tmp_path):
+    """Chinese without punctuation is one word: 60,000 bytes of it, where all pairs one by one would take minutes."""
+    module = plugins.load("tokenizer", "javascript")
+    if (reason := module.why_unusable()) is not None:
+        pytest.skip(reason)
+    tokenizer, rules = make()
+    tokenizer_rules.write(rules, tmp_path)
+    texts = ["天气怎么样" * 4_000, "ab" * 100_000]
+    assert module.encode(tmp_path, texts) == encode(tokenizer, texts)
+
+
+def test_merges_in_an_order_that_was_not_learned_are_refused():
+    """Ports merge all pairs of one rank at once."""
+    state = json.loads(make()[0].to_str())
+    state["model"]["merges"].reverse()
+    with pytest.raises(ExportError, match="before they are made, or into no token, which no port"):
+        byte_pairs.read(Tokenizer.from_str(json.dumps(state)), LONGEST, 1)
+
+
 def test_what_no_port_can_do_is_refused_by_name():
     """A normalizer, another way of splitting, bytes that have no token."""
     state = json.loads(make()[0].to_str())

@@ -75,7 +75,9 @@ def test_a_version_that_is_not_above_all_others_is_refused(project, keys, releas
         release(project, version, keys[0], released)
 
 
-@pytest.mark.parametrize("version", ["1", "1.2", "v1.2.0", "1.2.0-rc1", "1.2.x", "-1.2.3", "1.2.9999999"])
+@pytest.mark.parametrize(
+    "version", ["1", "1.2", "v1.2.0", "1.2.0-rc1", "1.2.x", "-1.2.3", "1.2.9999999", "01.2.3", "١.٢.٣"]
+)
 def test_a_version_is_three_numbers(project, keys, tmp_path, version):
     with pytest.raises(SettingsError, match=r"expected three numbers, such as 1.4.0"):
         release(project, version, keys[0], tmp_path)
@@ -111,16 +113,15 @@ def test_a_damaged_bundle_is_refused_and_nothing_is_left(project, keys, tmp_path
 
 
 def test_a_key_that_cannot_sign_is_refused_with_how_to_make_one(project, keys, tmp_path):
-    """A public one, one of another curve, none."""
-    other = tmp_path / "other.pem"
-    subprocess.run(
-        ["openssl", "ecparam", "-genkey", "-name", "secp384r1", "-noout", "-out", other],
-        check=True,
-        capture_output=True,
-    )
-    for key in (keys[1], other, tmp_path / "none.pem"):
+    """A public one, one of another curve, one of a curve that nobody reads, none."""
+    paths = [keys[1], tmp_path / "none.pem"]
+    for curve in ("secp384r1", "secp112r1"):
+        paths.append(tmp_path / f"{curve}.pem")
+        words = ["openssl", "ecparam", "-genkey", "-name", curve, "-noout", "-out", paths[-1]]
+        subprocess.run(words, check=False, capture_output=True)
+    for path in paths:
         with pytest.raises(SettingsError, match="openssl ecparam -genkey -name prime256v1"):
-            release(project, "1.0.0", key, tmp_path / "releases")
+            release(project, "1.0.0", path, tmp_path / "releases")
 
 
 def test_a_bundle_that_was_not_tried_is_refused_unless_it_is_named(project, keys, tmp_path):

@@ -118,10 +118,10 @@ SPOILED = {
     "no manifest": (lambda f: (f / MANIFEST).unlink(), "manifest.json: no such file, so this is no bundle"),
     "a manifest cut short": (lambda f: (f / MANIFEST).write_text("{"), "not a manifest"),
     "a manifest nested without end": (lambda f: (f / MANIFEST).write_text("[" * 100_000), "not a manifest"),
-    "a manifest that says more": (set_in_manifest(more=1), "not a manifest: more: Extra inputs"),
-    "a name of two lines": (set_in_manifest(name="tiny\n✓ signed"), "not a manifest: name: String should match"),
-    "a version in other digits": (set_in_manifest(version="１.0.0"), "not a manifest: version: String should match"),
-    "a verdict that is none": (set_in_manifest(verdict="fine"), "not a manifest: verdict: Input should be"),
+    "a manifest that says more": (set_in_manifest(more=1), "not a manifest: 'more': Extra inputs"),
+    "a name of two lines": (set_in_manifest(name="tiny\n✓ signed"), "not a manifest: 'name': String should match"),
+    "a version in other digits": (set_in_manifest(version="１.0.0"), "not a manifest: 'version': String should match"),
+    "a verdict that is none": (set_in_manifest(verdict="fine"), "not a manifest: 'verdict': Input should be"),
     "a manifest of another kind": (set_in_manifest(kind="decant bundle 2"), "found kind 'decant bundle 2'"),
     "a name that leads out": (rename_in_manifest("session.py", "../session.py"), "the name '../session.py' cannot"),
     "a name from the root": (rename_in_manifest("session.py", "/etc/passwd"), "the name '/etc/passwd' cannot"),
@@ -191,7 +191,7 @@ AGAINST_ITSELF = {
     ),
     "golden vectors of which none must be answered": (
         lambda f: change_json(f / "golden.json", lambda v: [row.update(sure=False) for row in v["rows"]]),
-        "golden vectors, expected 50",
+        "no golden vector must be answered",
     ),
     "another rule for ties": (
         lambda f: change_json(f / "golden.json", lambda v: v["ties"][0].update(answer=1)),

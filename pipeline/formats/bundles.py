@@ -153,10 +153,10 @@ def read_manifest(folder: Path) -> Manifest:
         manifest = Manifest.model_validate_json(path.read_bytes())
     except (ValidationError, RecursionError) as error:
         said = error.errors(include_url=False)[0] if isinstance(error, ValidationError) else None
-        where = f"{'.'.join(map(str, said['loc']))}: {said['msg']}" if said else "nested too deeply"
+        where = f"{'.'.join(map(str, said['loc']))!a}: {said['msg']}" if said else "nested too deeply"
         raise IntegrityError(f"{path}: not a manifest: {where}; {AGAIN}") from error
     if manifest.kind != KIND:
-        raise IntegrityError(f"{path}: found kind '{manifest.kind}', expected '{KIND}'; use the Decant that wrote it")
+        raise IntegrityError(f"{path}: found kind {manifest.kind!r}, expected '{KIND}'; use the Decant that wrote it")
     _check_names(path, manifest.files)
     for name in (manifest.model, *([manifest.home] if manifest.home else [])):
         _check_names(path, [name])
@@ -190,12 +190,8 @@ def _check_names(path: Path, names: Iterable[str]) -> None:
             raise IntegrityError(f"{path}: '{name}' lies in '{seen[inside]}', which is a file; {AGAIN}")
 
 
-def check_files(folder: Path, manifest: Manifest) -> None:
-    """Holds every file of a folder against its manifest.
-
-    Raises:
-        IntegrityError: a link, a file that is missing, shorter, longer, changed or not listed, an empty folder.
-    """
+def check_kinds(folder: Path) -> None:
+    """Raises IntegrityError for what is neither a plain file nor a folder with something in it."""
     for root, folders, names in os.walk(folder):
         here = Path(root)
         for name in (*folders, *names):
@@ -206,6 +202,15 @@ def check_files(folder: Path, manifest: Manifest) -> None:
                 raise IntegrityError(f"{here / name}: no plain file; {AGAIN}")
         if not folders and not names:
             raise IntegrityError(f"{here}: an empty folder, which no manifest lists; {AGAIN}")
+
+
+def check_files(folder: Path, manifest: Manifest) -> None:
+    """Holds every file of a folder against its manifest.
+
+    Raises:
+        IntegrityError: a link, a file that is missing, shorter, longer, changed or not listed, an empty folder.
+    """
+    check_kinds(folder)
     for name, fact in manifest.files.items():
         path = folder / name
         if not path.is_file():

@@ -2,7 +2,8 @@
 
 A text is cut into words by what each character is: letters, numbers, spaces, or anything else. Which is which differs
 from one version of Unicode to another, so the table has the classes as the training tokenizer has them, found by asking
-it. The bytes of a word in UTF-8 are then merged in pairs, the pair of the lowest rank first, the leftmost of equals.
+it. The bytes of a word in UTF-8 are then merged in pairs, all pairs of the lowest rank first, from left to right: the
+same as one after another, since a learned merge has a higher rank than those that made its parts.
 
     word of a text   's 't 're 've 'm 'll 'd, else a blank (U+0020 alone) if one is there and all of one class that
                      follow; of spaces all but the last where something else follows, whose blank that may be
@@ -73,6 +74,14 @@ def read(tokenizer: Tokenizer, max_length: int, pad_id: int) -> Rules:
     missing = [one for one in alphabet if one not in model["vocab"]]
     if missing:
         raise ExportError(f"tokenizer.json: has no token for {len(missing)} of 256 bytes, which no port for apps does")
+    made = set(alphabet)
+    for left, right in model["merges"]:
+        if not {left, right} <= made or left + right not in model["vocab"]:
+            raise ExportError(
+                f"tokenizer.json: merges '{left}' and '{right}' before they are made, or into no token, which no port "
+                "for apps does"
+            )
+        made.add(left + right)
     return Rules(
         vocabulary=vocabulary_of(state),
         bytes=alphabet,

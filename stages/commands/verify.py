@@ -14,7 +14,7 @@ from typing import Annotated
 import typer
 
 from pipeline.base.errors import IntegrityError, UnusableRuntimeError
-from pipeline.formats.bundles import SIGNATURE, check_files, read_manifest, unpack
+from pipeline.formats.bundles import SIGNATURE, check_files, check_kinds, read_manifest, unpack
 from stages.releasing import signing
 from stages.releasing.checks import check_bill, replay
 
@@ -44,6 +44,7 @@ def verify(folder: Path, key: Path | None) -> int:
     """
     missing = []
     if key is not None:
+        check_kinds(folder)  # before another program reads it
         signing.check(folder, key)
     manifest = read_manifest(folder)
     check_files(folder, manifest)

@@ -178,7 +178,8 @@ def _write(path: Path, out: Path, manifest: Manifest, version: str, revision: st
 
 
 def _numbers(version: str) -> tuple[int, ...]:
-    if not re.fullmatch(r"\d{1,6}\.\d{1,6}\.\d{1,6}", version):
+    number = "(0|[1-9][0-9]{0,5})"
+    if not re.fullmatch(rf"{number}\.{number}\.{number}", version):
         raise SettingsError(f"found version '{version}', expected three numbers, such as 1.4.0")
     return tuple(map(int, version.split(".")))
 

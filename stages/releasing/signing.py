@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
@@ -16,6 +17,7 @@ from pipeline.formats.bundles import SIGNATURE
 
 PYTHON = Path(sys.prefix) / "share" / "decant" / "signing" / "bin" / "python"
 TIMEOUT_S = 600
+UNREADABLE = (OSError, ValueError, TypeError, UnsupportedAlgorithm)
 NEW_KEY = "openssl ecparam -genkey -name prime256v1 -noout -out KEY.pem; openssl ec -in KEY.pem -pubout -out PUBLIC.pem"
 
 
@@ -32,7 +34,7 @@ def public_key(private: Path) -> str:
     """
     try:
         key = serialization.load_pem_private_key(private.read_bytes(), None)
-    except (OSError, ValueError, TypeError) as error:
+    except UNREADABLE as error:
         raise SettingsError(f"{private}: no private key that can be read ({error}); to make one: {NEW_KEY}") from error
     _expect_p256(private, key)
     spki = serialization.PublicFormat.SubjectPublicKeyInfo
@@ -62,7 +64,7 @@ def check(folder: Path, public: Path) -> None:
     """
     try:
         key = serialization.load_pem_public_key(public.read_bytes())
-    except (OSError, ValueError, TypeError) as error:
+    except UNREADABLE as error:
         raise SettingsError(
             f"{public}: no public key that can be read ({error}); expected PEM, see docs/ship.md"
         ) from error

@@ -13,7 +13,14 @@ export class BytePairs {
     if (rules.kind !== "byte pairs 1") throw new Error(`found rules of kind '${rules.kind}', expected 'byte pairs 1'`);
     this.rules = rules;
     this.ids = new Map(rules.vocabulary.map((piece, id) => [piece, id]));
-    this.ranks = new Map(rules.merges.map((pair, rank) => [pair, rank]));
+    this.bytes = rules.bytes.map((character) => this.ids.get(character));
+    // two ids as one number -> rank of their merge; and what they become
+    this.ranks = new Map();
+    this.merged = rules.merges.map((pair, rank) => {
+      const [left, right] = pair.split(" ");
+      this.ranks.set(this.pairOf(this.ids.get(left), this.ids.get(right)), rank);
+      return this.ids.get(left + right);
+    });
     this.classes = ["letters", "numbers", "others"].map((name) => [name, new Ranges(rules[name])]);
     this.encoder = new TextEncoder();
   }
@@ -25,7 +32,7 @@ export class BytePairs {
     const ids = [];
     for (const part of this.parts(tidy(text))) {
       if (typeof part === "number") ids.push(part);
-      else for (const word of this.words(part)) ids.push(...this.pieces(word));
+      else for (const word of this.words(part)) for (const id of this.pieces(word)) ids.push(id);
       if (ids.length >= room) break;
     }
     return [...before, ...ids.slice(0, room), ...after];
@@ -57,10 +64,11 @@ export class BytePairs {
 
   /** Words of a text, a blank before one belongs to it. */
   *words(text) {
-    const codes = Array.from(text, (character) => character.codePointAt(0));
-    if (this.rules.blank_first && codes[0] !== BLANK) codes.unshift(BLANK);
+    const characters = Array.from(text);
+    if (this.rules.blank_first && characters[0] !== " ") characters.unshift(" ");
+    const codes = characters.map((character) => character.codePointAt(0));
     const kinds = codes.map((code) => this.kind(code));
-    const textOf = (start, end) => String.fromCodePoint(...codes.slice(start, end));
+    const textOf = (start, end) => characters.slice(start, end).join("");
     for (let at = 0; at < codes.length; ) {
       const contraction = codes[at] === 0x27 ? CONTRACTION.exec(textOf(at, at + 3)) : null;
       let end;
@@ -78,19 +86,25 @@ export class BytePairs {
     }
   }
 
-  /** Ids of a word: its bytes, merged in pairs, the pair of the lowest rank first. */
+  /** Ids of a word: its bytes, merged in pairs, all pairs of the lowest rank first. */
   pieces(word) {
-    const parts = Array.from(this.encoder.encode(word), (byte) => this.rules.bytes[byte]);
-    while (parts.length > 1) {
+    let ids = Array.from(this.encoder.encode(word), (byte) => this.bytes[byte]);
+    const rankOf = (left, right) => this.ranks.get(this.pairOf(left, right)) ?? Infinity;
+    for (;;) {
       let best = Infinity;
-      let place = -1;
-      for (let at = 0; at + 1 < parts.length; at += 1) {
-        const rank = this.ranks.get(`${parts[at]} ${parts[at + 1]}`);
-        if (rank < best) [best, place] = [rank, at];
+      for (let at = 0; at + 1 < ids.length; at += 1) best = Math.min(best, rankOf(ids[at], ids[at + 1]));
+      if (best === Infinity) return ids;
+      const shorter = [];
+      for (let at = 0; at < ids.length; at += 1) {
+        const isPair = at + 1 < ids.length && rankOf(ids[at], ids[at + 1]) === best;
+        shorter.push(isPair ? this.merged[best] : ids[at]);
+        if (isPair) at += 1;
       }
-      if (place < 0) break;
-      parts.splice(place, 2, parts[place] + parts[place + 1]);
+      ids = shorter;
     }
-    return parts.map((part) => this.ids.get(part));
+  }
+
+  pairOf(left, right) {
+    return left * this.rules.vocabulary.length + right;
   }
 }

@@ -19,7 +19,12 @@ const SMALL = 8 * 2 ** 20;
  * @returns {{version: string, changed: boolean}} the version in use
  * @throws Error the release could not be brought, or must not be used; what was in use stays
  */
-export async function update(source, { store, key, build, get = download }) {
+export function update(source, { store, key, build, get = download }) {
+  // one tab at a time: two would each switch by what they read before the other did
+  return navigator.locks.request(store.name, () => bringNewest(source, store, key, build, get));
+}
+
+async function bringNewest(source, store, key, build, get) {
   const { name, platform } = store.came;
   const index = parse(await get(new URL("index.json", source), SMALL), "index.json");
   const entry = newest(index, store.came, await store.highest());

@@ -1,5 +1,5 @@
 // Keeps the files that the manifest lists, so that the page opens without a network. A new manifest is another cache: the
-// old one serves until all files of the new are there, and the next time that the page is opened has the new.
+// old one serves until all files of the new are there, and the next time that the page is opened, alone, has the new.
 
 const base = new URL("./", self.location.href);
 const manifestUrl = new URL("manifest.json", base).href;
@@ -7,24 +7,40 @@ const manifestUrl = new URL("manifest.json", base).href;
 const prefix = `decant page ${base.pathname} `;
 const pointer = `decant page ${base.pathname}`;
 
-/** Brings every file of the manifest that the server has now, into a cache that is named after it. */
+/** Brings every file of the manifest that the server has now, into a cache that is named after it; says which. */
 async function fill() {
   const response = await fetch(manifestUrl, { cache: "no-store" });
   if (!response.ok) throw new Error(`${manifestUrl}: status ${response.status}`);
   const manifest = await response.clone().arrayBuffer();
-  const digest = new Uint8Array(await crypto.subtle.digest("SHA-256", manifest));
-  const name = prefix + Array.from(digest, (byte) => byte.toString(16).padStart(2, "0")).join("");
-  if (await isWhole(name)) return name;
-  const files = ["./", ...Object.keys(JSON.parse(new TextDecoder().decode(manifest)).files)];
-  try {
-    const cache = await caches.open(name);
-    await cache.addAll(files.map((file) => new Request(new URL(file, base), { cache: "reload" })));
-    await cache.put(manifestUrl, response);
-  } catch (error) {
-    await caches.delete(name);
-    throw error;
+  const name = prefix + (await digestOf(manifest));
+  if (!(await isWhole(name))) {
+    const { files } = JSON.parse(new TextDecoder().decode(manifest));
+    try {
+      const cache = await caches.open(name);
+      await Promise.all(Object.entries(files).map(([file, { sha256 }]) => keep(cache, new URL(file, base), sha256)));
+      await keep(cache, base, files["index.html"].sha256);
+      await cache.put(manifestUrl, response);
+    } catch (error) {
+      await caches.delete(name);
+      throw error;
+    }
   }
+  await remember("latest", name);
   return name;
+}
+
+/** Keeps a file that is what the manifest says: a server may have some files of the new version and some of the old. */
+async function keep(cache, url, sha256) {
+  const response = await fetch(url, { cache: "reload" });
+  const bytes = await response.arrayBuffer();
+  if (!response.ok || (await digestOf(bytes)) !== sha256) throw new Error(`${url}: not as the manifest says`);
+  // made anew, since what was redirected cannot answer the opening of a page
+  await cache.put(url, new Response(bytes, { headers: { "Content-Type": response.headers.get("Content-Type") ?? "" } }));
+}
+
+async function digestOf(bytes) {
+  const digest = new Uint8Array(await crypto.subtle.digest("SHA-256", bytes));
+  return Array.from(digest, (byte) => byte.toString(16).padStart(2, "0")).join("");
 }
 
 /** Whether everything is in a cache: the manifest is put there last. */
@@ -32,32 +48,40 @@ async function isWhole(name) {
   return (await caches.has(name)) && (await (await caches.open(name)).match(manifestUrl)) !== undefined;
 }
 
-/** Which cache serves; written when the page is opened, so that one page never has files of two. */
-async function current() {
-  const held = await (await caches.open(pointer)).match(manifestUrl);
-  return held?.text();
+/** Names of caches, kept beyond the life of this worker: "current" serves, "latest" is what the server had last. */
+async function recall(what) {
+  return (await (await caches.open(pointer)).match(new URL(what, base)))?.text();
 }
 
-async function point(name) {
-  await (await caches.open(pointer)).put(manifestUrl, new Response(name));
+async function remember(what, name) {
+  await (await caches.open(pointer)).put(new URL(what, base), new Response(name));
+}
+
+async function switchTo(name) {
+  await remember("current", name);
   for (const other of await caches.keys()) if (other.startsWith(prefix) && other !== name) await caches.delete(other);
 }
 
 async function serve(request) {
   if (request.mode === "navigate") {
-    const names = (await caches.keys()).filter((name) => name.startsWith(prefix)).reverse();
-    for (const name of names) {
-      if (!(await isWhole(name))) continue;
-      if (name !== (await current())) await point(name);
-      break;
-    }
+    const latest = await recall("latest");
+    // not under a page that is open: it would have files of two versions
+    const others = (await self.clients.matchAll({ type: "window" })).length - (request.isReloadNavigation ? 1 : 0);
+    const isAlone = others <= 0;
+    if (isAlone && latest !== undefined && latest !== (await recall("current")) && (await isWhole(latest))) await switchTo(latest);
   }
-  const name = await current();
+  const name = await recall("current");
   const held = name === undefined ? undefined : await caches.match(request, { cacheName: name, ignoreSearch: true });
   return held ?? fetch(request);
 }
 
-self.addEventListener("install", (event) => event.waitUntil(fill().then(point).then(() => self.skipWaiting())));
+async function install() {
+  const name = await fill();
+  if ((await recall("current")) === undefined) await switchTo(name);
+  await self.skipWaiting();
+}
+
+self.addEventListener("install", (event) => event.waitUntil(install()));
 self.addEventListener("activate", (event) => event.waitUntil(self.clients.claim()));
 
 self.addEventListener("fetch", (event) => {

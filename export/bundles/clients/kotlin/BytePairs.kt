@@ -8,8 +8,10 @@ internal class BytePairs(rules: Map<String, Any?>) : Tokenizer {
     private enum class Kind { LETTERS, NUMBERS, OTHERS, SPACES }
 
     private val ids = HashMap<String, Int>()
-    private val ranks = HashMap<String, Int>()
-    private val bytes = (rules["bytes"] as List<*>).map { it as String }
+    // two ids as one number -> rank of their merge; and what they become
+    private val ranks = HashMap<Long, Int>()
+    private val merged: IntArray
+    private val bytes: IntArray
     private val special = (rules["special"] as Map<*, *>).entries.associate { (text, value) ->
         val fact = value as Map<*, *>
         text as String to Special((fact["id"] as Number).toInt(), fact["takes_left"] as Boolean, fact["takes_right"] as Boolean)
@@ -25,7 +27,12 @@ internal class BytePairs(rules: Map<String, Any?>) : Tokenizer {
     init {
         require(rules["kind"] == "byte pairs 1") { "found rules of kind '${rules["kind"]}', expected 'byte pairs 1'" }
         (rules["vocabulary"] as List<*>).forEachIndexed { id, piece -> ids[piece as String] = id }
-        (rules["merges"] as List<*>).forEachIndexed { rank, pair -> ranks[pair as String] = rank }
+        bytes = (rules["bytes"] as List<*>).map { ids.getValue(it as String) }.toIntArray()
+        merged = (rules["merges"] as List<*>).mapIndexed { rank, pair ->
+            val (left, right) = (pair as String).split(' ')
+            ranks[pairOf(ids.getValue(left), ids.getValue(right))] = rank
+            ids.getValue(left + right)
+        }.toIntArray()
     }
 
     override fun encode(text: String): IntArray {
@@ -88,27 +95,34 @@ internal class BytePairs(rules: Map<String, Any?>) : Tokenizer {
         return end - at
     }
 
-    /** Adds the ids of a word: its bytes, merged in pairs, the pair of the lowest rank first. */
+    /** Adds the ids of a word: its bytes, merged in pairs, all pairs of the lowest rank first. */
     private fun addPieces(word: String, found: MutableList<Int>) {
-        val parts = word.toByteArray().mapTo(ArrayList()) { bytes[it.toInt() and 0xFF] }
-        while (parts.size > 1) {
-            var best = Int.MAX_VALUE
-            var place = -1
-            for (at in 0 until parts.size - 1) {
-                val rank = ranks["${parts[at]} ${parts[at + 1]}"] ?: continue
-                if (rank < best) {
-                    best = rank
-                    place = at
-                }
+        var parts = word.toByteArray().map { bytes[it.toInt() and 0xFF] }.toIntArray()
+        while (true) {
+            var best = NONE
+            for (at in 0 until parts.size - 1) best = minOf(best, rankOf(parts, at))
+            if (best == NONE) break
+            val shorter = IntArray(parts.size)
+            var size = 0
+            var at = 0
+            while (at < parts.size) {
+                val isPair = rankOf(parts, at) == best
+                shorter[size++] = if (isPair) merged[best] else parts[at]
+                at += if (isPair) 2 else 1
             }
-            if (place < 0) break
-            parts[place] += parts.removeAt(place + 1)
+            parts = shorter.copyOf(size)
         }
-        parts.mapTo(found) { ids.getValue(it) }
+        parts.forEach(found::add)
     }
+
+    private fun rankOf(parts: IntArray, at: Int): Int =
+        if (at + 1 < parts.size) ranks[pairOf(parts[at], parts[at + 1])] ?: NONE else NONE
+
+    private fun pairOf(left: Int, right: Int): Long = left.toLong() shl 32 or right.toLong()
 
     private companion object {
         const val BLANK = 0x20
+        const val NONE = Int.MAX_VALUE
         val CONTRACTIONS = listOf("'s", "'t", "'re", "'ve", "'m", "'ll", "'d")
     }
 }

@@ -23,9 +23,16 @@ object OnAndroid {
         }
     }
 
-    /** The newest model at hand: the last that was downloaded and passed its test, or the one that came with the app. */
+    /**
+     * The newest model at hand: the last that was downloaded and passed its test, or the one that came with the app,
+     * which also stands in for one that can no longer be opened.
+     */
     fun newest(context: Context, updates: Updates): Classifier {
         val folder = updates.current() ?: return bundled(context)
-        return Classifier({ File(folder, it).readBytes() }, { model -> SESSION.open(folder, model) })
+        return try {
+            Classifier({ File(folder, it).readBytes() }, { model -> SESSION.open(folder, model) })
+        } catch (error: Exception) {
+            bundled(context)
+        }
     }
 }

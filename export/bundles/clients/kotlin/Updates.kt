@@ -4,7 +4,6 @@ import java.io.ByteArrayOutputStream
 import java.io.File
 import java.io.IOException
 import java.net.URL
-import java.security.GeneralSecurityException
 import java.security.KeyFactory
 import java.security.MessageDigest
 import java.security.PublicKey
@@ -51,11 +50,11 @@ class Updates(
      * @throws IOException the release could not be brought, or must not be used; what was in use stays
      */
     fun update(): String? = try {
-        bring()
-    } catch (error: RuntimeException) { // of what cannot be read
+        synchronized(LOCK) { bring() }
+    } catch (error: IOException) {
+        throw error
+    } catch (error: Exception) { // of what cannot be read, verified, or opened by the runtime
         throw IOException("the release cannot be read: ${error.message}", error)
-    } catch (error: GeneralSecurityException) {
-        throw IOException("model.sig: ${error.message}", error)
     }
 
     private fun bring(): String? {
@@ -89,10 +88,10 @@ class Updates(
     }
 
     /** Goes back to the version before, and gives its name; null: to the one that the app came with. */
-    fun rollBack(): String? {
+    fun rollBack(): String? = synchronized(LOCK) {
         val versions = held()
         point(versions.drop(1), seen())
-        return versions.getOrNull(1)
+        versions.getOrNull(1)
     }
 
     /** Brings what the code reads at run time; the code itself comes with the app. */
@@ -177,6 +176,9 @@ class Updates(
     companion object {
         private const val SMALL = 8L * 1024 * 1024
         private const val TIMEOUT_MS = 30_000
+
+        // of all instances: two would each switch by what they read before the other did
+        private val LOCK = Any()
         private val VERSION = Regex("[0-9]{1,6}\\.[0-9]{1,6}\\.[0-9]{1,6}")
 
         private fun isVersion(text: String) = VERSION.matches(text)

@@ -48,10 +48,10 @@ struct BytePairs: Tokenizer {
     private static let contractions = ["'s", "'t", "'re", "'ve", "'m", "'ll", "'d"].map { scalars(of: $0) }
 
     private let rules: Rules
-    // Scalars as keys, since two texts of other scalars may be equal as Swift compares texts.
-    private let ids: [[UInt32]: Int]
-    private let ranks: [[UInt32]: Int]
-    private let bytes: [[UInt32]]
+    // two ids as one number -> rank of their merge; and what they become
+    private let ranks: [Int: Int]
+    private let merged: [Int]
+    private let bytes: [Int]
     private let special: [Special]
     private let letters: Ranges
     private let numbers: Ranges
@@ -62,13 +62,25 @@ struct BytePairs: Tokenizer {
             throw BundleError("found rules of kind '\(rules.kind)', expected 'byte pairs 1'")
         }
         self.rules = rules
+        // scalars as keys, since two texts of other scalars may be equal as Swift compares texts
         var ids: [[UInt32]: Int] = [:]
         for (id, piece) in rules.vocabulary.enumerated() { ids[scalars(of: piece)] = id }
-        self.ids = ids
-        var ranks: [[UInt32]: Int] = [:]
-        for (rank, pair) in rules.merges.enumerated() { ranks[scalars(of: pair)] = rank }
+        var ranks: [Int: Int] = [:]
+        var merged: [Int] = []
+        for (rank, pair) in rules.merges.enumerated() {
+            let parts = scalars(of: pair).split(separator: Self.blank).map { Array($0) }
+            guard parts.count == 2, let left = ids[parts[0]], let right = ids[parts[1]],
+                let both = ids[parts[0] + parts[1]]
+            else { throw BundleError("a merge of no tokens: '\(pair)'") }
+            ranks[left << 32 | right] = rank
+            merged.append(both)
+        }
         self.ranks = ranks
-        bytes = rules.bytes.map { scalars(of: $0) }
+        self.merged = merged
+        bytes = try rules.bytes.map { character in
+            guard let id = ids[scalars(of: character)] else { throw BundleError("no token for '\(character)'") }
+            return id
+        }
         special = rules.special.map { name, token in
             Special(scalars: scalars(of: name), id: token.id, takesLeft: token.takesLeft, takesRight: token.takesRight)
         }
@@ -128,23 +140,26 @@ struct BytePairs: Tokenizer {
         return end - at
     }
 
-    /// Adds the ids of a word: its bytes, merged in pairs, the pair of the lowest rank first.
+    /// Adds the ids of a word: its bytes, merged in pairs, all pairs of the lowest rank first.
     private func addPieces(of word: ArraySlice<UInt32>, to found: inout [Int]) {
         var text = String.UnicodeScalarView()
         for code in word { if let scalar = Unicode.Scalar(code) { text.append(scalar) } }
         var parts = Array(String(text).utf8).map { bytes[Int($0)] }
-        while parts.count > 1 {
-            var best = Int.max
-            var lowest: Int?
-            for at in 0..<(parts.count - 1) {
-                guard let rank = ranks[parts[at] + [Self.blank] + parts[at + 1]], rank < best else { continue }
-                best = rank
-                lowest = at
+        while let best = parts.indices.compactMap({ rank(parts, $0) }).min() {
+            var shorter: [Int] = []
+            var at = 0
+            while at < parts.count {
+                let isPair = rank(parts, at) == best
+                shorter.append(isPair ? merged[best] : parts[at])
+                at += isPair ? 2 : 1
             }
-            guard let place = lowest else { break }
-            let next = parts.remove(at: place + 1)
-            parts[place] += next
+            parts = shorter
         }
-        for part in parts { if let id = ids[part] { found.append(id) } }
+        found += parts
+    }
+
+    /// Rank of the pair that begins at a place; nil: there is none, or it is never merged.
+    private func rank(_ parts: [Int], _ at: Int) -> Int? {
+        at + 1 < parts.count ? ranks[parts[at] << 32 | parts[at + 1]] : nil
     }
 }

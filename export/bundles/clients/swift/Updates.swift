@@ -2,7 +2,7 @@
 //
 //     let updates = try Updates(parent: support, key: "MFkwEwYH…", source: URL(string: "https://example.com/releases/")!)
 //     try await updates.update()
-//     let classifier = try await Classifier(folder: updates.current)
+//     let classifier = try await updates.newest()
 //
 // A release is a folder with a manifest that lists every file by SHA-256, signed as OpenSSF Model Signing v1.0 has it
 // (ECDSA P-256). `key` is the public key that the app was built with, base64 of its SubjectPublicKeyInfo. Nothing that is
@@ -78,6 +78,7 @@ public final class Updates {
     }
 
     private static let small = 8 << 20
+    private static let lock = NSLock()
 
     private let folder: URL
     private let key: P256.Signing.PublicKey
@@ -100,10 +101,16 @@ public final class Updates {
         held().first.map { folder.appendingPathComponent($0) }
     }
 
+    /// The newest model at hand: the last that was downloaded and passed its test, or the one that came with the app, which
+    /// also stands in for one that can no longer be opened.
+    public func newest() async throws -> Classifier {
+        if let current, let classifier = try? await Classifier(folder: current) { return classifier }
+        return try await Classifier()
+    }
+
     /// Version of the release that is now in use, or nil where none is newer. An error leaves in use what was.
     @discardableResult
     public func update() async throws -> String? {
-        let versions = held()
         let floor = highest()
         let index = try JSONDecoder().decode(Index.self, from: await get("index.json", limit: Self.small))
         let newer = index.releases.filter {
@@ -117,15 +124,13 @@ public final class Updates {
         let found = "\(manifest.name) \(manifest.version) for \(manifest.platform)"
         let expected = "\(came.name) \(entry.version) for \(came.platform)"
         guard found == expected else { throw BundleError("found \(found), expected \(expected)") }
-        let partial = folder.appendingPathComponent("\(manifest.version).partial")
-        try? FileManager.default.removeItem(at: partial)
+        let partial = folder.appendingPathComponent("\(UUID().uuidString).partial")
         defer { try? FileManager.default.removeItem(at: partial) }
         // what the code reads at run time; the code itself comes with the app
         for (name, file) in manifest.files where name.hasPrefix(manifest.home + "/") {
-            let place = partial.appendingPathComponent(String(name.dropFirst(manifest.home.count + 1))).standardizedFileURL
-            guard place.path.hasPrefix(partial.standardizedFileURL.path + "/") else {
-                throw BundleError("the name '\(name)' leads out of the bundle")
-            }
+            let place = partial.appendingPathComponent(String(name.dropFirst(manifest.home.count + 1)))
+            guard !name.split(separator: "/", omittingEmptySubsequences: false).contains(where: { $0 == ".." || $0 == "" })
+            else { throw BundleError("the name '\(name)' leads out of the bundle") }
             guard file.sha256 == signed[name] else {
                 throw BundleError("\(name): the manifest has another hash than the signature")
             }
@@ -141,16 +146,26 @@ public final class Updates {
         if let failure = try await Classifier(folder: partial).selfTest().first {
             throw BundleError("the new version fails its self-test: \(failure)")
         }
-        let place = folder.appendingPathComponent(manifest.version)
+        try use(manifest.version, from: partial)
+        return manifest.version
+    }
+
+    /// Switches to a version that was verified and tested, unless another one was faster and newer.
+    private func use(_ version: String, from partial: URL) throws {
+        Self.lock.lock()
+        defer { Self.lock.unlock() }
+        guard Self.isNewer(version, than: highest()) else { throw BundleError("\(highest()) was brought meanwhile") }
+        let place = folder.appendingPathComponent(version)
         try? FileManager.default.removeItem(at: place)
         try FileManager.default.moveItem(at: partial, to: place)
-        try point(to: [manifest.version] + versions.prefix(1), highest: manifest.version)
-        return manifest.version
+        try point(to: [version] + held().prefix(1), highest: version)
     }
 
     /// Goes back to the version before, and gives its name; nil: to the one that the app came with.
     @discardableResult
     public func rollBack() throws -> String? {
+        Self.lock.lock()
+        defer { Self.lock.unlock() }
         let versions = held()
         try point(to: Array(versions.dropFirst()), highest: highest())
         return versions.dropFirst().first
