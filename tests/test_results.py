@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import checks, commits, coreml, coverage, gate, instructions, losses, recipes, runtimes
+from benchmarks import checks, commits, coreml, coverage, gate, instructions, losses, recipes, runtimes, ship
 from pipeline.base.errors import SettingsError
 from pipeline.mil.interpreter import OPERATIONS
 from stages.comparing import results
@@ -96,3 +96,10 @@ def test_a_baseline_is_never_the_fastest(monkeypatch):
     found = runtimes._summarise([process])["8"]
     assert found["fastest"] == "LiteRT int8"
     assert found[runtimes.OPTIMUM]["fastest_is_times_as_fast"]["value"] == pytest.approx(0.5)
+
+
+def test_what_bundles_did_stands_in_the_page_as_in_the_record() -> None:
+    """A bundle that was not tried has why in its place, and no figure."""
+    text = (ROOT / ship.PAGE).read_text("utf-8")
+    assert ship.with_table(text, ROOT / ship.RECORD) == text
+    assert "| ios | ios | 32.2 | 35.7 | not here: its code runs on another system |  |" in text
