@@ -4,6 +4,7 @@ import functools
 import json
 
 import pytest
+from fakes import slow_but
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import AddedToken, Tokenizer, models, normalizers, pre_tokenizers, processors
@@ -53,7 +54,7 @@ def uncased():
     return make_pair("uncased")
 
 
-@pytest.fixture(params=KINDS)
+@pytest.fixture(params=slow_but(tuple(KINDS), "uncased", "cased without accents"))
 def pair(request):
     return make_pair(request.param)
 

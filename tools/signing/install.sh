@@ -7,4 +7,4 @@ here="$(cd "$(dirname "$0")" && pwd)"
 target="$venv/share/decant/signing"
 
 [ -x "$target/bin/python" ] || "$venv/bin/python" -m venv "$target"
-"$target/bin/python" -m pip --disable-pip-version-check install --quiet --requirement "$here/requirements.lock"
+"$target/bin/python" -m pip --disable-pip-version-check install --quiet --no-deps --requirement "$here/requirements.lock"
