@@ -17,6 +17,7 @@ def small(monkeypatch):
     monkeypatch.setattr(graphs, "FORMATS", {"onnx": {"fp32": ("fp32", {})}, "coreml": {"fp32": ("fp32", coreml)}})
 
 
+@pytest.mark.slow  # two formats of two students, exported and timed
 def test_a_larger_graph_is_seen_and_an_equal_one_is_not_timed(small, monkeypatch, tmp_path, capsys):
     """Planted: a version whose graph has a second layer."""
     for name, layers in (("old", 1), ("same", 1), ("new", 2)):

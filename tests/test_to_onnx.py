@@ -408,7 +408,7 @@ def test_only_what_the_answer_needs_is_left(models, tmp_path, name, precision):
     assert kinds.total() == NODES[name, precision]
 
 
-@pytest.mark.parametrize("name", ["bert", "electra"])
+@pytest.mark.parametrize("name", slow_but(["bert", "electra"], "bert"))
 def test_joining_8_bit_products_changes_no_bit(models, tmp_path, name, monkeypatch):
     """Integers add up alike in one product or three, and every column keeps its scale."""
     model, folder = models[name]
