@@ -9,6 +9,7 @@ import pytest
 
 import eval.runtimes
 from eval.worker import Job, Loadable, Result, Samples, Turn, arms_of
+from pipeline.base import plugins
 from pipeline.base.records import Artefact, Measurement, Series, TensorFact
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -87,6 +88,15 @@ def slow_but(values, *fast):
     """Parameters of a test that takes seconds for each: `make test` has some, `make test-all` those like them, too."""
     assert all(value in values for value in fast)
     return [value if value in fast else pytest.param(value, marks=pytest.mark.slow) for value in values]
+
+
+def port_of(name):
+    """A tokenizer of apps that can run here; else the test is skipped."""
+    port = plugins.load("tokenizer", name)
+    if (reason := port.why_unusable()) is not None:
+        # Node.js, Java and Swift are no part of what `make test` promises; the reason says what to install
+        pytest.skip(reason)
+    return port
 
 
 def named(ids, mask):

@@ -4,10 +4,10 @@ import functools
 import json
 
 import pytest
+from fakes import port_of
 from tokenizers import AddedToken, Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
 
 from eval.hard_texts import HARD, fuzz
-from pipeline.base import plugins
 from pipeline.base.errors import ExportError
 from pipeline.data.texts import clean
 from pipeline.formats import byte_pairs, tokenizer_rules
@@ -52,9 +52,7 @@ def encode(tokenizer, texts):
 @pytest.mark.parametrize("port", ["javascript", "kotlin", "swift"])
 @pytest.mark.parametrize("options", [{}, {"blank_first": True, "takes_right": True}], ids=["as RoBERTa", "blank first"])
 def test_every_port_gives_the_tokenizers_ids(tmp_path, port, options):
-    module = plugins.load("tokenizer", port)
-    if (reason := module.why_unusable()) is not None:
-        pytest.skip(reason)
+    module = port_of(port)
     tokenizer, rules = make(**options)
     assert tokenizer_rules.write(rules, tmp_path) == "byte_pairs.json"
     texts = [*TEXTS, "half \ud83d of a pair"]
@@ -81,9 +79,7 @@ def test_every_port_gives_the_tokenizers_ids(tmp_path, port, options):
 )
 def test_a_fault_in_the_table_is_seen_in_the_ids(tmp_path, change):
     """Planted one at a time, in the table that a port follows."""
-    module = plugins.load("tokenizer", "javascript")
-    if (reason := module.why_unusable()) is not None:
-        pytest.skip(reason)
+    module = port_of("javascript")
     tokenizer, rules = make()
     tokenizer_rules.write(rules, tmp_path)
     path = tmp_path / "byte_pairs.json"
@@ -96,9 +92,7 @@ def test_a_fault_in_the_table_is_seen_in_the_ids(tmp_path, change):
 
 def test_a_long_text_without_a_blank_takes_no_more_than_its_length_asks(tmp_path):
     """Chinese without punctuation is one word: 60,000 bytes of it, where all pairs one by one would take minutes."""
-    module = plugins.load("tokenizer", "javascript")
-    if (reason := module.why_unusable()) is not None:
-        pytest.skip(reason)
+    module = port_of("javascript")
     tokenizer, rules = make()
     tokenizer_rules.write(rules, tmp_path)
     texts = ["天气怎么样" * 4_000, "ab" * 100_000]

@@ -151,6 +151,7 @@ def test_the_python_bundle_opens_each_of_its_formats(tmp_path, name):
     """The file that ships for a format gives what the model gives in PyTorch."""
     exporter = plugins.load("format", name)
     if (reason := exporter.why_unusable() if hasattr(exporter, "why_unusable") else None) is not None:
+        # each format's tools are an extra of their own; the reason names the one that is not installed
         pytest.skip(reason)
     model, batch = toy_model(), toy_batch()
     save_classifier(model, tmp_path / "student")

@@ -26,6 +26,7 @@ from stages.commands import verify
 from stages.releasing import signing
 from stages.releasing.releases import NotReleasedError, read_index, release
 
+# What signs has an environment of its own (`make signing`), which `make test` does not promise; the reason says so.
 pytestmark = pytest.mark.skipif(signing.why_unusable() is not None, reason=str(signing.why_unusable()))
 __all__ = ["keys"]
 NO_PAGE = web_bundle.why_unusable() or why_missing()
@@ -220,6 +221,7 @@ def only(releases, out, platform, version):
     return out
 
 
+# Kotlin's compiler comes with `make clients`, Java from the system; `make test` promises neither.
 @pytest.mark.skipif(NO_JAVA is not None, reason=str(NO_JAVA))
 class TestKotlin:
     """The update function of the bundle for Android, on Java's machine, with recorded outputs in LiteRT's place."""
@@ -330,6 +332,7 @@ def page(released):
     page.close()
 
 
+# Chromium and onnxruntime-web come with `make browser`, which `make test` does not promise.
 @pytest.mark.skipif(NO_PAGE is not None, reason=str(NO_PAGE))
 class TestBrowser:
     """The update function of the bundle for web pages, in a browser, with its cache."""

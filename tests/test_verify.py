@@ -239,6 +239,7 @@ def test_a_bundle_is_held_against_itself_where_the_manifest_was_written_anew(bun
 # --- signatures ---------------------------------------------------------------------------------------------------
 
 
+# What checks signatures has an environment of its own (`make signing`), which `make test` does not promise.
 @pytest.mark.skipif(NO_SIGNER is not None, reason=str(NO_SIGNER))
 class TestSignatures:
     """The conformance cases of OpenSSF Model Signing that need no network: a good one, and what must not pass."""

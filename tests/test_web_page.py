@@ -17,6 +17,7 @@ from export.bundles import web
 from stages.commands.serve import Handler
 
 REASON = web.why_unusable() or why_missing()
+# Chromium and onnxruntime-web come with `make browser`, which `make test` does not promise; the reason says so.
 pytestmark = pytest.mark.skipif(REASON is not None, reason=str(REASON))
 TIMEOUT_MS = 60_000
 
@@ -137,6 +138,7 @@ def test_nothing_is_wider_than_the_window(bundle, open_page, width):
         assert page.locator(name).bounding_box()["height"] >= 44  # a finger's width
 
 
+# Transformers.js comes with `make clients`, which `make test` does not promise.
 @pytest.mark.skipif(why_not() is not None, reason=str(why_not()))
 def test_transformers_js_reads_the_same_folder(bundle):
     """Its pipeline, from the npm package, gives the labels that the bundle's own code gives."""

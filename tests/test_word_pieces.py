@@ -4,13 +4,12 @@ import functools
 import json
 
 import pytest
-from fakes import slow_but
+from fakes import port_of, slow_but
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import AddedToken, Tokenizer, models, normalizers, pre_tokenizers, processors
 
 from eval.hard_texts import HARD, fuzz
-from pipeline.base import plugins
 from pipeline.base.errors import ExportError, ModelError
 from pipeline.data.texts import clean
 from pipeline.formats import tokenizer_rules, word_pieces
@@ -126,9 +125,7 @@ def test_so_it_does_on_any_text(text):
 
 @pytest.mark.parametrize("port", PORTS)
 def test_every_port_gives_the_tokenizers_ids(pair, tmp_path, port):
-    module = plugins.load("tokenizer", port)
-    if (reason := module.why_unusable()) is not None:
-        pytest.skip(reason)
+    module = port_of(port)
     tokenizer, rules = pair
     tokenizer_rules.write(rules, tmp_path)
     texts = [*TEXTS, "half \ud83d of a pair", "\udc00"]
@@ -164,9 +161,7 @@ def test_a_fault_in_the_table_is_seen_in_the_ids(change):
 
 
 def test_a_port_that_fails_says_so(tmp_path):
-    module = plugins.load("tokenizer", "javascript")
-    if (reason := module.why_unusable()) is not None:
-        pytest.skip(reason)
+    module = port_of("javascript")
     (tmp_path / "word_pieces.json").write_text('{"kind": "word pieces 2"}')
     with pytest.raises(ModelError, match=r"node failed"):
         module.encode(tmp_path, ["a"])

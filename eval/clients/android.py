@@ -9,6 +9,7 @@ from pathlib import Path
 
 from eval.clients import Recorded, Used, limit_s
 from eval.tokenizers import ask_program, kotlin
+from pipeline.formats.bundles import read_manifest
 
 NEEDS_RECORDED = True
 
@@ -21,7 +22,7 @@ def why_unusable() -> str | None:
 def use(folder: Path, texts: Sequence[tuple[str, ...]], recorded: Recorded) -> Used:
     """What its Kotlin code answers, compiled as it lies in the bundle."""
     sources = sorted((folder / "classifier" / "src" / "main" / "kotlin").rglob("*.kt"))
-    command = kotlin.program("test", str(folder / "model/src/main/assets/decant"), sources=sources)
+    command = kotlin.program("test", str(folder / read_manifest(folder).home), sources=sources)
     given = {"outputs": recorded, "texts": [text[0] for text in texts]}
     found = ask_program(command, given, timeout_s=limit_s(len(texts)), what="its Kotlin code")
     return Used(answers=found["answers"], failures=found["failures"], engine="Java, from recorded outputs")

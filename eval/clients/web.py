@@ -11,7 +11,6 @@ from eval.pages import LOOP, Page, why_missing
 PAGE = """<!doctype html><meta charset="utf-8"><title>Decant</title>
 <script type="importmap">{"imports": {"onnxruntime-web/wasm": "./vendor/ort.wasm.min.mjs"}}</script>
 <script type="module">
-const start = performance.now();
 import * as ort from "onnxruntime-web/wasm";
 import { Classifier } from "./classifier.js";
 ort.env.wasm.wasmPaths = new URL("./vendor/", import.meta.url).href;
