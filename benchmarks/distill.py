@@ -39,7 +39,7 @@ from pipeline.data.prepared import EncodedSplit
 from pipeline.data.splits import load_dataset
 from pipeline.data.texts import encode
 from pipeline.families import shape_of
-from pipeline.models.checkpoints import load_teacher
+from pipeline.models.checkpoints import load_with_head
 from pipeline.models.model_files import find_model
 from pipeline.models.students import build_student
 from pipeline.settings.data import DataSettings
@@ -79,7 +79,7 @@ class Bench:
         ids = encode(tokenizer, [row.texts for row in rows], MAX_LENGTH)
         self.teacher_settings = TeacherSettings(model=TEACHER)
         self.folder, self.task = folder, dataset.task
-        self.teacher = load_teacher(folder, self.teacher_settings, self.task.head).eval()
+        self.teacher = load_with_head(folder, self.task.head).eval()
         layers, hidden = (int(part) for part in student.split("x"))
         self.settings = StudentSettings.model_validate(
             {"layers": layers, "hidden": hidden, "heads": shape_of(self.teacher.config).heads, "init": InitSettings()}
@@ -155,7 +155,7 @@ class Bench:
     def _plain(self, losses: Mapping[str, Mapping[str, Any]]) -> Step:
         student = self.new_student(eager=True)
         nn.Module.to(student, self.device)
-        teacher = load_teacher(self.folder, self.teacher_settings, self.task.head).eval()
+        teacher = load_with_head(self.folder, self.task.head).eval()
         teacher.set_attn_implementation("eager")
         nn.Module.to(teacher, self.device)
         signal = next((name for name in losses if name != "logit_kl"), None)

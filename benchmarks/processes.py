@@ -44,6 +44,7 @@ from pipeline.settings.training import TrainingSettings
 from pipeline.tasks import Task
 from pipeline.training import processes
 from pipeline.training.distiller import Distiller
+from pipeline.training.judges import OnDev
 from pipeline.training.loop import fit
 from pipeline.training.steps import Steps
 
@@ -90,7 +91,7 @@ def train(folder: Path, timed: Annotated[bool, typer.Option()] = False) -> None:
 
     setattr(Steps, "take", take)  # noqa: B010 - mypy forbids the assignment
     dev = EncodedSplit(train_rows.names[:64], train_rows.ids[:64], train_rows.targets[:64], train_rows.pad_id)
-    run = fit(distiller, train_rows, dev, task, settings, folder / "work", "benchmark", 0, "student", "last")
+    run = fit(distiller, train_rows, OnDev(dev, task), settings, folder / "work", "benchmark", 0, "student", "last")
     if processes.rank() == 0:
         save_file({name: tensor.contiguous() for name, tensor in student.state_dict().items()}, folder / "end")
         seconds = [after - before for before, after in pairwise(starts[10:])]

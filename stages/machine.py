@@ -5,9 +5,9 @@ package change, and each stage depends on one file that holds its share of that,
 exactly then. Run as `python -m stages.machine`.
 """
 
-import hashlib
 import json
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,7 +16,7 @@ from pipeline.base.errors import DataError, SettingsError
 from pipeline.base.files import sha256_of, write_atomically
 from pipeline.base.plugins import nearest
 from pipeline.base.workspace import Workspace
-from pipeline.data.inputs import base_model_files, data_files, describe_source
+from pipeline.data.inputs import base_model_files, data_files, describe_source, model_digest
 from pipeline.settings import accepted
 from pipeline.settings.params import Params, load
 from pipeline.settings.targets import Target
@@ -29,6 +29,7 @@ ONCE: dict[str, Scope] = {
     "prepare": "nothing",
     "floors": "everything",
     "teach": "nothing",
+    "general": "nothing",
     "reference": "nothing",
     "distill": "nothing",
     "quantize": "nothing",
@@ -71,6 +72,8 @@ def depends_on(stage: str, params: Params, facts: dict[str, Any], target: Target
         facts: of `machine.facts`.
         target: for stages that run once for each.
     """
+    if stage == "general" and not params.is_general:
+        return {"inputs": "none is asked for"}  # and no edit of what would make one makes anything again
     found = dependencies.trace([f"stages.{stage}"], _chosen(stage, params, target))
     scope = PER_TARGET[stage] if target is not None else ONCE[stage]
     known = {
@@ -83,17 +86,24 @@ def depends_on(stage: str, params: Params, facts: dict[str, Any], target: Target
 
 def _chosen(stage: str, params: Params, target: Target | None) -> dict[str, list[str]]:
     """Plug-ins that a stage loads by a name of the settings."""
-    return {"task": [params.task.name], **_family(params.teacher.model), **_others(stage, params, target)}
+    return {"task": [params.task.name], **_families(params), **_others(stage, params, target)}
 
 
-def _family(model: str) -> dict[str, list[str]]:
-    """That of the teacher and its students; nothing, which means any, where the model is not on this machine yet."""
+def _families(params: Params) -> dict[str, list[str]]:
+    """Those of teachers and student; nothing, which means any, where a model is not on this machine yet."""
+    second = params.teacher.second
+    models = [params.teacher.model, params.origin[0], *([second.model] if second is not None else [])]
+    found = [_family(model) for model in dict.fromkeys(models)]
+    return {"family": sorted({family for family in found if family is not None})} if None not in found else {}
+
+
+def _family(model: str) -> str | None:
     config = next((file for file in base_model_files(model) if file.name == "config.json"), None)
     try:
         kind = json.loads(config.read_text("utf-8"))["model_type"] if config is not None else None
     except (OSError, ValueError, KeyError, TypeError):
         kind = None  # the stage that loads it says what is wrong
-    return {"family": [kind.replace("-", "_")]} if isinstance(kind, str) else {}
+    return kind.replace("-", "_") if isinstance(kind, str) else None
 
 
 def _others(stage: str, params: Params, target: Target | None) -> dict[str, list[str]]:
@@ -115,17 +125,28 @@ def _others(stage: str, params: Params, target: Target | None) -> dict[str, list
     # Both besides those of the settings: controls fall back on them. A plan is made for schemes that exporters declare,
     # not by their code: one that changed asks for another entry, and is told to make the plan again.
     target_loss = plugins.load("task", params.task.name).TARGET_LOSS
-    losses = {"teach": [target_loss], "distill": sorted({*params.distill.losses, target_loss, "logit_kl"})}
+    losses = {
+        "teach": [target_loss],
+        "general": sorted(params.general.losses),
+        "distill": sorted({*params.distill.losses, target_loss, "logit_kl"}),
+    }
     return {"loss": losses.get(stage, [])}
 
 
 def _inputs(stage: str, params: Params) -> dict[str, Any]:
     """What else a stage reads that is no output of another."""
+    if stage == "prepare":
+        return {"unlabelled": _digests(params.data.unlabelled.files), "origin": model_digest(*params.origin)}
+    if stage == "teach":
+        second = params.teacher.second
+        return {"second": None if second is None else model_digest(second.model, second.revision)}
+    if stage == "general":
+        models = {"teacher": (params.teacher.model, params.teacher.revision), "origin": params.origin}
+        return {"texts": _digests(params.general.texts), **{name: model_digest(*one) for name, one in models.items()}}
     if stage == "distill":
-        augment = params.distill.augment
-        files = {"unlabelled": [Path(augment.unlabelled)] if augment.unlabelled else []}
-        files["masked_lm"] = base_model_files(augment.masked_lm) if augment.masked_lm else []
-        return {name: {file.name: _digest(file) for file in paths} for name, paths in files.items()}
+        masked_lm = params.distill.augment.masked_lm
+        found = {"masked_lm": {file.name: _digest(file) for file in base_model_files(masked_lm)} if masked_lm else {}}
+        return {**found, "origin": model_digest(*params.origin)}
     if stage == "report":
         return params.report.model_dump(mode="json")
     if stage in ("tokenizers", "package"):
@@ -147,6 +168,10 @@ def _say(kind: str, name: str) -> list[str | None]:
     return [reason, module.version() if reason is None and hasattr(module, "version") else None]
 
 
+def _digests(names: Sequence[str]) -> list[str | None]:
+    return [_digest(Path(name)) for name in names]
+
+
 def _digest(file: Path) -> str | None:
     return sha256_of(file) if file.is_file() else None
 
@@ -161,16 +186,13 @@ def input_digests(params: Params, root: Path) -> dict[str, object]:
     if params.data.source == "hub":
         hub = params.data.hub
         data = {"dataset": hub.dataset, "config": hub.config, "revision": hub.revision}
-    digest = hashlib.sha256()
-    files = base_model_files(params.teacher.model)
-    for file in files:
-        digest.update(f"{file.name} {sha256_of(file)}\n".encode())
+    is_local = bool(base_model_files(params.teacher.model))
     return {
         "data": data,
         "teacher": {
             "source": describe_source(params.teacher.model),
             "revision": params.teacher.revision,
-            "sha256": digest.hexdigest() if files else None,
+            "sha256": model_digest(params.teacher.model, params.teacher.revision) if is_local else None,
         },
     }
 

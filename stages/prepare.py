@@ -7,15 +7,15 @@ import logging
 from pathlib import Path
 
 import numpy as np
-from transformers import PreTrainedTokenizerBase
+from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 from pipeline import tasks
 from pipeline.base import guard
 from pipeline.base.files import output_folder
 from pipeline.base.records import seal
 from pipeline.base.workspace import Workspace
-from pipeline.data.examples import SPLITS, write_prepared
-from pipeline.data.prepared import BATCH, student_lengths, write_encoded
+from pipeline.data.examples import SPLITS, read_prepared, write_prepared
+from pipeline.data.prepared import BATCH, learned_splits, student_lengths, write_encoded, write_unlabelled
 from pipeline.data.splits import Dataset, load_dataset
 from pipeline.data.texts import encode
 from pipeline.models.checkpoints import check_positions, check_vocabulary, read_config
@@ -23,6 +23,7 @@ from pipeline.models.model_files import find_model
 from pipeline.models.students import student_config
 from pipeline.models.vocabulary import load_tokenizer, needed_tokens, save_tokenizer, trim, with_distillation_token
 from pipeline.settings.params import Params, load
+from pipeline.settings.teacher import TaughtModel
 
 log = logging.getLogger(__name__)
 KIND = "data"
@@ -33,37 +34,39 @@ def run(params: Params, workspace: Workspace, root: Path | None = None) -> None:
 
     `root` is the project whose data files are read, where it is not the workspace itself.
     """
-    folder = find_model(params.teacher.model, params.teacher.revision)
-    config = read_config(folder)
-    check_positions(config, params.data.max_length)
-    tokenizer = load_tokenizer(folder)
-    check_vocabulary(config, len(tokenizer))
+    teacher = _open(params, *_named(params.teacher), "teacher.model")
+    second = params.teacher.second
+    others = None if second is None else _open(params, *_named(second), "teacher.second.model")
+    config, tokenizer = _open(params, *params.origin, "student.init.from")
     task = tasks.load(params.task.name, params.task.options)
     dataset = load_dataset(params.data, task, root or workspace.root, params.seed)
-    keep, student_tokenizer, has_token = None, tokenizer, params.student.distillation_token
-    if params.student.vocabulary == "trimmed":
-        keep = needed_tokens(tokenizer, [row.texts for row in dataset.splits["train"]])
-        student_tokenizer = trim(tokenizer, keep)
-    elif has_token and config.vocab_size > len(tokenizer):
-        # The token takes the tokenizer's next id, where such a teacher has a row that no text reads.
-        keep = list(range(len(tokenizer)))
-    if has_token:
-        student_tokenizer = with_distillation_token(student_tokenizer)
-    student_config(config, params.student, len(keep) if keep else None)  # a student that cannot be built stops here
-    facts: dict[str, object] = {
-        **dataset.findings,
-        "keep_tokens": keep,
-        "distillation_token": has_token,
-        "vocabulary": {"teacher": len(tokenizer), "student": len(student_tokenizer)},
-    }
     with output_folder(workspace.data) as partial:
         write_prepared(dataset, partial)
-        save_tokenizer(student_tokenizer, partial / "tokenizer")
-        save_tokenizer(tokenizer, partial / "teacher_tokenizer")
+        further = write_unlabelled(params.data.unlabelled, dataset, partial, root or workspace.root)
+        keep = _kept(params, config, tokenizer, partial)
+        # A student that cannot be built stops here.
+        student_config(config, params.student, len(keep) if keep is not None else None)
+        student = tokenizer if keep is None or len(keep) == len(tokenizer) else trim(tokenizer, keep)
+        if params.student.distillation_token:
+            student = with_distillation_token(student)
+        save_tokenizer(student, partial / "tokenizer")
+        save_tokenizer(teacher[1], partial / "teacher_tokenizer")
+        if others is not None:
+            save_tokenizer(others[1], partial / "second_tokenizer")
         # What the saved tokenizers say, since those are what ships.
         saved = load_tokenizer(partial / "tokenizer"), load_tokenizer(partial / "teacher_tokenizer")
-        facts["encoding"] = write_encoded(partial, *saved, params.data.max_length, has_token=has_token)
-        facts["tokens"] = _token_facts(partial, dataset, saved[0], params.data.max_length)
+        has_token, length = params.student.distillation_token, params.data.max_length
+        facts: dict[str, object] = {
+            **dataset.findings,
+            "unlabelled": further,
+            "keep_tokens": keep,
+            "distillation_token": has_token,
+            "vocabulary": {"teacher": len(teacher[1]), "student": len(student)},
+            "encoding": write_encoded(
+                partial, *saved, length, has_token=has_token, second=others[1] if others is not None else None
+            ),
+            "tokens": _token_facts(partial, dataset, saved[0], length),
+        }
         seal(partial, KIND, facts=facts)
     rows, near = dataset.findings["rows"], dataset.findings["near_duplicates"]
     log.info(
@@ -75,6 +78,33 @@ def run(params: Params, workspace: Workspace, root: Path | None = None) -> None:
         dataset.findings["rows_also_in_test_removed"],
         near["test_rows"],
     )
+
+
+def _named(model: TaughtModel) -> tuple[str, str | None]:
+    return model.model, model.revision
+
+
+def _open(
+    params: Params, name: str, revision: str | None, setting: str
+) -> tuple[PretrainedConfig, PreTrainedTokenizerBase]:
+    """A model's configuration and its tokenizer, which must fit each other and the longest text."""
+    folder = find_model(name, revision, setting)
+    config, tokenizer = read_config(folder), load_tokenizer(folder)
+    check_positions(config, params.data.max_length, setting)
+    check_vocabulary(config, len(tokenizer))
+    return config, tokenizer
+
+
+def _kept(
+    params: Params, config: PretrainedConfig, tokenizer: PreTrainedTokenizerBase, folder: Path
+) -> list[int] | None:
+    """Tokens that the student keeps of the model it is copied from; None for all."""
+    if params.student.vocabulary == "trimmed":
+        return needed_tokens(tokenizer, [read_prepared(folder, split).texts for split in learned_splits(folder)])
+    if params.student.distillation_token and config.vocab_size > len(tokenizer):
+        # The token takes the tokenizer's next id, where such a model has a row that no text reads.
+        return list(range(len(tokenizer)))
+    return None
 
 
 def _token_facts(

@@ -5,9 +5,10 @@ Run as `python -m stages.teach`; on several GPUs as `accelerate launch --multi_g
 
 import json
 import logging
+from contextlib import nullcontext
+from typing import Any
 
 import torch
-from transformers import PreTrainedModel
 
 from pipeline import tasks
 from pipeline.base import guard
@@ -15,17 +16,20 @@ from pipeline.base.dependencies import trace
 from pipeline.base.files import output_folder
 from pipeline.base.records import Card, seal
 from pipeline.base.workspace import Workspace
-from pipeline.data.inputs import describe_source
-from pipeline.data.prepared import EncodedSplit, open_data, read_encoded
+from pipeline.data.inputs import describe_source, model_digest
+from pipeline.data.prepared import SECOND, TEACHER, EncodedSplit, open_data, read_encoded
 from pipeline.distillation.variants import run_key
-from pipeline.models.checkpoints import count_parameters, load_teacher, save_classifier
+from pipeline.models.checkpoints import count_parameters, load_with_head, save_classifier
 from pipeline.models.model_files import find_model
 from pipeline.models.vocabulary import load_tokenizer, save_tokenizer
 from pipeline.settings.params import Params, load
+from pipeline.settings.teacher import TaughtModel
 from pipeline.tasks import Task
 from pipeline.training import processes
-from pipeline.training.answers import check_learned, predict, score_of, write_answers
+from pipeline.training.answers import Outputs, averaged, check_learned, predict, score_of, write_answers
 from pipeline.training.distiller import Distiller
+from pipeline.training.freezing import FrozenStates, freeze_below, frozen_layers
+from pipeline.training.judges import OnDev
 from pipeline.training.loop import TrainingRun, fit
 
 log = logging.getLogger(__name__)
@@ -33,66 +37,106 @@ KIND = "teacher"
 
 
 def run(params: Params, workspace: Workspace) -> None:
-    """Writes the teacher's folder with its tokenizer, training log and test answers."""
+    """Writes the teacher's folder with its tokenizer, training log and test answers; a second teacher inside it."""
     torch.set_num_threads(params.threads)
-    data = open_data(workspace)
-    _, train = read_encoded(workspace, "train", params.data.max_length, for_teacher=True)
-    _, dev = read_encoded(workspace, "dev", params.data.max_length, for_teacher=True)
-    task = tasks.of(params, workspace.data)
-    torch.manual_seed(params.seed)
-    folder = find_model(params.teacher.model, params.teacher.revision)
-    teacher = load_teacher(folder, params.teacher, task.head, data.facts["encoding"]["separator"])
-    training = TrainingRun(steps=0, best_dev_score=float("nan"))
-    if params.teacher.fine_tune:
+    data, task = open_data(workspace), tasks.of(params, workspace.data)
+    first = _Taught(params, workspace, data, task, params.teacher, TEACHER)
+    first.fit()
+    second = None
+    if params.teacher.second is not None:
+        second = _Taught(params, workspace, data, task, params.teacher.second, SECOND)
+        second.fit()
+    processes.by_first(lambda: _finish(params, workspace, data, task, first, second))
+
+
+class _Taught:
+    """A model that comes to know the task."""
+
+    def __init__(
+        self, params: Params, workspace: Workspace, data: Card, task: Task, settings: TaughtModel, reader: str
+    ) -> None:
+        """`reader` says which column of the encoded splits it reads."""
+        self.params, self.workspace, self.task, self.settings, self.reader = params, workspace, task, settings, reader
+        self.name = "teacher" if reader == TEACHER else "second teacher"
+        self.training = TrainingRun(steps=0, best_dev_score=float("nan"))
+        setting = "teacher.model" if reader == TEACHER else "teacher.second.model"
+        folder = find_model(settings.model, settings.revision, setting)
+        torch.manual_seed(params.seed)  # of a new head
+        separator = data.facts["encoding"]["separators"][reader]
+        self.model = load_with_head(folder, task.head, separator, is_new=settings.fine_tune)
+
+    def split(self, name: str) -> EncodedSplit:
+        """A split as this model reads it."""
+        return read_encoded(self.workspace, name, self.params.data.max_length, reader=self.reader)[1]
+
+    def fit(self) -> None:
+        """Trains it, unless it is taken as it is."""
+        if not self.settings.fine_tune:
+            return
+        params, task, settings = self.params, self.task, self.settings.training
+        train, dev = self.split("train"), self.split("dev")
         code = trace(["pipeline.training.loop"], {"loss": [task.TARGET_LOSS], "task": [task.name]})
-        contents = _base_model(workspace), task.space.model_dump_json()
-        key = run_key(_settings(params), code, params, train, dev, *contents)
-        distiller = Distiller(teacher, None, {task.TARGET_LOSS: {}}, units=task.units)
-        work, settings = workspace.work("teach"), params.teacher.training
-        training = fit(distiller, train, dev, task, settings, work, key, params.seed, "teacher")
-    processes.by_first(lambda: _finish(params, workspace, data, teacher, dev, task, training))
+        base, space = model_digest(self.settings.model, self.settings.revision), task.space.model_dump_json()
+        key = run_key(settings.model_dump(mode="json"), code, params, train, dev, base, space)
+        work = self.workspace.work("teach" if self.reader == TEACHER else "teach_second")
+        layers = frozen_layers(self.model, settings.freeze, f"{self.name.replace(' ', '.')}.training.freeze")
+        freeze_below(self.model, layers, is_whole=settings.freeze == "encoder")
+        states = processes.first_then_others(
+            lambda: (
+                FrozenStates(self.model, layers, train, work.with_name(f"{work.name}_states"), key) if layers else None
+            )
+        )
+        losses: dict[str, dict[str, Any]] = {task.TARGET_LOSS: {}}
+        distiller = Distiller(self.model, None, losses, units=task.units, frozen=states)
+        with states.in_place() if states is not None else nullcontext():
+            self.training = fit(distiller, train, OnDev(dev, task), settings, work, key, params.seed, self.name)
+
+    def answers(self, split: EncodedSplit, name: str) -> Outputs:
+        """What it answers to a split."""
+        return predict(self.model, split.ids, split.pad_id, f"{self.name} on {name}")
 
 
 def _finish(
-    params: Params,
-    workspace: Workspace,
-    data: Card,
-    teacher: PreTrainedModel,
-    dev: EncodedSplit,
-    task: Task,
-    training: TrainingRun,
+    params: Params, workspace: Workspace, data: Card, task: Task, first: _Taught, second: _Taught | None
 ) -> None:
     """Scores the teacher and writes its folder."""
-    _, test = read_encoded(workspace, "test", params.data.max_length, for_teacher=True)
-    on_dev = predict(teacher, dev.ids, dev.pad_id, "teacher on dev")
-    check_learned(on_dev, dev.targets, task, "the teacher")
-    on_test = predict(teacher, test.ids, test.pad_id, "teacher on test")
-    dev_score, test_score = score_of(on_dev, dev.targets, task), score_of(on_test, test.targets, task)
-    facts = {
+    taught = [first, *([second] if second is not None else [])]
+    targets = {split: first.split(split).targets for split in ("dev", "test")}
+    outputs = {split: [one.answers(one.split(split), split) for one in taught] for split in targets}
+    for one, found in zip(taught, outputs["dev"], strict=True):
+        check_learned(found, targets["dev"], task, f"the {one.name}")
+    scores = {split: [score_of(found, targets[split], task) for found in outputs[split]] for split in targets}
+    facts: dict[str, Any] = {
         "source": describe_source(params.teacher.model),
-        "parameters": count_parameters(teacher),
-        "steps": training.steps,
-        "dev_score": dev_score,
-        "test_score": test_score,
+        "parameters": count_parameters(first.model),
+        "steps": first.training.steps,
+        "dev_score": scores["dev"][0],
+        "test_score": scores["test"][0],
         "seed": params.seed,
         "threads": params.threads,
     }
-    with output_folder(workspace.teacher, expected_bytes=4 * count_parameters(teacher)) as partial:
-        save_classifier(teacher.cpu(), partial)
-        save_tokenizer(load_tokenizer(workspace.data / "teacher_tokenizer"), partial)
-        (partial / "log.jsonl").write_text("".join(json.dumps(e, sort_keys=True) + "\n" for e in training.log), "utf-8")
-        write_answers(partial, on_test, task)
+    if second is not None:
+        both = {split: score_of(averaged(*outputs[split]), targets[split], task) for split in targets}
+        facts["second"] = {
+            "source": describe_source(second.settings.model),
+            "parameters": count_parameters(second.model),
+            "dev_score": scores["dev"][1],
+            "test_score": scores["test"][1],
+            "averaged": {f"{split}_score": score for split, score in both.items()},
+        }
+    size = 4 * sum(count_parameters(one.model) for one in taught)
+    with output_folder(workspace.teacher, expected_bytes=size) as partial:
+        places = [(partial, "teacher_tokenizer"), (partial / workspace.second_teacher.name, "second_tokenizer")]
+        for one, found, (folder, tokenizer) in zip(taught, outputs["test"], places, strict=False):
+            folder.mkdir(exist_ok=True)
+            save_classifier(one.model.cpu(), folder)
+            save_tokenizer(load_tokenizer(workspace.data / tokenizer), folder)
+            lines = (json.dumps(entry, sort_keys=True) + "\n" for entry in one.training.log)
+            (folder / "log.jsonl").write_text("".join(lines), "utf-8")
+            write_answers(folder, found, task)
         seal(partial, KIND, sources={"data": data.digest}, facts=facts)
-    log.info("teacher: %s on dev, %s on test", task.METRIC.say(dev_score), task.METRIC.say(test_score))
-
-
-def _base_model(workspace: Workspace) -> str:
-    """What the machine check found the base model to be: other weights at the same place are another model."""
-    return json.dumps(json.loads(workspace.inputs.read_text("utf-8"))["teacher"], sort_keys=True)
-
-
-def _settings(params: Params) -> dict[str, object]:
-    return {"model": describe_source(params.teacher.model), "training": params.teacher.training.model_dump(mode="json")}
+    for one, dev, test in zip(taught, scores["dev"], scores["test"], strict=True):
+        log.info("%s: %s on dev, %s on test", one.name, task.METRIC.say(dev), task.METRIC.say(test))
 
 
 def main() -> None:

@@ -24,13 +24,13 @@ from transformers import BertConfig, BertForMaskedLM, PreTrainedTokenizerFast
 
 import pipeline.augment.augmentation
 import pipeline.augment.words
-from pipeline.augment.augmentation import Augmented, augment, cached_augmentation
+from pipeline.augment.augmentation import augment, cached_augmentation
 from pipeline.augment.masked_words import load_masked_lm, masked_words
 from pipeline.augment.text_changes import mask_text, mask_words, mix_spans, swap_words
 from pipeline.augment.words import find_words, is_replaceable, key_of, match_case, neighbours, substitute
 from pipeline.base.dependencies import Trace
-from pipeline.base.errors import DataError, ModelError
-from pipeline.data.texts import MAX_CELL_CHARACTERS, normalise
+from pipeline.base.errors import ModelError
+from pipeline.data.texts import normalise
 from pipeline.models.checkpoints import save_classifier
 from pipeline.models.vocabulary import save_tokenizer
 from pipeline.settings.augment import AugmentSettings
@@ -44,7 +44,7 @@ TEXTS = [
 WORDS = sorted({text[start:end] for text in TEXTS for start, end in find_words(text)})
 TOKENIZER = make_tokenizer(extra=WORDS)
 TOKENIZER.model_max_length = 512  # beyond what the language models here have positions for
-MADE = ("mask", "replace", "span_mix", "masked_lm")  # the methods that change a training text
+MADE = ("mask", "replace", "span_mix", "crop", "masked_lm")  # the methods that change a training text
 
 
 @pytest.fixture(scope="module")
@@ -88,9 +88,7 @@ def texts_of(made):
     [
         ({"methods": ("mask", "replace", "mask")}, r"methods names 'mask' 2 times, expected once"),
         ({"methods": ("masked_lm",)}, r"masked_lm is null; name a masked language model"),
-        ({"methods": ("unlabelled",)}, r"unlabelled is null; name a text file"),
-        ({"methods": ("masked_lm", "unlabelled")}, r"language model; .*name a text file"),
-        ({"methods": ("masks",)}, r"methods\.0\n.*'mask', 'replace', 'span_mix', 'masked_lm' or 'unlabelled'"),
+        ({"methods": ("masks",)}, r"methods\.0\n.*'mask', 'replace', 'span_mix', 'crop' or 'masked_lm'"),
         ({"probability": 0.0}, r"probability\n.*greater than 0"),
         ({"probability": 1.1}, r"probability\n.*less than or equal to 1"),
         ({"copies": 0}, r"copies\n.*greater than or equal to 1"),
@@ -110,8 +108,8 @@ def test_settings_are_off_by_default_and_read_from_a_list():
     """As YAML gives them."""
     assert AugmentSettings().methods == ()
     assert augment(TEXTS, AugmentSettings(), TOKENIZER, 0, ()) == []
-    read = AugmentSettings.model_validate_json('{"methods": ["mask", "unlabelled"], "unlabelled": "more.txt"}')
-    assert read.methods == ("mask", "unlabelled")
+    read = AugmentSettings.model_validate_json('{"methods": ["mask", "crop"]}')
+    assert read.methods == ("mask", "crop")
 
 
 def test_every_setting_is_described():
@@ -367,6 +365,14 @@ def test_replacements_are_neighbours():
             assert re.sub(r"\w", "", new) == re.sub(r"\w", "", old)
 
 
+def test_crop_is_a_row_of_words_of_the_text():
+    """With what stands between them; never the whole text, and every length below its own comes up."""
+    text = "often charming, and often affecting journey"
+    made = texts_of(made_by("crop", texts=[text], copies=60))
+    assert all(piece in text and piece != text for piece in made)
+    assert {len(find_words(piece)) for piece in made} == set(range(1, len(find_words(text))))
+
+
 def test_one_word_gets_a_word_before_or_after_it():
     """It would be gone otherwise."""
     made = made_by("span_mix", texts=["wall", *TEXTS], copies=8)
@@ -487,38 +493,6 @@ def test_model_that_is_nowhere_is_named_by_its_own_setting(tmp_path):
         made_by("masked_lm", tmp_path / "nowhere")
 
 
-# --- text from a file --------------------------------------------------------------------------------------------
-
-
-def test_unlabelled_text_is_taken_once_and_never_from_dev_test_or_train(tmp_path, caplog):
-    """Compared without case and punctuation; the log says how many were left out, and why."""
-    path = tmp_path / "more.txt"
-    lines = ["\ufeffPaint it black", "", "  a held-out TEXT!! ", "paint it black.", TEXTS[0].upper(), "天气 怎么样"]
-    path.write_bytes("\r\n".join(lines).encode())
-    with caplog.at_level(logging.INFO):
-        made = made_by("unlabelled", unlabelled=str(path), held_out=["A held out text"])
-    assert made == [Augmented("Paint it black", None, "unlabelled"), Augmented("天气 怎么样", None, "unlabelled")]
-    assert "gave 2 texts of 5; 1 are in dev or test and were left out, 2 were there already" in caplog.text
-
-
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [
-        (None, r"more\.txt: no such file; check distill\.augment\.unlabelled"),
-        (b"\n \n", r"more\.txt: no text in it; expected one a line"),
-        (b"fine\nna\xefve\n", r"more\.txt:2: a byte that is not UTF-8; save the file as UTF-8"),
-        (b"x" * (MAX_CELL_CHARACTERS + 1), r"more\.txt:1: a text of 100,001 characters, expected at most 100,000"),
-    ],
-)
-def test_unusable_file_is_named_with_its_line(tmp_path, content, message):
-    """And what to do."""
-    path = tmp_path / "more.txt"
-    if content is not None:
-        path.write_bytes(content)
-    with pytest.raises(DataError, match=message):
-        made_by("unlabelled", unlabelled=str(path))
-
-
 # --- what holds for all ------------------------------------------------------------------------------------------
 
 
@@ -591,13 +565,13 @@ def test_held_out_words_reach_no_text(method):
     assert not any(word in text for text in texts_of(made) for word in ("crimson", "quince"))
 
 
-def test_two_methods_give_no_text_twice(tmp_path):
-    """Planted: the file holds what mask makes."""
-    masked = made_by("mask", copies=1)
-    path = tmp_path / "more.txt"
-    path.write_text("\n".join([*texts_of(masked), "something else"]), "utf-8")
-    settings = AugmentSettings(methods=("mask", "unlabelled"), copies=1, unlabelled=str(path))
-    assert texts_of(augment(TEXTS, settings, TOKENIZER, 0, ())) == [*texts_of(masked), "something else"]
+def test_two_methods_give_no_text_twice():
+    """Planted: crops of texts that are themselves in the list are training texts, and given by neither."""
+    texts = [*TEXTS, "one two three", "one two"]
+    settings = AugmentSettings(methods=("crop", "span_mix"), copies=8)
+    made = texts_of(augment(texts, settings, TOKENIZER, 0, ()))
+    assert len(made) == len({normalise(text) for text in made})
+    assert not {normalise(text) for text in made} & {normalise(text) for text in texts}
 
 
 @pytest.mark.parametrize("method", MADE)
@@ -607,7 +581,7 @@ def test_text_without_words_gives_nothing(method, texts, language_model):
     assert made_by(method, language_model, texts) == []
 
 
-@pytest.mark.parametrize(("method", "most"), [("mask", 0), ("replace", 0), ("span_mix", 0), ("masked_lm", 4)])
+@pytest.mark.parametrize(("method", "most"), [(name, 4 * (name == "masked_lm")) for name in MADE])
 def test_one_word_alone_gives_what_it_can(method, most, language_model):
     """Nothing is left of it when masked, and it has no neighbour and no other text."""
     assert len(made_by(method, language_model, ["wall"])) == most
@@ -632,15 +606,14 @@ def test_text_in_any_script_comes_through(method, language_model):
 
 # --- cache -------------------------------------------------------------------------------------------------------
 
-CACHED = {"methods": ("mask", "replace", "masked_lm", "unlabelled"), "copies": 2}
+CACHED = {"methods": ("mask", "replace", "masked_lm"), "copies": 2}
 
 
 @pytest.fixture
 def inputs(tmp_path, language_model):
-    """Arguments of cached_augmentation with a model and a file of their own."""
+    """Arguments of cached_augmentation with a model of their own."""
     save_language_model(tmp_path / "model", TOKENIZER)
-    (tmp_path / "more.txt").write_text("something else\nnaïve ❤️\n", "utf-8")
-    files = {"masked_lm": str(tmp_path / "model"), "unlabelled": str(tmp_path / "more.txt")}
+    files = {"masked_lm": str(tmp_path / "model")}
     return {
         "texts": [*TEXTS, "bad \ud800 byte here"],
         "settings": AugmentSettings(**(CACHED | files)),
@@ -708,11 +681,6 @@ def other_settings(inputs, **changes):
     return inputs | {"settings": inputs["settings"].model_copy(update=changes)}
 
 
-def other_file(inputs):
-    Path(inputs["settings"].unlabelled).write_text("something new\n", "utf-8")
-    return inputs
-
-
 def other_model(inputs):
     save_language_model(Path(inputs["settings"].masked_lm), TOKENIZER, seed=1)
     return inputs
@@ -728,7 +696,6 @@ CHANGES = {
     "probability": lambda inputs: other_settings(inputs, probability=0.5),
     "candidates": lambda inputs: other_settings(inputs, candidates=14),
     "mask token": lambda inputs: inputs | {"tokenizer": plain_tokenizer()},
-    "content of the file": other_file,
     "weights of the model": other_model,
 }
 
@@ -753,11 +720,11 @@ def test_edited_code_makes_another_cache(inputs, monkeypatch):
     assert len(folders(inputs)) == 2
 
 
-def test_file_that_moves_keeps_its_cache(inputs, count_made, tmp_path):
+def test_model_that_moves_keeps_its_cache(inputs, count_made, tmp_path):
     """Its content decides, not its place."""
     made = cached_augmentation(**inputs)
-    moved = Path(inputs["settings"].unlabelled).rename(tmp_path / "elsewhere.txt")
-    assert cached_augmentation(**other_settings(inputs, unlabelled=str(moved))) == made
+    moved = Path(inputs["settings"].masked_lm).rename(tmp_path / "elsewhere")
+    assert cached_augmentation(**other_settings(inputs, masked_lm=str(moved))) == made
     assert len(count_made) == 1
 
 

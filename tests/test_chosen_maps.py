@@ -9,6 +9,7 @@ from pipeline.data.prepared import EncodedSplit
 from pipeline.distillation.chosen_maps import chosen_maps
 from pipeline.settings.training import TrainingSettings
 from pipeline.training.distiller import Distiller
+from pipeline.training.judges import OnDev
 from pipeline.training.loop import fit
 
 
@@ -47,4 +48,4 @@ def test_a_map_that_nobody_chose_is_no_uniform_one_in_disguise(tmp_path):
     """Planted fault: a caller who trains without choosing."""
     distiller = Distiller(toy_model(num_hidden_layers=2), toy_model(), {"hidden_mse": {"map": "cka"}})
     with pytest.raises(SettingsError, match="'cka' is a rule; call chosen_maps"):
-        fit(distiller, SPLIT, SPLIT, TASK, TrainingSettings(), tmp_path, "key", 0, "the student")
+        fit(distiller, SPLIT, OnDev(SPLIT, TASK), TrainingSettings(), tmp_path, "key", 0, "the student")

@@ -335,7 +335,7 @@ def test_teacher_and_student_read_the_same_text(folder, vocabulary, max_length):
 def test_the_teacher_itself_reads_as_long_a_text_as_ever(folder):
     """While it is fine-tuned there is no student beside it."""
     params, workspace, _ = prepared(folder, max_length=6)
-    examples, split = read_encoded(workspace, "train", params.data.max_length, for_teacher=True)
+    examples, split = read_encoded(workspace, "train", params.data.max_length, reader="teacher")
     tokenizer = load_tokenizer(workspace.data / "teacher_tokenizer")
     assert list(split.ids) == encode(tokenizer, examples.texts, 6)
     assert (split.teacher_ids, split.has_token) == (None, False)

@@ -17,7 +17,7 @@ from pipeline.models.checkpoints import (
     check_positions,
     count_parameters,
     load_classifier,
-    load_teacher,
+    load_with_head,
     positions_of,
     read_config,
     save_classifier,
@@ -25,7 +25,6 @@ from pipeline.models.checkpoints import (
 from pipeline.models.model_files import find_model
 from pipeline.models.students import LayerOf, _copy_attention, build_student, student_config
 from pipeline.settings.student import StudentSettings
-from pipeline.settings.teacher import TeacherSettings
 from pipeline.tasks import Space, single_label
 
 LABELS = ["alarm", "music", "weather"]
@@ -36,7 +35,6 @@ def head_of(names):
     return single_label.head(Space(names=tuple(names)))
 
 
-READY, NEW = TeacherSettings(fine_tune=False), TeacherSettings(fine_tune=True)
 EVERY_FAMILY = pytest.mark.parametrize("family", sorted(FAMILIES))
 
 
@@ -159,7 +157,7 @@ def test_weights_that_are_not_finite_are_named(tmp_path, value):
     folder = saved(tmp_path / "model", model)
     name = "weight 'bert.encoder.layer.1.output.dense.weight' holds NaN or infinity"
     with pytest.raises(ModelError, match=name):
-        load_teacher(folder, NEW, head_of(LABELS))
+        load_with_head(folder, head_of(LABELS))
     with pytest.raises(ModelError, match=name):
         load_classifier(folder)
     with pytest.raises(ModelError, match=rf"^here: {name}"):
@@ -173,7 +171,7 @@ def test_weights_that_are_not_finite_are_named(tmp_path, value):
 def test_teacher_to_be_tuned_keeps_its_encoder_and_gets_a_classifier(tmp_path, family):
     """Over the data's labels, whatever it answered before."""
     base = toy_model(family)
-    teacher = load_teacher(saved(tmp_path / "model", base), NEW, head_of(["a", "b", "c", "d", "e"]))
+    teacher = load_with_head(saved(tmp_path / "model", base), head_of(["a", "b", "c", "d", "e"]))
     assert teacher.config.id2label == dict(enumerate("abcde"))
     assert teacher.config.label2id == {name: number for number, name in enumerate("abcde")}
     assert logits(teacher).shape == (16, 5)
@@ -186,7 +184,7 @@ def test_teacher_to_be_tuned_keeps_its_encoder_and_gets_a_classifier(tmp_path, f
 def test_ready_teacher_answers_as_it_did(tmp_path, family):
     """Without fine-tuning, with labels without names, which are taken in the data's order."""
     base = toy_model(family)
-    teacher = load_teacher(saved(tmp_path / "model", base), READY, head_of(LABELS))
+    teacher = load_with_head(saved(tmp_path / "model", base), head_of(LABELS), is_new=False)
     torch.testing.assert_close(logits(teacher), logits(base), rtol=1e-5, atol=1e-5)  # by fused attention now
     assert list(teacher.config.id2label.values()) == LABELS
 
@@ -198,7 +196,7 @@ def test_bare_encoder_is_tuned_though_it_has_no_pooler(tmp_path):
     weights = load_file(tmp_path / "model" / "model.safetensors")
     kept = {name: weight for name, weight in weights.items() if "pooler" not in name}
     save_file(kept, tmp_path / "model" / "model.safetensors", metadata={"format": "pt"})
-    teacher = load_teacher(tmp_path / "model", NEW, head_of(LABELS))
+    teacher = load_with_head(tmp_path / "model", head_of(LABELS))
     torch.testing.assert_close(
         teacher.bert.encoder.layer[0].output.dense.weight, base.bert.encoder.layer[0].output.dense.weight
     )
@@ -207,14 +205,14 @@ def test_bare_encoder_is_tuned_though_it_has_no_pooler(tmp_path):
 def test_ready_teacher_for_other_labels_is_refused(tmp_path):
     """Faults row 26: in number, in order, in name; both sides are shown."""
     folder = saved(tmp_path / "model", make_teacher(make_tokenizer(), labels=LABELS))
-    assert load_teacher(folder, READY, head_of(LABELS)).config.num_labels == 3
+    assert load_with_head(folder, head_of(LABELS), is_new=False).config.num_labels == 3
     with pytest.raises(
         ModelError, match=r"answers 3 labels \(alarm, music, weather…\), the data has 2 \(alarm, music…"
     ):
-        load_teacher(folder, READY, head_of(LABELS[:2]))
+        load_with_head(folder, head_of(LABELS[:2]), is_new=False)
     for other in (["music", "alarm", "weather"], ["alarm", "music", "news"]):
         with pytest.raises(ModelError, match=r"differ from the data's .* in name or order; rename them"):
-            load_teacher(folder, READY, head_of(other))
+            load_with_head(folder, head_of(other), is_new=False)
 
 
 def drop_weights(folder, part):
@@ -224,13 +222,13 @@ def drop_weights(folder, part):
 
 
 @pytest.mark.parametrize("part", ["layer.1.attention", "word_embeddings"])
-@pytest.mark.parametrize("settings", [READY, NEW])
-def test_teacher_without_some_encoder_weights_is_refused(tmp_path, part, settings):
+@pytest.mark.parametrize("is_new", [False, True])
+def test_teacher_without_some_encoder_weights_is_refused(tmp_path, part, is_new):
     """They would be random, and nobody would know."""
     folder = saved(tmp_path / "model", toy_model())
     drop_weights(folder, part)
     with pytest.raises(ModelError, match=rf"weights are missing, such as '.*{part}.*'; is this the model you meant"):
-        load_teacher(folder, settings, head_of(LABELS))
+        load_with_head(folder, head_of(LABELS), is_new=is_new)
 
 
 def test_ready_teacher_without_classifier_is_refused(tmp_path):
@@ -238,19 +236,19 @@ def test_ready_teacher_without_classifier_is_refused(tmp_path):
     folder = saved(tmp_path / "model", toy_model())
     drop_weights(folder, "classifier")
     with pytest.raises(ModelError, match="such as 'classifier"):
-        load_teacher(folder, READY, head_of(LABELS))
-    load_teacher(folder, NEW, head_of(LABELS))
+        load_with_head(folder, head_of(LABELS), is_new=False)
+    load_with_head(folder, head_of(LABELS))
 
 
-@pytest.mark.parametrize("settings", [READY, NEW])
+@pytest.mark.parametrize("is_new", [False, True])
 @pytest.mark.parametrize(("key", "value"), [("intermediate_size", 40), ("vocab_size", 70), ("hidden_size", 16)])
-def test_weights_of_another_size_than_the_configuration_are_refused(tmp_path, settings, key, value):
+def test_weights_of_another_size_than_the_configuration_are_refused(tmp_path, is_new, key, value):
     """Only a classifier may be replaced; an encoder whose weights do not fit would start at random."""
     folder = saved(tmp_path / "model", toy_model())
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(config | {key: value}))
     with pytest.raises(ModelError, match=r"config\.json|do not fit"):
-        load_teacher(folder, settings, head_of(LABELS))
+        load_with_head(folder, head_of(LABELS), is_new=is_new)
 
 
 @EVERY_FAMILY
@@ -261,7 +259,7 @@ def test_positions_are_what_the_model_can_take(family):
     batch = {"input_ids": torch.full((1, most), 5), "attention_mask": torch.ones(1, most, dtype=torch.long)}
     assert logits(model, batch).shape == (1, 3)
     check_positions(model.config, most)
-    with pytest.raises(ModelError, match=rf"max_length is {most + 1}, but the teacher has positions for {most} tokens"):
+    with pytest.raises(ModelError, match=rf"max_length is {most + 1}, but teacher.model has positions for {most} "):
         check_positions(model.config, most + 1)
     if not family_of(model.config).tables(model):
         return  # positions that are computed have no end
@@ -507,7 +505,7 @@ def test_saved_student_answers_the_same(tmp_path, family, changes):
         pytest.skip("it has a factorised embedding of its own")
     if not fits(family, changes):
         pytest.skip("heads of this width cannot be copied")
-    teacher = load_teacher(saved(tmp_path / "teacher", toy_model(family)), NEW, head_of(LABELS))
+    teacher = load_with_head(saved(tmp_path / "teacher", toy_model(family)), head_of(LABELS))
     student = build_student(teacher, student_settings(**changes), seed=0, probe=[probe()])
     expected = logits(student)
     again = load_classifier(saved(tmp_path / "student", student.train()))
@@ -572,10 +570,10 @@ def test_random_student_may_be_larger_than_its_teacher():
     [
         ({"hidden": 30}, "hidden 30 is not divisible by heads 4; choose heads that divide it"),
         ({"heads": 3}, "hidden 32 is not divisible by heads 3"),
-        ({"layers": 4}, r"student.layers is 4, the teacher has 3; .* cannot be larger"),
-        ({"hidden": 40}, r"student.hidden is 40, the teacher has 32"),
-        ({"heads": 8}, r"student.heads is 8, the teacher has 4"),
-        ({"ffn": 64}, r"student.ffn is 64, the teacher has 48"),
+        ({"layers": 4}, r"student.layers is 4, the model that it is copied from has 3; .* cannot be larger"),
+        ({"hidden": 40}, r"student.hidden is 40, the model that it is copied from has 32"),
+        ({"heads": 8}, r"student.heads is 8, the model that it is copied from has 4"),
+        ({"ffn": 64}, r"student.ffn is 64, the model that it is copied from has 48"),
     ],
 )
 def test_student_that_cannot_be_built_is_refused(changes, message):
@@ -604,4 +602,4 @@ def test_electra_as_wide_as_its_embedding_stays_so():
 def test_folder_of_the_tiny_project_is_a_model(tmp_path):
     """The one that the tests of the stages start from."""
     write_teacher(tmp_path / "model", labels=LABELS)
-    assert load_teacher(find_model(str(tmp_path / "model")), READY, head_of(LABELS)).config.num_labels == 3
+    assert load_with_head(find_model(str(tmp_path / "model")), head_of(LABELS), is_new=False).config.num_labels == 3

@@ -32,6 +32,7 @@ from toy_models import TASK, toy_model
 from pipeline.data.prepared import EncodedSplit
 from pipeline.training import processes
 from pipeline.training.distiller import Distiller
+from pipeline.training.judges import OnDev
 from pipeline.training.loop import fit
 
 torch.set_num_threads(1)
@@ -48,7 +49,8 @@ out = Path(sys.argv[1])
 for name, (losses, changes) in LOSSES.items():
     student = make_student(hidden_size=16, intermediate_size=24, **PLAIN)
     distiller = Distiller(student, toy_model(seed=3), losses, targeted_share=0.75)
-    run = fit(distiller, ROWS, DEV, TASK, settings(epochs=4.0, **changes), out / name, "key", 0, "student", "last")
+    judge, changed = OnDev(DEV, TASK), settings(epochs=4.0, **changes)
+    run = fit(distiller, ROWS, judge, changed, out / name, "key", 0, "student", "last")
     if processes.rank() == 0:
         save_file(student.state_dict(), out / f"{name}.safetensors")
         (out / f"{name}.json").write_text(json.dumps(run.log))

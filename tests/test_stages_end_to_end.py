@@ -167,7 +167,7 @@ def test_a_trimmed_student_reads_ids_of_its_own(tmp_path):
     assert list(split.teacher_ids) == encode(theirs, examples.texts, longest)
     assert (split.pad_id, split.teacher_pad_id, split.has_token) == (ours.pad_token_id, theirs.pad_token_id, False)
     assert split.delimiter_ids == (ours.cls_token_id, ours.sep_token_id)
-    _, alone = read_encoded(workspace, "dev", longest, for_teacher=True)
+    _, alone = read_encoded(workspace, "dev", longest, reader="teacher")
     assert (list(alone.ids), alone.teacher_ids) == (list(split.teacher_ids), None)
     assert alone.pad_id == theirs.pad_token_id
 
@@ -507,7 +507,7 @@ def test_tokenizer_with_more_tokens_than_the_teacher_is_refused(tmp_path):
 def test_length_beyond_the_teacher_is_refused(tmp_path):
     """By the first stage."""
     params, workspace = write_project(tmp_path, data__max_length=33)
-    with pytest.raises(ModelError, match=r"max_length is 33, but the teacher has positions for 32 tokens"):
+    with pytest.raises(ModelError, match=r"max_length is 33, but teacher.model has positions for 32 tokens"):
         run(params, workspace, prepare)
 
 

@@ -19,9 +19,9 @@ from pipeline.losses import attention_kl, cross_entropy, hidden_mse, minilm_v2
 from pipeline.models.checkpoints import save_classifier
 from pipeline.settings.training import TrainingSettings
 from pipeline.training import checkpoints, optimizer
-from pipeline.training import loop as training
 from pipeline.training.answers import cached_teacher_outputs, check_learned, predict, score_of
 from pipeline.training.distiller import Distiller, check_fit
+from pipeline.training.judges import OnDev
 from pipeline.training.loop import fit
 from pipeline.training.steps import Steps
 
@@ -74,7 +74,7 @@ def train(work, *, student=None, teacher=None, losses=None, split=TRAIN, key=KEY
     """(run, weights) of a short training."""
     student = student if student is not None else make_student()
     distiller = Distiller(student, teacher, losses or {"cross_entropy": {}})
-    run = fit(distiller, split, DEV, TASK, settings(**changes), work, key, seed, "the student", keep)
+    run = fit(distiller, split, OnDev(DEV, TASK), settings(**changes), work, key, seed, "the student", keep)
     return run, {name: weight.clone() for name, weight in student.state_dict().items()}
 
 
@@ -106,7 +106,7 @@ def kill_at(monkeypatch):
 
 def plant_scores(monkeypatch, told):
     """Makes each evaluation find what is told for its step."""
-    monkeypatch.setattr(training, "dev_score", lambda *_: math.nan)
+    monkeypatch.setattr(OnDev, "score", lambda *_: math.nan)
     original = checkpoints.Progress.judge
     monkeypatch.setattr(
         checkpoints.Progress, "judge", lambda self, score, epoch, metric: original(self, told[self.step], epoch, metric)
@@ -244,7 +244,7 @@ def test_best_checkpoint_is_the_earliest_of_equals(tmp_path, monkeypatch):
         return next(told)
 
     student = make_student()
-    monkeypatch.setattr(training, "dev_score", planted)
+    monkeypatch.setattr(OnDev, "score", planted)
     run, weights = train(tmp_path, student=student, epochs=4.0)
     assert run.best_dev_score == 0.75
     assert same(weights, kept[1])
@@ -254,7 +254,7 @@ def test_best_checkpoint_is_the_earliest_of_equals(tmp_path, monkeypatch):
 def test_last_weights_are_kept_when_asked(tmp_path, monkeypatch):
     """For a phase whose dev accuracy says nothing."""
     told = iter([0.75, 0.25])
-    monkeypatch.setattr(training, "dev_score", lambda *_: next(told))
+    monkeypatch.setattr(OnDev, "score", lambda *_: next(told))
     run, weights = train(tmp_path, keep="last")
     assert run.best_dev_score == 0.25
     saved = load_file(tmp_path / "checkpoint-12" / "model.safetensors")
@@ -264,7 +264,7 @@ def test_last_weights_are_kept_when_asked(tmp_path, monkeypatch):
 def test_patience_stops_a_run_that_gets_no_better(tmp_path, monkeypatch):
     """Planted accuracies: the best is the second; two more without a better one are waited for."""
     told = iter([0.5, 0.75, 0.7, 0.75, 0.9])
-    monkeypatch.setattr(training, "dev_score", lambda *_: next(told))
+    monkeypatch.setattr(OnDev, "score", lambda *_: next(told))
     run, _ = train(tmp_path, epochs=8.0, patience=2)
     assert run.steps == 4 * 6
 
@@ -566,7 +566,7 @@ def test_auxiliary_modules_learn_and_are_not_exported(tmp_path):
     distiller = Distiller(student, teacher, {"hidden_mse": {"map": "last_only"}})
     [before] = [weight.clone() for weight in distiller.auxiliary.parameters()]
     assert tuple(before.shape) == (32, 16)
-    fit(distiller, TRAIN, DEV, TASK, settings(), tmp_path / "work", KEY, 0, "the student", "last")
+    fit(distiller, TRAIN, OnDev(DEV, TASK), settings(), tmp_path / "work", KEY, 0, "the student", "last")
     [after] = distiller.auxiliary.parameters()
     assert not torch.equal(before, after)
     save_classifier(student, tmp_path / "model")
@@ -611,7 +611,7 @@ def test_teacher_is_not_touched(tmp_path):
     student = make_student()
     distiller = Distiller(student, teacher, losses)
     assert not any("teacher" in name for name in distiller.state_dict())
-    fit(distiller, TRAIN, DEV, TASK, settings(), tmp_path, KEY, 0, "the student")
+    fit(distiller, TRAIN, OnDev(DEV, TASK), settings(), tmp_path, KEY, 0, "the student")
     assert same(teacher.state_dict(), before)
     assert not teacher.training
     assert all(weight.grad is None for weight in teacher.parameters())
@@ -681,14 +681,14 @@ def test_teacher_answers_are_computed_once(tmp_path):
     teacher = toy_model()
     calls = []
     teacher.register_forward_hook(lambda *_: calls.append(1))
-    first = cached_teacher_outputs(teacher, TRAIN, tmp_path, "a" * 64)["logits"]
+    first = cached_teacher_outputs(teacher, TRAIN.ids, TRAIN.pad_id, tmp_path, "a" * 64)["logits"]
     once = len(calls)
     assert once > 0
-    again = cached_teacher_outputs(teacher, TRAIN, tmp_path, "a" * 64)["logits"]
+    again = cached_teacher_outputs(teacher, TRAIN.ids, TRAIN.pad_id, tmp_path, "a" * 64)["logits"]
     assert len(calls) == once
     fresh = predict(toy_model(), TRAIN.ids, TRAIN.pad_id, "fresh")["logits"]
     assert torch.equal(first, fresh) and torch.equal(again, fresh)
-    cached_teacher_outputs(teacher, TRAIN, tmp_path, "b" * 64)["logits"]
+    cached_teacher_outputs(teacher, TRAIN.ids, TRAIN.pad_id, tmp_path, "b" * 64)["logits"]
     assert len(calls) == 2 * once
 
 
@@ -696,7 +696,8 @@ def test_teacher_answers_are_computed_once(tmp_path):
 def test_damaged_answers_are_made_again(tmp_path, caplog, how):
     """Faults rows 9 and 15: with a message; never learned from."""
     teacher = toy_model()
-    expected = cached_teacher_outputs(teacher, TRAIN, tmp_path, "a" * 64)["logits"].clone()  # not a view of the file
+    made = cached_teacher_outputs(teacher, TRAIN.ids, TRAIN.pad_id, tmp_path, "a" * 64)
+    expected = made["logits"].clone()  # not a view of the file
     [folder] = tmp_path.glob("teacher_outputs-*")
     if how == "bit flip":
         flip_bit(folder / "outputs.safetensors")
@@ -705,10 +706,10 @@ def test_damaged_answers_are_made_again(tmp_path, caplog, how):
     else:
         save_file({"logits": expected.clone().fill_(torch.nan)}, folder / "outputs.safetensors")
     with caplog.at_level(logging.WARNING):
-        found = cached_teacher_outputs(teacher, TRAIN, tmp_path, "a" * 64)["logits"]
+        found = cached_teacher_outputs(teacher, TRAIN.ids, TRAIN.pad_id, tmp_path, "a" * 64)["logits"]
     assert torch.equal(found, expected)
     assert any("computing the teacher's outputs again" in record.message for record in caplog.records)
-    assert cached_teacher_outputs(teacher, TRAIN, tmp_path, "a" * 64)["logits"].isfinite().all()
+    assert cached_teacher_outputs(teacher, TRAIN.ids, TRAIN.pad_id, tmp_path, "a" * 64)["logits"].isfinite().all()
 
 
 def test_teacher_that_answers_nan_is_refused(tmp_path):
@@ -717,7 +718,7 @@ def test_teacher_that_answers_nan_is_refused(tmp_path):
     with torch.no_grad():
         teacher.classifier.bias[1] = torch.nan
     with pytest.raises(TrainingError, match="teacher's outputs: 'logits' of row 0 is not finite"):
-        cached_teacher_outputs(teacher, TRAIN, tmp_path, "a" * 64)["logits"]
+        cached_teacher_outputs(teacher, TRAIN.ids, TRAIN.pad_id, tmp_path, "a" * 64)["logits"]
     assert not list(tmp_path.iterdir())
 
 
@@ -725,7 +726,7 @@ def test_teacher_answers_in_its_own_vocabulary(tmp_path):
     """Where the student's is trimmed."""
     teacher = toy_model()
     split = EncodedSplit(("a",), [[1, 2]], (0,), 0, teacher_ids=[[2, 41, 3]], teacher_pad_id=0)
-    found = cached_teacher_outputs(teacher, split, tmp_path, "a" * 64)["logits"]
+    found = cached_teacher_outputs(teacher, *split.for_teacher, tmp_path, "a" * 64)["logits"]
     assert torch.equal(found, predict(teacher, [[2, 41, 3]], 0, "teacher")["logits"])
 
 

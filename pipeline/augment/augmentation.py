@@ -5,8 +5,8 @@ A variant keeps no label: what it now means is the teacher's to say.
 
 Sources: `mask` is Tang et al. 2019, "Distilling Task-Specific Knowledge from BERT into Simple Neural Networks", section
 3.3; `masked_lm` TinyBERT (Jiao et al. 2020), section 3.2, where `replace` stands in for the GloVe vectors;
-`span_mix` is this project's own, a nearer relative of Tang's n-gram sampling than of mixing labels. Where we differ
-from both: a variant that is no new text is tried again, so that `copies` are made where a text has that many.
+`span_mix` and `crop` are this project's own, nearer relatives of Tang's n-gram sampling than of mixing labels. Where we
+differ from both: a variant that is no new text is tried again, so that `copies` are made where a text has that many.
 """
 
 import hashlib
@@ -21,14 +21,14 @@ from random import Random
 from transformers import PreTrainedTokenizerBase
 
 from pipeline.augment.masked_words import load_masked_lm, masked_words
-from pipeline.augment.text_changes import mask_text, mask_words, mix_spans, swap_words
+from pipeline.augment.text_changes import crop, mask_text, mask_words, mix_spans, swap_words
 from pipeline.augment.words import Slots, Span, find_words, is_replaceable, key_of, match_case, neighbours
 from pipeline.base.dependencies import trace
-from pipeline.base.errors import DataError, IntegrityError
+from pipeline.base.errors import IntegrityError
 from pipeline.base.files import output_folder, sha256_of
 from pipeline.base.records import open_folder, seal
 from pipeline.data.inputs import MODEL_SUFFIXES
-from pipeline.data.texts import MAX_CELL_CHARACTERS, clean, normalise
+from pipeline.data.texts import clean, normalise
 from pipeline.models.model_files import find_model
 from pipeline.settings.augment import SECTION, AugmentSettings
 
@@ -42,10 +42,10 @@ Maker = Callable[[int, Random], str]  # a variant of the text with this number, 
 
 @dataclass(frozen=True)
 class Augmented:
-    """One further text. `source_index` is the training text it was made of, None for one from a file."""
+    """One further text. `source_index` is the training text it was made of."""
 
     text: str
-    source_index: int | None
+    source_index: int
     method: str
 
 
@@ -69,7 +69,6 @@ def augment(
         held_out: every text of dev and test; read for this comparison only.
 
     Raises:
-        DataError: the file of unlabelled text is missing, empty or not UTF-8.
         ModelError: the masked language model cannot be used.
     """
     texts = [clean(text) for text in texts]
@@ -77,10 +76,7 @@ def augment(
     seen = banned | {normalise(text) for text in texts}
     out: list[Augmented] = []
     for method in settings.methods:
-        if method == "unlabelled":
-            out += _unlabelled(_unlabelled_file(settings), banned, seen)
-        else:
-            out += _variants(method, _maker(method, texts, settings, tokenizer), texts, settings.copies, seed, seen)
+        out += _variants(method, _maker(method, texts, settings, tokenizer), texts, settings.copies, seed, seen)
     return out
 
 
@@ -126,10 +122,9 @@ def _cache_key(
         texts,
         sorted({normalise(clean(text)) for text in held_out}),
     ]
-    content += [settings.model_dump(mode="json", exclude={"masked_lm", "unlabelled"})]
+    content += [settings.model_dump(mode="json", exclude={"masked_lm"})]
     content += [mask_text(tokenizer) if "mask" in methods else None]
     content += [_model_digests(settings) if "masked_lm" in methods else None]
-    content += [sha256_of(_unlabelled_file(settings)) if "unlabelled" in methods else None]
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
@@ -186,6 +181,8 @@ def _maker(method: str, texts: Sequence[str], settings: AugmentSettings, tokeniz
     if method == "span_mix":
         others = [i for i in range(len(texts)) if spans[i]]
         return lambda i, random: mix_spans(i, texts, spans, others, probability, random)
+    if method == "crop":
+        return lambda i, random: crop(texts[i], spans[i], random)
     slots = _slots(method, texts, spans, settings)
     return lambda i, random: swap_words(texts[i], slots[i], probability, random)
 
@@ -212,46 +209,3 @@ def _slots(
             slots += [(start, end, choices)] if choices else []
         out.append(slots)
     return out
-
-
-# --- text from a file --------------------------------------------------------------------------------------------
-
-
-def _unlabelled_file(settings: AugmentSettings) -> Path:
-    path = Path(settings.unlabelled or "")
-    if not path.is_file():
-        raise DataError(f"{path}: no such file; check {SECTION}.unlabelled")
-    return path
-
-
-def _unlabelled(path: Path, banned: Collection[str], seen: set[str]) -> list[Augmented]:
-    """The new texts of the file, in its order; each goes into `seen`."""
-    texts = list(_read_texts(path))
-    if not texts:
-        raise DataError(f"{path}: no text in it; expected one a line ({SECTION}.unlabelled)")
-    held_out = sum(normalise(text) in banned for text in texts)
-    out = [Augmented(text, None, "unlabelled") for text in texts if _is_new(text, seen)]
-    log.info(
-        "augmentation: unlabelled gave %d texts of %d; %d are in dev or test and were left out, %d were there already",
-        len(out),
-        len(texts),
-        held_out,
-        len(texts) - len(out) - held_out,
-    )
-    return out
-
-
-def _read_texts(path: Path) -> Iterator[str]:
-    with path.open("rb") as file:
-        for number, line in enumerate(file, start=1):
-            try:
-                # Decoded by line, so that the message can name it; utf-8-sig takes a byte order mark away.
-                text = clean(line.decode("utf-8-sig" if number == 1 else "utf-8")).strip()
-            except UnicodeDecodeError as error:
-                raise DataError(f"{path}:{number}: a byte that is not UTF-8; save the file as UTF-8") from error
-            if len(text) > MAX_CELL_CHARACTERS:
-                raise DataError(
-                    f"{path}:{number}: a text of {len(text):,} characters, expected at most {MAX_CELL_CHARACTERS:,}"
-                )
-            if text:
-                yield text

@@ -2,19 +2,20 @@
 
 import logging
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
+
+from transformers import PreTrainedTokenizerBase
 
 from pipeline.augment.augmentation import cached_augmentation
 from pipeline.base.errors import SettingsError
 from pipeline.base.workspace import Workspace
-from pipeline.data.examples import SPLITS, read_prepared
-from pipeline.data.prepared import EncodedSplit, open_data
+from pipeline.data.alignment import CHARACTERS, belongs, token_map
+from pipeline.data.examples import SPLITS, UNLABELLED, read_prepared
+from pipeline.data.prepared import TOKEN_POSITION, EncodedSplit, alignment_of, open_data, segments_of
 from pipeline.data.texts import encode
-from pipeline.data.token_rows import TokenRows
 from pipeline.models.vocabulary import load_tokenizer
 from pipeline.settings.params import Params
-from pipeline.signals.reader import TOKEN_POSITION
-from pipeline.tasks import UNLABELLED
 
 log = logging.getLogger(__name__)
 
@@ -23,7 +24,7 @@ def with_augmented(params: Params, workspace: Workspace, train: EncodedSplit, ca
     """The training rows, and behind them the text that the settings ask for, whose label is only the teacher's to say.
 
     A text is left out when a trimmed vocabulary splits it otherwise than the teacher's: the two models would then not
-    see the same tokens.
+    see the same tokens. Variants are made of rows with a label.
     """
     settings = params.distill.augment
     if not settings.methods:
@@ -38,28 +39,55 @@ def with_augmented(params: Params, workspace: Workspace, train: EncodedSplit, ca
     made = cached_augmentation(
         [text for (text,) in rows["train"]], settings, teacher_tokenizer, params.seed, held_out, caches
     )
-    texts, length = [item.text for item in made], params.data.max_length
-    teacher_ids = encode(teacher_tokenizer, texts, length - train.has_token)
-    ids = teacher_ids
-    if train.teacher_ids is not None:
-        ids = encode(load_tokenizer(workspace.data / "tokenizer"), texts, length)
-    keep = open_data(workspace).facts["keep_tokens"]
-    kept = [i for i in range(len(made)) if _same_tokens(ids[i], teacher_ids[i], keep, train.has_token)]
+    further = _encoded([item.text for item in made], train, workspace.data, params.data.max_length, teacher_tokenizer)
+    kept = list(range(len(made)))
+    if further.teacher_ids is not None and alignment_of(open_data(workspace).facts["encoding"]) != CHARACTERS:
+        kept = _alike(further, further.teacher_ids, load_tokenizer(workspace.data / "tokenizer"), teacher_tokenizer)
     log.info("augmented text: %d, %d left out, beside %d training rows", len(kept), len(made) - len(kept), len(train))
-    theirs = train.teacher_ids
-    return EncodedSplit(
-        names=(*train.names, *(f"{made[i].method}-{i}" for i in kept)),
-        ids=TokenRows.of(train.ids).plus([ids[i] for i in kept]),
-        targets=(*train.targets, *(UNLABELLED for _ in kept)),
-        pad_id=train.pad_id,
-        teacher_ids=None if theirs is None else TokenRows.of(theirs).plus([teacher_ids[i] for i in kept]),
-        teacher_pad_id=train.teacher_pad_id,
-        has_token=train.has_token,
-        delimiter_ids=train.delimiter_ids,
+    names = [f"{item.method}-{number}" for number, item in enumerate(made)]
+    return train.plus(replace(further, names=names).take(kept))
+
+
+def _encoded(
+    texts: Sequence[str], train: EncodedSplit, data: Path, length: int, teacher: PreTrainedTokenizerBase
+) -> EncodedSplit:
+    """Texts as the models read them, in the columns that the training rows have."""
+    rows = [(text,) for text in texts]
+    beside = length - train.has_token
+    ids, teacher_ids, segments = encode(teacher, texts, beside), None, None
+    if train.teacher_ids is not None:
+        student = load_tokenizer(data / "tokenizer")
+        # Each model has its own way to write the mask, which is a token and no text.
+        if teacher.mask_token is not None and student.mask_token is not None:
+            rows = [(text.replace(teacher.mask_token, student.mask_token),) for text in texts]
+        ids, teacher_ids = encode(student, rows, length), ids
+        if train.segments is not None:
+            found = list(segments_of(rows, student, [(text,) for text in texts], teacher, length, train.has_token))
+            ours, theirs = ([row for batch in found for row in batch[side]] for side in (0, 1))
+            segments = ours, theirs
+    second_ids = None
+    if train.second_ids is not None:
+        second = load_tokenizer(data / "second_tokenizer")
+        second_ids = encode(second, texts, length)
+    return replace(
+        train,
+        names=[],
+        ids=ids,
+        targets=[UNLABELLED] * len(texts),
+        teacher_ids=teacher_ids,
+        teacher_outputs=None,
+        second_ids=second_ids,
+        segments=segments,
     )
 
 
-def _same_tokens(ids: list[int], teacher_ids: list[int], keep: Sequence[int] | None, has_token: bool) -> bool:
-    """Whether the student reads the teacher's tokens, its own distillation token aside."""
-    ids = ids[:TOKEN_POSITION] + ids[TOKEN_POSITION + 1 :] if has_token else ids
-    return teacher_ids == (ids if keep is None else [keep[i] for i in ids])
+def _alike(
+    rows: EncodedSplit,
+    teacher_ids: Sequence[list[int]],
+    student: PreTrainedTokenizerBase,
+    teacher: PreTrainedTokenizerBase,
+) -> list[int]:
+    """Rows that both models read as the same tokens."""
+    mapped, token_at = token_map(student, teacher), TOKEN_POSITION if rows.has_token else None
+    pairs = zip(rows.ids, teacher_ids, strict=True)
+    return [i for i, (ours, theirs) in enumerate(pairs) if belongs(ours, theirs, mapped, token_at)]

@@ -1,4 +1,4 @@
-"""One change of a training text: words masked, swapped for others, or mixed with words of another text.
+"""One change of a training text: words masked, swapped, mixed with words of another text, or alone without the others.
 
 Each function gives a text, which may be the one it was given; which words change is drawn from the random numbers it is
 handed.
@@ -58,6 +58,15 @@ def mix_spans(
     if count == 0:
         return f"{piece} {texts[i]}" if random.random() < 0.5 else f"{texts[i]} {piece}"
     return substitute(texts[i], [(words[first][0], words[first + count - 1][1], piece)])
+
+
+def crop(text: str, spans: Sequence[Span], random: Random) -> str:
+    """A row of words of the text and what stands between them; every number of words below its own equally likely."""
+    if len(spans) < 2:
+        return text
+    count = random.randrange(1, len(spans))
+    first = random.randrange(len(spans) - count + 1)
+    return text[spans[first][0] : spans[first + count - 1][1]]
 
 
 def swap_words(text: str, slots: Slots, probability: float, random: Random) -> str:

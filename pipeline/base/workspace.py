@@ -51,8 +51,18 @@ class Workspace:
         return self.artifacts / "teacher"
 
     @property
+    def second_teacher(self) -> Path:
+        """Another teacher, inside the folder of the first."""
+        return self.teacher / "second"
+
+    @property
     def reference(self) -> Path:
         return self.artifacts / "reference"
+
+    @property
+    def general(self) -> Path:
+        """A student that was distilled on general text, before any task."""
+        return self.artifacts / "general"
 
     @property
     def student(self) -> Path:

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Sampler
 
+from pipeline.data.alignment import NOWHERE
 from pipeline.data.prepared import EncodedSplit
 
 ANSWERED = "teacher_output_"  # before the name of an output that the teacher is known to give
@@ -46,9 +47,13 @@ class Collator:
         batch["rows"] = torch.tensor(rows)
         if split.teacher_ids is not None:
             teacher_ids = [split.teacher_ids[i] for i in rows]
-            # The same length: trimming changes no text whose tokens were all kept, and training text is such text.
-            width = batch["input_ids"].shape[1] - split.has_token
-            batch["teacher_input_ids"] = pad(teacher_ids, split.teacher_pad_id, width)["input_ids"]
+            # As wide as the student's where tokens belong together one by one: losses then share one mask.
+            width = max(batch["input_ids"].shape[1] - split.has_token, *map(len, teacher_ids))
+            theirs = pad(teacher_ids, split.teacher_pad_id, width)
+            batch["teacher_input_ids"], batch["teacher_attention_mask"] = theirs["input_ids"], theirs["attention_mask"]
+        if split.segments is not None:
+            for name, side in zip(("segments", "teacher_segments"), split.segments, strict=True):
+                batch[name] = pad([side[i] for i in rows], NOWHERE)["input_ids"]
         # Some tokenizers pad with their separator, and padding delimits nothing.
         found = torch.isin(batch["input_ids"], torch.tensor(split.delimiter_ids, dtype=torch.long))
         batch["delimiters"] = found & batch["attention_mask"].bool()

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 SPLITS = ("train", "dev", "test")
 SPACE = "space.json"  # what the task's answers are made of
+UNLABELLED = -100  # the target of a text that has none, as torch marks it
 
 
 @dataclass(frozen=True)

@@ -1,9 +1,11 @@
 """Where the data files and the base model lie, without importing anything heavy: the machine check runs every time."""
 
+import hashlib
 from importlib import metadata, util
 from pathlib import Path
 
 from pipeline.base.errors import ModelError
+from pipeline.base.files import sha256_of
 from pipeline.settings.data import DataSettings, FilesSource
 
 BUNDLED = Path("data/assistant")
@@ -56,6 +58,17 @@ def base_model_files(source: str) -> list[Path]:
     if folder is None:
         return []
     return sorted(file for file in folder.iterdir() if file.is_file() and file.suffix in MODEL_SUFFIXES)
+
+
+def model_digest(source: str, revision: str | None = None) -> str:
+    """One hash of a model: of its files where they are local, of name and revision where not."""
+    files = base_model_files(source)
+    if not files:
+        return f"{source}@{revision}"
+    found = hashlib.sha256()
+    for file in files:
+        found.update(f"{file.name} {sha256_of(file)}\n".encode())
+    return found.hexdigest()
 
 
 def describe_source(source: str) -> str:

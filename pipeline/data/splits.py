@@ -12,6 +12,7 @@ from pipeline.data.duplicates import near_duplicates
 from pipeline.data.examples import SPLITS
 from pipeline.data.reading import Row, raise_if, read_rows
 from pipeline.data.texts import normalise
+from pipeline.data.unlabelled import keep_few
 from pipeline.settings.data import DataSettings
 
 if TYPE_CHECKING:
@@ -25,6 +26,7 @@ class Dataset:
     splits: dict[str, list[Row]]
     task: "Task"
     findings: dict[str, Any]
+    rest: list[Row]  # of train, which the settings leave without their label
 
 
 def load_dataset(settings: DataSettings, task: "Task", root: Path, seed: int) -> Dataset:
@@ -43,14 +45,19 @@ def load_dataset(settings: DataSettings, task: "Task", root: Path, seed: int) ->
     splits, leaked = _remove_leaks(splits, task)
     if "dev" not in splits:
         splits["train"], splits["dev"] = _cut_dev(splits["train"], task, settings.dev_fraction, seed)
+    rest: list[Row] = []
+    near = _find_near_duplicates(splits, settings)  # of the rest as well, whose text may be learned from
+    if settings.labels_per_class is not None:
+        splits["train"], rest = keep_few(splits["train"], task, settings.labels_per_class, seed)
     findings = {
         "rows": {name: len(splits[name]) for name in SPLITS},
         **task.facts({name: [row.target for row in splits[name]] for name in SPLITS}, task.space),
         "empty_rows_dropped": dropped_empty,
         "rows_also_in_test_removed": leaked,
-        "near_duplicates": _find_near_duplicates(splits, settings),
+        "rows_without_label": len(rest),
+        "near_duplicates": near,
     }
-    return Dataset({name: splits[name] for name in SPLITS}, task, findings)
+    return Dataset({name: splits[name] for name in SPLITS}, task, findings, rest)
 
 
 def _handle_empty(splits: dict[str, list[Row]], policy: str) -> tuple[dict[str, list[Row]], int]:

@@ -3,6 +3,7 @@
 Holds what all of them share: the teacher, the rows, and what the teacher says to them.
 """
 
+import hashlib
 import json
 import logging
 import shutil
@@ -14,20 +15,31 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 from transformers import PreTrainedModel
 
 from pipeline import tasks
 from pipeline.augment.augmented import with_augmented
 from pipeline.base import guard
 from pipeline.base.dependencies import Trace, trace
-from pipeline.base.errors import IntegrityError
+from pipeline.base.errors import IntegrityError, SettingsError
 from pipeline.base.files import output_folder
 from pipeline.base.records import Card, open_folder, seal
 from pipeline.base.workspace import Workspace
-from pipeline.data.batches import batches_by_length, pad
-from pipeline.data.prepared import EncodedSplit, open_data, read_encoded, spread_rows
+from pipeline.data.examples import SPLITS, UNLABELLED, read_prepared
+from pipeline.data.inputs import model_digest
+from pipeline.data.prepared import (
+    TOKEN_POSITION,
+    EncodedSplit,
+    alignment_of,
+    learned_splits,
+    open_data,
+    read_encoded,
+    rows_apart,
+)
+from pipeline.data.unlabelled import SPLIT as UNLABELLED_SPLIT
+from pipeline.data.unlabelled import check_unseen
 from pipeline.distillation.chosen_maps import chosen_maps
+from pipeline.distillation.origins import load_origin, origin_folder, probe_of, student_settings
 from pipeline.distillation.phases import Phase, phases_of
 from pipeline.distillation.variants import Variant, run_key
 from pipeline.families import shape_of
@@ -37,6 +49,8 @@ from pipeline.models.vocabulary import load_tokenizer, save_tokenizer
 from pipeline.settings.params import Params
 from pipeline.training import processes
 from pipeline.training.answers import (
+    as_arrays,
+    averaged,
     cached_teacher_outputs,
     check_learned,
     predict,
@@ -45,13 +59,14 @@ from pipeline.training.answers import (
     write_answers,
 )
 from pipeline.training.distiller import Distiller, loss_params
+from pipeline.training.judges import OnDev
 from pipeline.training.loop import TrainingRun, check_settings, fit
-from pipeline.training.needs import needs_of, reads_teacher
+from pipeline.training.needs import aligned_by, needs_of, reads_teacher
 from pipeline.training.teacher_signals import TeacherSignals, cached_teacher_signals, size_bytes
 
 log = logging.getLogger(__name__)
 KIND = "student"
-PROBE_ROWS = 256  # training texts on which a narrower student's directions are chosen
+UNSEEN = ("dev", "test")
 
 
 class Distillation:
@@ -69,10 +84,17 @@ class Distillation:
         self.params, self.workspace = params, workspace
         self.data, self.teacher_card = open_data(workspace), open_folder(workspace.teacher, "teacher")
         self.teacher = load_classifier(workspace.teacher)
+        self.second = load_classifier(workspace.second_teacher) if params.teacher.second is not None else None
         self.task = tasks.of(params, workspace.data)
         self.splits = {
-            split: read_encoded(workspace, split, params.data.max_length)[1] for split in ("train", "dev", "test")
+            split: read_encoded(workspace, split, params.data.max_length)[1]
+            for split in (*SPLITS, *learned_splits(workspace.data))
         }
+        self.alignment = alignment_of(self.data.facts["encoding"])
+        folder = origin_folder(params, workspace)
+        if folder is not None:
+            texts = {split: ["\n".join(row) for row in read_prepared(workspace.data, split).texts] for split in UNSEEN}
+            check_unseen(folder, texts, "student.init.from")
         self.caches = caches or workspace.work("teacher_answers")
         self._answered: EncodedSplit | None = None
         self.resumed = False  # whether the last training went on from a checkpoint
@@ -83,21 +105,32 @@ class Distillation:
         return self.teacher_card.files["model.safetensors"].sha256
 
     @property
+    def _second_weights(self) -> str:
+        name = f"{self.workspace.second_teacher.name}/model.safetensors"
+        return self.teacher_card.files[name].sha256 if self.second is not None else ""
+
+    @property
     def sources(self) -> dict[str, str]:
         """What a student is made from, for its card."""
         return {"data": self.data.digest, "teacher": self.teacher_card.digest}
 
     def new_student(self, seed: int) -> PreTrainedModel:
         """The student before any training."""
-        return build_student(
-            self.teacher.cpu(), self.params.student, seed, self.data.facts["keep_tokens"], self.probe()
+        origin = load_origin(self.params, self.workspace, self.data, self.task.head, seed)
+        keep = self.data.facts["keep_tokens"]
+        probe = probe_of(
+            self._texts,
+            by_teacher=origin is None,
+            keep=keep,
+            token_at=TOKEN_POSITION if self.params.student.distillation_token else None,
         )
+        return build_student(origin or self.teacher.cpu(), student_settings(self.params), seed, keep, probe)
 
-    def probe(self) -> list[dict[str, Tensor]]:
-        """A few training texts as the teacher reads them, in batches."""
-        ids, pad_id = self.splits["train"].for_teacher
-        ids = [ids[i] for i in spread_rows(len(ids), PROBE_ROWS)]
-        return [pad([ids[i] for i in rows], pad_id) for rows in batches_by_length([len(row) for row in ids], 64)]
+    @property
+    def _texts(self) -> EncodedSplit:
+        """All text that the student may learn from, before variants are made of it."""
+        train, further = self.splits["train"], self.splits.get(UNLABELLED_SPLIT)
+        return train if further is None else train.plus(further)
 
     def check(self, variant: Variant) -> None:
         """Raises SettingsError when the variant's losses cannot compare the two models, or not as the training is set.
@@ -105,10 +138,11 @@ class Distillation:
         Also when they leave a phase empty.
         """
         phases, student = phases_of(variant.losses, self.params.distill), self.new_student(variant.seed)
-        with closing(Distiller(student, self.teacher, variant.losses)):
+        with closing(Distiller(student, self.teacher, variant.losses, alignment=self.alignment)):
             pass
+        self._check_confidence()
         for phase in phases:
-            with closing(Distiller(student, self.teacher, phase.losses)) as distiller:
+            with closing(Distiller(student, self.teacher, phase.losses, alignment=self.alignment)) as distiller:
                 check_settings(distiller, phase.training)
 
     def key(self, variant: Variant) -> str:
@@ -121,7 +155,8 @@ class Distillation:
         }
         space = self.task.space.model_dump_json()
         rows, dev = self._training_rows(variant.losses), self.splits["dev"]
-        return run_key(settings, self._code(variant.losses), self.params, rows, dev, self.weights, space)
+        contents = (self.weights, self._second_weights, space, self._origin_digest())
+        return run_key(settings, self._code(variant.losses), self.params, rows, dev, *contents)
 
     def train(self, variant: Variant, folder: Path) -> Card:
         """Trains one student into `folder`/model, unless a finished one was made from the same inputs.
@@ -237,6 +272,7 @@ class Distillation:
         self, student: PreTrainedModel, phase: Phase, work: Path, key: str, variant: Variant
     ) -> tuple[TrainingRun, dict[str, Any]]:
         train = self._training_rows(phase.losses)
+        share = self.params.distill.unlabelled.share
         distiller = Distiller(
             student,
             self.teacher,
@@ -245,7 +281,8 @@ class Distillation:
             known=self._known(phase.losses, student, train),
             class_token=self.params.distill.class_token,
             units=self.task.units,
-            targeted_share=targeted_share(train),
+            targeted_share=targeted_share(train, share),
+            alignment=self.alignment,
         )
         dev, rows = self.splits["dev"], len(self.splits["train"])
         name = variant.name if phase.folder == "main" else f"{variant.name}, {phase.folder}"
@@ -253,8 +290,7 @@ class Distillation:
             run = fit(
                 distiller,
                 train,
-                dev,
-                self.task,
+                OnDev(dev, self.task),
                 phase.training,
                 work,
                 key,
@@ -262,22 +298,70 @@ class Distillation:
                 name,
                 phase.keep,
                 epoch_rows=rows,
+                unlabelled_share=share,
             )
             return run, distiller.learned()
 
     def _training_rows(self, losses: Collection[str]) -> EncodedSplit:
-        """The training rows; for losses that look at the teacher augmented text too, with the teacher's outputs."""
+        """The training rows; for losses that look at the teacher further text too, with the teacher's outputs.
+
+        Where a loss looks at tokens, without the rows that the two tokenizers cut otherwise.
+        """
         if not reads_teacher(losses):
             return self.splits["train"]
         if self._answered is None:
             self._answered = processes.first_then_others(self._with_answers)
-        return self._answered
+        apart = self._rows_apart() if any(aligned_by(name) != "rows" for name in losses) else set[str]()
+        if not apart:
+            return self._answered
+        return self._answered.take(i for i, name in enumerate(self._answered.names) if name not in apart)
+
+    def _rows_apart(self) -> set[str]:
+        """Names of the rows whose tokens do not belong together one by one."""
+        encoding = self.data.facts["encoding"]
+        return {self.splits[split].names[i] for split in self.splits for i in rows_apart(encoding, split)}
 
     def _with_answers(self) -> EncodedSplit:
         with guard.lock(self.caches, wait=True):
-            train = with_augmented(self.params, self.workspace, self.splits["train"], self.caches)
-            outputs = cached_teacher_outputs(self.teacher, train, self.caches, self._answers_key(train))
-        return replace(train, teacher_outputs=outputs)
+            train = with_augmented(self.params, self.workspace, self._texts, self.caches)
+            key = self._answers_key(train)
+            outputs = cached_teacher_outputs(self.teacher, *train.for_teacher, self.caches, key)
+            if self.second is not None:
+                assert train.second_ids is not None
+                key = hashlib.sha256(f"{key} {self._second_weights}".encode()).hexdigest()
+                further = cached_teacher_outputs(self.second, train.second_ids, train.second_pad_id, self.caches, key)
+                outputs = averaged(outputs, further)
+        return self._sure(replace(train, teacher_outputs=outputs))
+
+    def _sure(self, train: EncodedSplit) -> EncodedSplit:
+        """The rows without those that have no label and of whose answer the teacher is not sure enough."""
+        least = self.params.distill.unlabelled.confidence
+        if not least:
+            return train
+        assert train.teacher_outputs is not None
+        sure = self.task.confidences(as_arrays(dict(train.teacher_outputs))) >= least
+        kept = [i for i, target in enumerate(train.targets) if target != UNLABELLED or sure[i]]
+        without = sum(target == UNLABELLED for target in train.targets)
+        log.info(
+            "text without labels: the teacher is at least %g sure of %d of %d answers; the others are left out",
+            least,
+            without - (len(train) - len(kept)),
+            without,
+        )
+        return train.take(kept)
+
+    def _check_confidence(self) -> None:
+        if self.params.distill.unlabelled.confidence and not self.task.says_confidence:
+            raise SettingsError(
+                f"distill.unlabelled.confidence: the task '{self.task.name}' does not say how sure an answer is; set "
+                "it to 0"
+            )
+
+    def _origin_digest(self) -> str:
+        """Of what the student is copied from; the teacher counts by itself."""
+        if self.params.is_general:
+            return open_folder(self.workspace.general, "general").files["model.safetensors"].sha256
+        return model_digest(*self.params.origin) if self.params.is_own_origin else ""
 
     def _known(
         self, losses: Mapping[str, Mapping[str, Any]], student: PreTrainedModel, train: EncodedSplit

@@ -5,6 +5,9 @@ A loss file has:
 - `KIND`: "logit" (reads logits and labels only) or "signal" (reads what happens inside the encoder). The two-phase
   schedule trains the signal losses first; the logits-only control keeps the logit losses.
 - `NEEDS`: the signals it reads, of `pipeline.signals.reader.SIGNALS`.
+- `ALIGNED_BY` (optional): what must belong together in the two models' texts. "tokens": each token, the default of
+  "signal" losses; "characters": pieces of text will do, whose states are averaged where the two tokenizers cut
+  otherwise; "rows": nothing inside a text, the default of "logit" losses. Of `pipeline.training.needs.aligned_by`.
 - `Params`: a frozen model of its settings, derived from `LossParams` or `LayerLossParams`; every setting has a default.
 - `loss(student, teacher, params, module)`: two `Signals` to a float32 scalar: padding-safe, no gradient to the teacher.
   A mean over the rows of the batch, so that a batch may be computed in parts; a row without a label counts and adds 0.

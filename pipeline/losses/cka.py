@@ -12,6 +12,7 @@ from pipeline.signals.reader import Signals, taken
 
 KIND = "signal"
 NEEDS = ("hidden",)
+ALIGNED_BY = "characters"
 IS_BATCH_STATISTIC = True
 
 

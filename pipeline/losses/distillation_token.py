@@ -20,6 +20,7 @@ from pipeline.signals.reader import Signals
 
 KIND = "signal"
 NEEDS = ("token", "logits")
+ALIGNED_BY = "rows"
 TEACHER_ONLY = ("logits",)
 
 

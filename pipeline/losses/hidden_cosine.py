@@ -14,6 +14,7 @@ from pipeline.signals.reader import Signals
 
 KIND = "signal"
 NEEDS = ("hidden",)
+ALIGNED_BY = "characters"
 
 
 class Params(LayerLossParams):

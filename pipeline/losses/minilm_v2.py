@@ -18,6 +18,7 @@ from pipeline.signals.reader import Signals, taken
 
 KIND = "signal"
 NEEDS = ("attention", "values")
+ALIGNED_BY = "characters"  # relations of vectors, not maps of attention
 
 # Scores of one chunk of relation heads: 64 MiB in float32. All 48 heads at once, with softmax copies, need far more.
 CHUNK_SCORES = 2**24

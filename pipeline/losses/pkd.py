@@ -18,6 +18,7 @@ from pipeline.signals.reader import Signals
 
 KIND = "signal"
 NEEDS = ("hidden",)
+ALIGNED_BY = "rows"  # the class token alone
 
 
 class Params(LayerLossParams):

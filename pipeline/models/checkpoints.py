@@ -15,7 +15,6 @@ from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
 from pipeline.base.errors import ModelError, first_line
 from pipeline.families import CHOICES, HEAD, SEPARATOR, encoder_of, family_of, head_of, positions_of, token_types
 from pipeline.models.model_files import check_folder
-from pipeline.settings.teacher import TeacherSettings
 from pipeline.tasks import Head
 
 # Attribute of a saved configuration: width of a factorised token embedding.
@@ -38,12 +37,11 @@ def read_config(folder: Path) -> PretrainedConfig:
     return config
 
 
-def check_positions(config: PretrainedConfig, max_length: int) -> None:
-    """Raises ModelError when data.max_length is beyond what the teacher has positions for."""
+def check_positions(config: PretrainedConfig, max_length: int, setting: str = "teacher.model") -> None:
+    """Raises ModelError when data.max_length is beyond what a model has positions for."""
     if max_length > positions_of(config):
         raise ModelError(
-            f"data.max_length is {max_length}, but the teacher has positions for {positions_of(config)} "
-            "tokens; lower it"
+            f"data.max_length is {max_length}, but {setting} has positions for {positions_of(config)} tokens; lower it"
         )
 
 
@@ -55,23 +53,22 @@ def check_vocabulary(config: PretrainedConfig, tokens: int) -> None:
         )
 
 
-def load_teacher(folder: Path, settings: TeacherSettings, head: Head, separator: int | None = None) -> PreTrainedModel:
+def load_with_head(folder: Path, head: Head, separator: int | None = None, *, is_new: bool = True) -> PreTrainedModel:
     """The model in `folder` with a task's head.
 
-    With fine_tune the head is new; without, it is the folder's own, and must have the same outputs in the same order,
-    compared by name.
+    One that is not new is the folder's own, and must have the same outputs in the same order, compared by name.
 
     Args:
         folder: a model, with or without a head.
-        settings: of the teacher.
         head: what the task needs.
         separator: the token between the texts of a pair, None where a row is one text.
+        is_new: whether the head is a random one.
 
     Raises:
         ModelError: the outputs differ, or the weights do not fit the configuration or are not finite.
     """
     config = read_config(folder)
-    if not settings.fine_tune:
+    if not is_new:
         _check_outputs(config, head)
     config.num_labels = head.outputs
     if head.names:
@@ -79,7 +76,7 @@ def load_teacher(folder: Path, settings: TeacherSettings, head: Head, separator:
         config.id2label, config.label2id = names, {name: number for number, name in names.items()}
     config.problem_type = head.problem_type
     set_attributes(config, {HEAD: head.kind, CHOICES: head.choices, SEPARATOR: separator})
-    model = _from_folder(folder, config, new_head=settings.fine_tune)
+    model = _from_folder(folder, config, new_head=is_new)
     check_finite(model, str(folder))
     return model
 

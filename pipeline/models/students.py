@@ -1,4 +1,7 @@
-"""Building a student, and initialising it from its teacher: copied layers, projected where it is narrower."""
+"""Building a student, and initialising it from a model: copied layers, projected where it is narrower.
+
+That model is called the teacher here, since it mostly is.
+"""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -54,12 +57,12 @@ def student_config(
         raise ModelError(
             f"student: hidden {shape.hidden} is not divisible by heads {shape.heads}; choose heads that divide it"
         )
-    if settings.init.source == "teacher":
+    if not settings.init.is_random:
         for name in ("layers", "hidden", "heads", "ffn"):
             if getattr(shape, name) > getattr(whole, name):
                 raise ModelError(
-                    f"student.{name} is {getattr(shape, name)}, the teacher has {getattr(whole, name)}; a student "
-                    "copied from its teacher cannot be larger: choose less, or set student.init.from to random"
+                    f"student.{name} is {getattr(shape, name)}, the model that it is copied from has "
+                    f"{getattr(whole, name)}; a copy cannot be larger: choose less, or set student.init.from to random"
                 )
     config = type(teacher).from_dict(teacher.to_dict())
     for size, name in family.sizes.items():
@@ -94,7 +97,7 @@ def build_student(
     """A student in the teacher's family, initialised as the settings say.
 
     Args:
-        teacher: in eval mode; unchanged.
+        teacher: the model to copy from, in eval mode; unchanged.
         settings: the student's sizes and initialisation.
         seed: decides every random weight.
         keep_tokens: teacher token ids that the student's vocabulary keeps, in the student's order; None keeps all.
@@ -110,7 +113,7 @@ def build_student(
         student = new_model(config)
         noise = torch.randn(token_table(student).embedding_dim) * TOKEN_NOISE
     with torch.no_grad():
-        if settings.init.source == "teacher":
+        if not settings.init.is_random:
             _initialise(student, teacher, settings, keep_tokens, probe)
         if settings.distillation_token:
             # The last row: an id above all others leaves those of the text as they are.

@@ -18,8 +18,8 @@ BATCH = 10_000  # texts whose ids are in memory at once
 DISTILLATION_PIECE = "[DIST]"
 
 
-def needed_tokens(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str] | Sequence[tuple[str, ...]]) -> list[int]:
-    """Ids to keep, ascending: special and added tokens, single characters, and every piece of the texts (uncut).
+def needed_tokens(tokenizer: PreTrainedTokenizerBase, collections: Sequence[Sequence[tuple[str, ...]]]) -> list[int]:
+    """Ids to keep, ascending: special and added tokens, single characters, and every piece of all texts (uncut).
 
     Raises:
         ModelError: the tokenizer is not WordPiece.
@@ -34,9 +34,10 @@ def needed_tokens(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str] | Seq
     prefix = model["continuing_subword_prefix"]
     keep = {*tokenizer.all_special_ids, *(token["id"] for token in state["added_tokens"])}
     keep |= {number for piece, number in model["vocab"].items() if len(piece.removeprefix(prefix)) == 1}
-    for start in range(0, len(texts), BATCH):
-        for ids in encode(tokenizer, texts[start : start + BATCH], max_length=1_000_000):
-            keep.update(ids)
+    for texts in collections:
+        for start in range(0, len(texts), BATCH):
+            for ids in encode(tokenizer, texts[start : start + BATCH], max_length=1_000_000):
+                keep.update(ids)
     return sorted(keep)
 
 

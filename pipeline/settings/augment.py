@@ -7,7 +7,7 @@ from pydantic import Field, model_validator
 from pipeline.settings.base import Name, Settings
 
 SECTION = "distill.augment"  # where these settings stand in params.yaml, for messages
-Method = Literal["mask", "replace", "span_mix", "masked_lm", "unlabelled"]
+Method = Literal["mask", "replace", "span_mix", "crop", "masked_lm"]
 
 
 class AugmentSettings(Settings):
@@ -17,15 +17,14 @@ class AugmentSettings(Settings):
         default=(),
         description="How variants are made; empty: none are. mask: words become the tokenizer's mask. replace: words "
         "become training words used alike. span_mix: words become a span of another training text. masked_lm: words "
-        "become what a masked language model puts there. unlabelled: texts of a file. English stop words stay with "
-        "replace and masked_lm.",
+        "become what a masked language model puts there. crop: a span of the text by itself. English stop words stay "
+        "with replace and masked_lm.",
     )
     copies: int = Field(
         default=4,
         ge=1,
         le=100,
-        description="Variants of each training text by each method; fewer where a text has no more. unlabelled takes "
-        "each text of its file once.",
+        description="Variants of each training text by each method; fewer where a text has no more.",
     )
     probability: float = Field(
         default=0.4, gt=0, le=1, description="Probability of each word to be changed; above 0, at most 1."
@@ -37,9 +36,6 @@ class AugmentSettings(Settings):
         default=None,
         description="Masked language model with WordPiece tokens: a folder, a hub id, or pypi:PACKAGE/FOLDER.",
     )
-    unlabelled: Name | None = Field(
-        default=None, description="Text file in UTF-8, one text a line, relative to the current folder."
-    )
 
     @model_validator(mode="after")
     def _methods_can_work(self) -> Self:
@@ -50,8 +46,6 @@ class AugmentSettings(Settings):
         ]
         if "masked_lm" in self.methods and self.masked_lm is None:
             problems.append("methods names 'masked_lm', but masked_lm is null; name a masked language model")
-        if "unlabelled" in self.methods and self.unlabelled is None:
-            problems.append("methods names 'unlabelled', but unlabelled is null; name a text file")
         if problems:
             raise ValueError("; ".join(problems))
         return self

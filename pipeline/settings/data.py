@@ -56,6 +56,17 @@ class NearDuplicates(Settings):
     )
 
 
+class Unlabelled(Settings):
+    """Text without labels: the teacher answers it once, and the student learns from its answers."""
+
+    files: tuple[Name, ...] = Field(
+        default=(), description="Text files in UTF-8, one text a line, relative to the current folder."
+    )
+    rest_of_train: bool = Field(
+        default=True, description="Rows that labels_per_class leaves without their label are such text, too."
+    )
+
+
 class DataSettings(Settings):
     """Where the examples come from."""
 
@@ -71,6 +82,13 @@ class DataSettings(Settings):
         lt=0.5,
         description="Share of train that becomes dev when there is none, stratified by label.",
     )
+    labels_per_class: int | None = Field(
+        default=None,
+        ge=1,
+        description="Rows of train that keep their label, of each class, drawn with the seed; those of 10 are among "
+        "those of 50. Null: all. Dev and test stay whole.",
+    )
+    unlabelled: Unlabelled = Field(default=Unlabelled(), description="Text without labels.")
     empty_text: Literal["refuse", "drop"] = Field(default="refuse", description="What to do with rows without text.")
     near_duplicates: NearDuplicates = Field(default=NearDuplicates(), description="The leak check between splits.")
 

@@ -5,7 +5,7 @@ from typing import Any, Literal
 from pydantic import Field
 
 from pipeline.settings.augment import AugmentSettings
-from pipeline.settings.base import Name, Settings
+from pipeline.settings.base import Fraction, Name, Settings
 from pipeline.settings.training import TrainingSettings
 
 
@@ -34,6 +34,21 @@ class ClassToken(Settings):
     samples: int = Field(default=8, ge=1, le=256, description="Vectors to draw from when kind is sampled; 1: no noise.")
 
 
+class FromUnlabelled(Settings):
+    """How text without labels is learned from: that of `data.unlabelled`, and variants of training text."""
+
+    confidence: Fraction = Field(
+        default=0.0,
+        description="Text whose answer the teacher is less sure of is left out: its probability of that answer.",
+    )
+    share: float | None = Field(
+        default=None,
+        gt=0,
+        lt=1,
+        description="Share of each batch that has no label; null: as the rows come, each once in a pass.",
+    )
+
+
 class DistillSettings(Settings):
     """How the student learns from the teacher."""
 
@@ -58,6 +73,7 @@ class DistillSettings(Settings):
     augment: AugmentSettings = Field(
         default=AugmentSettings(), description="Further training text, labelled by the teacher."
     )
+    unlabelled: FromUnlabelled = Field(default=FromUnlabelled(), description="How text without labels is learned from.")
     controls: Controls = Field(default=Controls(), description="Controls on request.")
     seeds: int = Field(
         default=1, ge=1, le=20, description="Students to train, with seeds seed, seed+1, ...; best dev ships."

@@ -20,11 +20,12 @@ from pipeline.settings.card import CardSettings
 from pipeline.settings.compare import CompareSettings
 from pipeline.settings.data import DataSettings
 from pipeline.settings.distill import DistillSettings
+from pipeline.settings.general import GeneralSettings
 from pipeline.settings.measure import MeasureSettings
 from pipeline.settings.problems import MAX_PROBLEMS_SHOWN, describe_all
 from pipeline.settings.quantize import QuantizeSettings
 from pipeline.settings.report import ReportSettings
-from pipeline.settings.student import StudentSettings
+from pipeline.settings.student import GENERAL, RANDOM, TEACHER, StudentSettings
 from pipeline.settings.targets import Target
 from pipeline.settings.task import TaskSettings
 from pipeline.settings.teacher import TeacherSettings
@@ -43,6 +44,7 @@ class Params(Settings):
     data: DataSettings = Field(default=DataSettings(), description="Where the examples come from.")
     teacher: TeacherSettings = Field(default=TeacherSettings(), description="The model that teaches.")
     student: StudentSettings = Field(default=StudentSettings(), description="The model that ships.")
+    general: GeneralSettings = Field(default=GeneralSettings(), description="Distillation before the task.")
     distill: DistillSettings = Field(default=DistillSettings(), description="How the student learns.")
     quantize: QuantizeSettings = Field(default=QuantizeSettings(), description="The quantization plan.")
     targets: dict[Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")], Target] = Field(
@@ -61,6 +63,35 @@ class Params(Settings):
                 raise ValueError(
                     f"bundles.{platform}.target is '{bundle.target}'{plugins.nearest(bundle.target, self.targets)}"
                 )
+        return self
+
+    @property
+    def is_general(self) -> bool:
+        """Whether the student begins as one that was distilled on general text."""
+        return self.student.init.source == GENERAL
+
+    @property
+    def origin(self) -> tuple[str, str | None]:
+        """The model whose tokens the student reads and whose family it is of: its name, and its revision."""
+        init = self.general.init if self.is_general else self.student.init
+        if init.source in (TEACHER, RANDOM):
+            return self.teacher.model, self.teacher.revision
+        return init.source, init.revision
+
+    @property
+    def is_own_origin(self) -> bool:
+        """Whether the student is copied from another model than its teacher."""
+        return self.origin != (self.teacher.model, self.teacher.revision)
+
+    @model_validator(mode="after")
+    def _general_can_be_made(self) -> Self:
+        if self.general.init.source == GENERAL:
+            raise ValueError("general.init.from is 'general', which it describes; use teacher, random, or a model")
+        if self.is_general and not self.general.texts:
+            raise ValueError(
+                "student.init.from is 'general', but general.texts names no file; name text to distil on, or set "
+                "student.init.from to teacher"
+            )
         return self
 
     @model_validator(mode="after")
@@ -118,9 +149,10 @@ def json_schema() -> dict[str, Any]:
     schema["$schema"] = "https://json-schema.org/draft/2020-12/schema"
     schema["title"] = "Decant params.yaml"
     losses = {name: _inlined(plugins.load("loss", name).Params.model_json_schema()) for name in plugins.names("loss")}
-    schema["$defs"]["DistillSettings"]["properties"]["losses"].update(
-        properties=losses, additionalProperties=False, type="object"
-    )
+    for section in ("DistillSettings", "GeneralSettings"):
+        schema["$defs"][section]["properties"]["losses"].update(
+            properties=losses, additionalProperties=False, type="object"
+        )
     schema["$defs"]["TaskSettings"]["properties"]["name"]["enum"] = plugins.names("task")
     target = schema["$defs"]["Target"]["properties"]
     for kind in ("format", "runtime", "device"):
@@ -173,8 +205,9 @@ def _named_plugins(values: Any) -> Iterator[tuple[str, str, str]]:
     task = _get(_get(values, "task"), "name")
     if isinstance(task, str):
         yield "task.name", "task", task
-    for name in _items(_get(_get(values, "distill"), "losses")):
-        yield f"distill.losses.{name}", "loss", name
+    for section in ("distill", "general"):
+        for name in _items(_get(_get(values, section), "losses")):
+            yield f"{section}.losses.{name}", "loss", name
     formats = _get(_get(values, "teacher"), "formats")
     for index, name in enumerate(formats if isinstance(formats, list) else []):
         if isinstance(name, str):
@@ -211,8 +244,9 @@ def _plugin_settings(values: Any) -> Iterator[tuple[str, str, str, Any]]:
     task = _get(values, "task")
     if isinstance(_get(task, "name"), str) and "options" in task:
         yield "task.options", "task", task["name"], task["options"]
-    for name, settings in _items(_get(_get(values, "distill"), "losses")).items():
-        yield f"distill.losses.{name}", "loss", name, settings
+    for section in ("distill", "general"):
+        for name, settings in _items(_get(_get(values, section), "losses")).items():
+            yield f"{section}.losses.{name}", "loss", name, settings
     for name, target in _items(_get(values, "targets")).items():
         if isinstance(_get(target, "format"), str) and "options" in target:
             yield f"targets.{name}.options", "format", target["format"], target["options"]

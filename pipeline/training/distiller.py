@@ -11,15 +11,18 @@ from transformers import PreTrainedModel
 
 from pipeline.base import plugins
 from pipeline.base.errors import SettingsError
+from pipeline.data.alignment import CHARACTERS, TOKENS, Alignment
 from pipeline.data.batches import ANSWERED
-from pipeline.families import Shape, head_of, shape_of
+from pipeline.families import Shape, head_of, output_names, shape_of
 from pipeline.losses import LossParams
 from pipeline.settings.distill import ClassToken
 from pipeline.signals.reader import SignalReader, Signals
+from pipeline.signals.segments import by_segment
 from pipeline.tasks import Units, one_unit_a_row
 from pipeline.training.class_token import ClassTokenNoise
-from pipeline.training.needs import needs_of
-from pipeline.training.teacher_signals import TeacherSignals
+from pipeline.training.freezing import FrozenStates
+from pipeline.training.needs import aligned_by, needs_of
+from pipeline.training.teacher_signals import TeacherSignals, as_kept
 from pipeline.training.whole_batch import whole_batch
 
 CLASS_TOKEN = "class_token"  # no loss has this name
@@ -39,6 +42,8 @@ class Distiller(nn.Module):
         class_token: ClassToken | None = None,
         units: Callable[[Mapping[str, Tensor], Tensor | None, Tensor], Units] = one_unit_a_row,
         targeted_share: float = 1.0,
+        alignment: Alignment = TOKENS,
+        frozen: FrozenStates | None = None,
     ) -> None:
         """Checks that the losses fit the two models, and makes their auxiliary modules, whose weights `seed` decides.
 
@@ -53,6 +58,8 @@ class Distiller(nn.Module):
             targeted_share: of the training rows. A loss on targets is a mean over all rows of a batch, to which one
                 without target adds nothing, and is divided by this: a target then weighs the same whichever rows it
                 meets, and the term is as large as if there were no rows but those that have one.
+            alignment: how the tokens of the two models belong together.
+            frozen: what the student's frozen layers say of every training row; they are then not run.
 
         Raises:
             SettingsError: with every loss that does not fit.
@@ -63,7 +70,8 @@ class Distiller(nn.Module):
         self.loss_params = loss_params(losses)
         small = shape_of(student.config)
         large = shape_of(teacher.config) if teacher is not None else small
-        check_fit(self.loss_params, small, large)
+        check_fit(self.loss_params, small, large, alignment)
+        self._by = {name: aligned_by(name) for name in losses}
         ours, theirs = needs_of(self.loss_params, small, large)
         self._factors = {n: 1 / targeted_share if "targets" in file.NEEDS else 1.0 for n, file in self.losses.items()}
         self.auxiliary = nn.ModuleDict()
@@ -79,8 +87,9 @@ class Distiller(nn.Module):
         self._student_reader = SignalReader(student, ours, units=units)
         # A list hides the teacher from nn.Module: its weights are neither trained, saved nor put into train mode.
         self._teacher = [teacher]
-        self._known, self._units = known, units
+        self._known, self._units, self._frozen = known, units, frozen
         self.needs_signals = bool(set(theirs) - {"logits", "delimiters"})
+        self._needs_logits = "logits" in theirs
         self._teacher_reader = (
             SignalReader(teacher, theirs, frozen=True, units=units) if teacher is not None and theirs else None
         )
@@ -104,18 +113,23 @@ class Distiller(nn.Module):
             value: the sum as a number; terms: each loss as one, without its weight. Both this part's share.
         """
         names = ("input_ids", "attention_mask", "targets", "delimiters")
+        if self._frozen is not None and rows is not None:
+            self._frozen.show(rows, batch["attention_mask"])
         student = self._student_reader.read({name: batch[name] for name in names if name in batch})
         teacher = self._read_teacher(batch, student, rows)
-        sides = (student, teacher)
+        sides = {"tokens": (student, teacher), "rows": (student, teacher)}
+        sides["characters"] = self._pieces(batch, student, teacher)
         if self.compares_rows:
-            wholes = tuple(whole_batch(side, len(student.mask) if share else 0) for side in sides)
+            rows_here = len(student.mask) if share else 0
+            wholes = {by: tuple(whole_batch(side, rows_here) for side in pair) for by, pair in sides.items()}
         terms: dict[str, Tensor] = {}
         weighted: dict[str, Tensor] = {}
         total = student.logits.new_zeros((), dtype=torch.float32)
         for name, module in self.losses.items():
             params, is_whole = self.loss_params[name], name in self.compares_rows
             auxiliary = self.auxiliary[name] if name in self.auxiliary else None  # noqa: SIM401 - no get()
-            term = module.loss(*(wholes if is_whole else sides), params, auxiliary) * self._factors[name]
+            pair = (wholes if is_whole else sides)[self._by[name]]
+            term = module.loss(*pair, params, auxiliary) * self._factors[name]
             value = term * params.weight * (1 - progress if params.decay == "linear" else 1)
             terms[name] = (term * share).detach()
             total = total + (value * share).detach()
@@ -154,6 +168,13 @@ class Distiller(nn.Module):
             if hasattr(module, "learned") and name in self.auxiliary
         }
 
+    def _pieces(self, batch: dict[str, Tensor], student: Signals, teacher: Signals) -> tuple[Signals, Signals]:
+        """Both sides by the pieces of text that their tokens make up; by tokens, where those belong together."""
+        if "segments" not in batch or "characters" not in self._by.values():
+            return student, teacher
+        count = int(batch["segments"].max()) + 1
+        return by_segment(student, batch["segments"], count), by_segment(teacher, batch["teacher_segments"], count)
+
     def _known_outputs(self, batch: dict[str, Tensor], length: int) -> dict[str, Tensor] | None:
         """What the teacher is known to answer; answers to tokens are kept at the length of the longest row of all."""
         found = {name.removeprefix(ANSWERED): batch[name] for name in batch if name.startswith(ANSWERED)}
@@ -165,23 +186,28 @@ class Distiller(nn.Module):
         if self._teacher_reader is None:
             return student  # no loss here looks at it
         outputs = self._known_outputs(batch, student.mask.shape[1])
+        if outputs is None and not self._needs_logits:
+            # Nobody looks at them, and naming them spares the layers above the last that somebody looks at.
+            nothing = student.logits.new_empty(len(student.mask), 0)
+            outputs = dict.fromkeys(output_names(self.student.config), nothing)
         logits = self._units(outputs, None, student.mask).logits if outputs is not None else None
         if logits is not None and not self.needs_signals:
             return Signals(logits=logits, mask=student.mask, delimiters=student.delimiters)
         teacher = self._teacher[0]
         assert teacher is not None
         ids = batch.get("teacher_input_ids", batch["input_ids"])
+        mask = batch.get("teacher_attention_mask", student.mask.long())
         if teacher.device != ids.device:
             nn.Module.to(teacher, ids.device)  # transformers wraps its own `to` in a type that takes no device
         if self._known is not None and rows is not None and logits is not None:
-            found = self._known.read(rows, student.mask, logits)
+            found = self._known.read(rows, mask.bool(), logits)
             return replace(found, delimiters=student.delimiters, output_weights=self._teacher_reader.output_weights())
-        inputs = {"input_ids": ids, "attention_mask": student.mask.long()}
+        inputs = {"input_ids": ids, "attention_mask": mask}
         if student.delimiters is not None:
             inputs["delimiters"] = student.delimiters  # the same texts, position by position
         # What is kept on disk was computed in float32, and keeping it must not change a result.
         with torch.autocast(ids.device.type, enabled=False):
-            return self._teacher_reader.read(inputs, outputs=outputs)
+            return as_kept(self._teacher_reader.read(inputs, outputs=outputs))
 
 
 def loss_params(losses: Mapping[str, Mapping[str, Any]]) -> dict[str, LossParams]:
@@ -192,23 +218,35 @@ def loss_params(losses: Mapping[str, Mapping[str, Any]]) -> dict[str, LossParams
     }
 
 
-def check_fit(losses: Mapping[str, LossParams], student: Shape, teacher: Shape) -> None:
-    """Raises SettingsError with every loss that cannot compare these two shapes, and those that can."""
+def check_fit(losses: Mapping[str, LossParams], student: Shape, teacher: Shape, alignment: Alignment = TOKENS) -> None:
+    """Raises SettingsError with every loss that cannot compare these two models, and those that can.
+
+    Args:
+        losses: their settings by name.
+        student: its shape.
+        teacher: its shape.
+        alignment: how their tokens belong together.
+    """
     problems = [
         f"distill.losses.{name}: {reason}"
         for name, params in losses.items()
-        if (reason := _misfit(name, student, teacher, params))
+        if (reason := _misfit(name, student, teacher, params, alignment))
     ]
     if problems:
         fitting = [
             name
             for name in plugins.names("loss")
-            if _misfit(name, student, teacher, plugins.load("loss", name).Params()) is None
+            if _misfit(name, student, teacher, plugins.load("loss", name).Params(), alignment) is None
         ]
         problems.append(f"losses that fit these two models as they stand: {', '.join(fitting)}")
         raise SettingsError("\n".join(problems))
 
 
-def _misfit(name: str, student: Shape, teacher: Shape, params: LossParams) -> str | None:
+def _misfit(name: str, student: Shape, teacher: Shape, params: LossParams, alignment: Alignment) -> str | None:
     module = plugins.load("loss", name)
+    if alignment == CHARACTERS and aligned_by(name) == "tokens":
+        return (
+            "it compares token with token, but the tokenizers of student and teacher cut text otherwise; choose a "
+            "teacher whose word pieces the student shares"
+        )
     return module.misfit(student, teacher, params) if hasattr(module, "misfit") else None

@@ -11,6 +11,7 @@ import functools
 import logging
 import math
 import sys
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -24,11 +25,11 @@ from pipeline.data.prepared import EncodedSplit
 from pipeline.families import head_of
 from pipeline.models.layer_maps import CKA
 from pipeline.settings.training import TrainingSettings
-from pipeline.tasks import Task
+from pipeline.tasks import UNLABELLED
 from pipeline.training import processes
-from pipeline.training.answers import dev_score
 from pipeline.training.checkpoints import Checkpoints, Progress
 from pipeline.training.distiller import Distiller
+from pipeline.training.judges import Judge
 from pipeline.training.optimizer import half_precision
 from pipeline.training.steps import Steps
 
@@ -50,8 +51,7 @@ class TrainingRun:
 def fit(
     distiller: Distiller,
     train: EncodedSplit,
-    dev: EncodedSplit,
-    task: Task,
+    judge: Judge,
     settings: TrainingSettings,
     work: Path,
     key: str,
@@ -59,21 +59,22 @@ def fit(
     name: str,
     keep: str = "best",
     epoch_rows: int | None = None,
+    unlabelled_share: float | None = None,
 ) -> TrainingRun:
     """Trains the student inside `distiller`, in place; in every process, when there are several.
 
     Args:
         distiller: the student and its losses.
         train: rows to learn from.
-        dev: rows to choose the checkpoint on.
-        task: whose metric says which is best.
+        judge: says how good the student is, which chooses the checkpoint.
         settings: epochs, rates and the like.
         work: folder for checkpoints, which all processes see; emptied when `key` is not the one they were made under.
         key: digest of everything that decides the result (settings, data, teacher, threads).
         seed: decides order and dropout.
         name: what the progress lines call the run.
-        keep: "best" on dev (the earliest when equal), or "last".
+        keep: "best" by the judge (the earliest when equal), or "last".
         epoch_rows: rows that count as an epoch; all of `train` if None. Augmented text takes no extra steps.
+        unlabelled_share: share of each batch that has no target; None: as the rows come.
 
     Raises:
         TrainingError: a loss that is not finite, naming step, term and rows.
@@ -83,13 +84,16 @@ def fit(
         raise SettingsError(f"distill.losses.{unchosen[0]}.map: 'cka' is a rule; call chosen_maps for the pairs first")
     check_settings(distiller, settings)
     steps_per_epoch = math.ceil((epoch_rows or len(train)) / settings.batch_size)
-    every = max(1, steps_per_epoch // settings.evaluations_per_epoch)
-    total = max(1, round(settings.epochs * steps_per_epoch))
+    total = settings.steps or max(1, round(settings.epochs * steps_per_epoch))
+    every = steps_per_epoch // settings.evaluations_per_epoch
+    if settings.evaluations is not None:
+        every = math.ceil(total / settings.evaluations)
+    every = max(1, every)
     log_every = max(1, total // LOGGED)
-    passes = _Passes(train, settings.batch_size, seed)
+    passes = passes_of(train, settings.batch_size, seed, unlabelled_share)
     checkpoints, progress = Checkpoints(work, key), Progress()
     torch.manual_seed(seed + SEED_STRIDE * processes.rank())
-    steps = Steps(distiller, train, task, settings, total)
+    steps = Steps(distiller, train, judge.collate, settings, total)
     processes.copy_from_first(list(distiller.state_dict().values()))
     if (found := checkpoints.newest()) is not None:
         progress = found
@@ -99,7 +103,7 @@ def fit(
     with tqdm(total=total, initial=resumed, desc=name, disable=not _shows_a_bar(), leave=False) as bar:
         while progress.step < total and not progress.out_of_patience(settings.patience):
             is_logged = (progress.step + 1) % log_every == 0
-            steps.take(progress.step, passes.rows(progress.step), is_logged)
+            steps.take(progress.step, passes(progress.step), is_logged)
             progress.step += 1
             bar.update()
             is_evaluated = progress.step % every == 0 or progress.step == total
@@ -107,9 +111,9 @@ def fit(
             if is_logged or is_evaluated:  # sums of losses are not in a checkpoint
                 progress.log.append({"step": progress.step, "epoch": epoch, **steps.told()})
             if is_evaluated:
-                score = processes.by_first(lambda: dev_score(distiller.student, dev, task))
-                progress.judge(score, epoch, task.METRIC)
-                log.info("%s: step %d of %d, dev %s", name, progress.step, total, task.METRIC.say(score))
+                score = processes.by_first(lambda: judge.score(distiller))
+                progress.judge(score, epoch, judge.metric)
+                log.info("%s: step %d of %d, dev %s", name, progress.step, total, judge.metric.say(score))
                 checkpoints.save(progress, distiller, steps.optimizer, steps.scaler)
     if keep == "best":
         checkpoints.take_best(progress, distiller)
@@ -138,18 +142,38 @@ def check_settings(distiller: Distiller, settings: TrainingSettings) -> None:
             )
 
 
-class _Passes:
-    """The rows of each step, by its number: passes over all training rows, each in an order of its own."""
+def passes_of(
+    train: EncodedSplit, batch_size: int, seed: int, unlabelled_share: float | None = None
+) -> Callable[[int], list[int]]:
+    """The number of a step to the rows of its batch: of all rows, or of those with and without a target by the share.
 
-    def __init__(self, train: EncodedSplit, batch_size: int, seed: int) -> None:
-        self.batch_size, self.steps = batch_size, math.ceil(len(train) / batch_size)
-        self._sampler = LengthGroupedSampler(train.lengths, batch_size, seed)
+    At least one row of a batch is of each kind; where all rows are of one, the share says nothing.
+    """
+    kinds = [
+        [i for i, target in enumerate(train.targets) if (target == UNLABELLED) is without] for without in (False, True)
+    ]
+    if unlabelled_share is None or not all(kinds):
+        return _Passes(list(range(len(train))), train, batch_size, seed).rows
+    without = min(batch_size - 1, max(1, round(unlabelled_share * batch_size)))
+    sizes = (batch_size - without, without)
+    parts = [_Passes(rows, train, size, seed) for rows, size in zip(kinds, sizes, strict=True)]
+    return lambda step: [row for part in parts for row in part.rows(step)]
+
+
+class _Passes:
+    """The rows of each step, by its number: passes over some training rows, each in an order of its own."""
+
+    def __init__(self, rows: Sequence[int], train: EncodedSplit, batch_size: int, seed: int) -> None:
+        self.batch_size, self.steps = batch_size, math.ceil(len(rows) / batch_size)
+        self._rows = rows
+        self._sampler = LengthGroupedSampler(train.lengths[rows], batch_size, seed)
         self._order = functools.lru_cache(maxsize=1)(self._ordered)
 
     def rows(self, step: int) -> list[int]:
-        """The whole batch's, all processes together."""
+        """Those of the whole batch, all processes together."""
         number, place = divmod(step, self.steps)
-        return self._order(number)[place * self.batch_size : (place + 1) * self.batch_size]
+        order = self._order(number)[place * self.batch_size : (place + 1) * self.batch_size]
+        return [self._rows[i] for i in order]
 
     def _ordered(self, number: int) -> list[int]:
         self._sampler.set_epoch(number)

@@ -41,6 +41,12 @@ def reads_teacher(losses: Iterable[str]) -> bool:
     return any(getattr(plugins.load("loss", name), "READS_TEACHER", True) for name in losses)
 
 
+def aligned_by(name: str) -> str:
+    """What a loss needs to belong together in the texts of the two models: 'tokens', 'characters' or 'rows'."""
+    file = plugins.load("loss", name)
+    return getattr(file, "ALIGNED_BY", "rows" if file.KIND == "logit" else "tokens")
+
+
 def _add(needs: Layers, need: str, layers: Iterable[int]) -> None:
     found: frozenset[int] = frozenset(layers) if need in LAYERED else frozenset()
     if need != "hidden":

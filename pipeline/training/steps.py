@@ -1,6 +1,7 @@
 """One optimizer step on one batch, in whatever parts and by however many processes the batch is computed."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -9,7 +10,6 @@ from pipeline.base.errors import TrainingError
 from pipeline.data.batches import Collator
 from pipeline.data.prepared import EncodedSplit
 from pipeline.settings.training import TrainingSettings
-from pipeline.tasks import Task
 from pipeline.training import processes
 from pipeline.training.distiller import Distiller
 from pipeline.training.optimizer import half_precision, make_optimizer, rate_factor
@@ -19,7 +19,12 @@ class Steps:
     """Takes one step after the other, and adds up what the losses were."""
 
     def __init__(
-        self, distiller: Distiller, train: EncodedSplit, task: Task, settings: TrainingSettings, total: int
+        self,
+        distiller: Distiller,
+        train: EncodedSplit,
+        collate: Callable[[Sequence[Any], int], Tensor] | None,
+        settings: TrainingSettings,
+        total: int,
     ) -> None:
         self.device = processes.device()
         self.half = half_precision(settings.precision, self.device)
@@ -29,7 +34,7 @@ class Steps:
         self.optimizer = make_optimizer(distiller, settings)
         self.rates = [group["lr"] for group in self.optimizer.param_groups]
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.half == torch.float16)
-        self._names, self._collate = train.names, Collator(train, task.collate)
+        self._names, self._collate = train.names, Collator(train, collate)
         self._sums: Tensor | None = None  # of the weighted sum and of each term, since they were told
         self._steps = 0
         self._told: dict[str, float] = {}

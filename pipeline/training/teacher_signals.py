@@ -1,14 +1,15 @@
 """What the teacher computes on the training rows, kept on disk: a frozen teacher says the same in every epoch.
 
 A small student's step costs a fraction of its teacher's forward pass, so after the first epoch the teacher would be
-most of the work. Each signal of each layer is one file of float32 vectors, the tokens of all rows end to end, mapped
-into memory; runs that share a teacher share the files.
+most of the work. Each signal of each layer is one file of float16 vectors, the tokens of all rows end to end, mapped
+into memory; runs that share a teacher share the files. Half precision halves the disk that a large teacher takes; it
+keeps three digits of a target that a student will miss in its first.
 """
 
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +18,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from pipeline.base.errors import IntegrityError
+from pipeline.base.errors import IntegrityError, TrainingError
 from pipeline.base.files import output_folder, require_space
 from pipeline.base.records import open_folder, seal
 from pipeline.data.batches import batches_by_length, pad
@@ -33,6 +34,7 @@ BATCH = 64
 # signal -> the fields of Signals that hold it
 FIELDS = {"hidden": ("hidden",), "attention": ("queries", "keys"), "values": ("values",)}
 Key = tuple[str, int]  # field of Signals, place in its tuple
+KEPT = np.dtype(np.float16)
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,14 +80,30 @@ class TeacherSignals:
     def _gather(self, field: str, index: int, places: Tensor, inside: Tensor, device: torch.device) -> Tensor | None:
         if (field, index) not in self.vectors:
             return None
-        vectors = torch.where(inside[..., None], self.vectors[field, index][places], 0.0).to(device)  # (B, L, D)
+        kept = self.vectors[field, index][places].float()
+        vectors = torch.where(inside[..., None], kept, 0.0).to(device)  # (B, L, D)
         return vectors if field == "hidden" else vectors.unflatten(-1, (self.heads, -1)).transpose(1, 2)
+
+
+def as_kept(signals: Signals) -> Signals:
+    """The signals as they come back from disk, so that keeping them changes no result."""
+
+    def rounded(layers: tuple[Tensor | None, ...]) -> tuple[Tensor | None, ...]:
+        return tuple(None if tensor is None else tensor.half().float() for tensor in layers)
+
+    return replace(
+        signals,
+        hidden=rounded(signals.hidden),
+        queries=rounded(signals.queries),
+        keys=rounded(signals.keys),
+        values=rounded(signals.values),
+    )
 
 
 def size_bytes(needs: Mapping[str, frozenset[int]], split: EncodedSplit, teacher: PreTrainedModel) -> int:
     """How much the signals of a split take on disk."""
     tokens = int(lengths_of(split.for_teacher[0]).sum())
-    return 4 * tokens * shape_of(teacher.config).hidden * len(list(_keys(needs)))
+    return KEPT.itemsize * tokens * shape_of(teacher.config).hidden * len(list(_keys(needs)))
 
 
 def cached_teacher_signals(
@@ -158,12 +176,12 @@ def _compute(
     folder.mkdir(parents=True, exist_ok=True)
     # All together, before the first: the files are sparse until rows are written, and a write through a memory map to
     # a full disk ends the process without a word.
-    require_space(folder, 4 * tokens * width * len(keys))
+    require_space(folder, KEPT.itemsize * tokens * width * len(keys))
     with ExitStack() as stack:
         reader = stack.enter_context(SignalReader(teacher, needs, frozen=True))
         places = {key: stack.enter_context(output_folder(folder / _file(key))) for key in keys}
         files = {
-            key: np.lib.format.open_memmap(place / "vectors.npy", mode="w+", dtype=np.float32, shape=(tokens, width))
+            key: np.lib.format.open_memmap(place / "vectors.npy", mode="w+", dtype=KEPT, shape=(tokens, width))
             for key, place in places.items()
         }
         batches = batches_by_length(lengths_of(ids), BATCH)
@@ -173,7 +191,12 @@ def _compute(
             signals = reader.read(batch, outputs={"logits": torch.empty(len(rows), 0, device=device)})
             for field, index in keys:
                 tensor = taken(getattr(signals, field), index).float().cpu()
-                vectors = (tensor if field == "hidden" else tensor.transpose(1, 2).flatten(2)).numpy()
+                vectors = (tensor if field == "hidden" else tensor.transpose(1, 2).flatten(2)).half().numpy()
+                if not np.isfinite(vectors).all():
+                    raise TrainingError(
+                        f"the teacher's {field} of layer {index} are too large for half precision, or not finite, on "
+                        f"a batch with row {int(rows[0])}; leave out the losses that look at them"
+                    )
                 for place_in_batch, row in enumerate(rows):
                     start, length = int(starts[row]), len(ids[row])
                     files[field, index][start : start + length] = vectors[place_in_batch, :length]

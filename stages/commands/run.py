@@ -29,6 +29,17 @@ from pipeline.settings.params import load, read_values
 
 CODE = ("pipeline", "stages", "export", "eval", "data", "dvc.yaml", ".dvcignore")
 PROJECT = Path(__file__).resolve().parents[2]
+# Settings that may be a path, or a list of them.
+PATHS = (
+    ("data", "files", "root"),
+    ("data", "unlabelled", "files"),
+    ("teacher", "model"),
+    ("teacher", "second", "model"),
+    ("student", "init", "from"),
+    ("general", "texts"),
+    ("general", "init", "from"),
+    ("distill", "augment", "masked_lm"),
+)
 
 
 def command(
@@ -96,12 +107,17 @@ def prepare_workspace(source: Path, folder: Path, files: Path | None, changes: l
 
 def _resolve_paths(settings: dict[str, Any]) -> None:
     """Makes paths in the settings absolute: they are meant from where the command is run, not from the workspace."""
-    files, teacher = (settings.get("data") or {}).get("files"), settings.get("teacher")
-    augment = (settings.get("distill") or {}).get("augment")
-    for section, key in ((files, "root"), (teacher, "model"), (augment, "masked_lm"), (augment, "unlabelled")):
-        value = section.get(key) if isinstance(section, dict) else None
-        if isinstance(section, dict) and isinstance(value, str) and Path(value).exists():
-            section[key] = str(Path(value).resolve())
+    for *above, last in PATHS:
+        section: Any = settings
+        for key in above:
+            section = section.get(key) if isinstance(section, dict) else None
+        if isinstance(section, dict) and last in section:
+            value = section[last]
+            section[last] = [_resolved(one) for one in value] if isinstance(value, list) else _resolved(value)
+
+
+def _resolved(value: Any) -> Any:
+    return str(Path(value).resolve()) if isinstance(value, str) and Path(value).exists() else value
 
 
 def apply_change(settings: dict[str, Any], change: str) -> None:

