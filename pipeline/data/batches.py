@@ -51,9 +51,11 @@ class Collator:
             width = max(batch["input_ids"].shape[1] - split.has_token, *map(len, teacher_ids))
             theirs = pad(teacher_ids, split.teacher_pad_id, width)
             batch["teacher_input_ids"], batch["teacher_attention_mask"] = theirs["input_ids"], theirs["attention_mask"]
-        if split.segments is not None:
-            for name, side in zip(("segments", "teacher_segments"), split.segments, strict=True):
-                batch[name] = pad([side[i] for i in rows], NOWHERE)["input_ids"]
+            if split.segments is not None:
+                ours, theirs_too = ([side[i] for i in rows] for side in split.segments)
+                length = batch["input_ids"].shape[1] - split.has_token
+                batch["segments"] = pad(ours, NOWHERE, length)["input_ids"]
+                batch["teacher_segments"] = pad(theirs_too, NOWHERE, width)["input_ids"]
         # Some tokenizers pad with their separator, and padding delimits nothing.
         found = torch.isin(batch["input_ids"], torch.tensor(split.delimiter_ids, dtype=torch.long))
         batch["delimiters"] = found & batch["attention_mask"].bool()

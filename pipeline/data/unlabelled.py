@@ -8,6 +8,7 @@ from random import Random
 from typing import TYPE_CHECKING
 
 import numpy as np
+from numpy.typing import NDArray
 
 from pipeline.base.errors import DataError
 from pipeline.data.reading import Row
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 SPLIT = "unlabelled"
-DIGESTS = "texts.bin"  # beside a model: those of the texts that it has learned from, sorted
+DIGESTS = "texts.npy"  # beside a model: those of the texts that it has learned from, sorted
 DIGEST_BYTES = 8  # of a text: of 10^8 texts, one in a hundred such collections has two with the same
 
 
@@ -29,7 +30,11 @@ def digest_of(text: str) -> bytes:
 
 def write_digests(folder: Path, texts: Iterable[str]) -> None:
     """Keeps what tells whether a text is one of these, and nothing of the texts themselves."""
-    (folder / DIGESTS).write_bytes(b"".join(sorted(map(digest_of, texts))))
+    np.save(folder / DIGESTS, np.sort(_numbers(texts)), allow_pickle=False)
+
+
+def _numbers(texts: Iterable[str]) -> NDArray[np.uint64]:
+    return np.frombuffer(b"".join(map(digest_of, texts)), np.dtype(np.uint64))
 
 
 def check_unseen(folder: Path, texts: Mapping[str, Sequence[str]], setting: str) -> None:
@@ -42,10 +47,9 @@ def check_unseen(folder: Path, texts: Mapping[str, Sequence[str]], setting: str)
     """
     if not (folder / DIGESTS).is_file():
         return
-    number = np.dtype(f">u{DIGEST_BYTES}")
-    known = np.fromfile(folder / DIGESTS, number)
+    known = np.load(folder / DIGESTS, allow_pickle=False)
     for split, some in texts.items():
-        found = np.isin(np.frombuffer(b"".join(map(digest_of, some)), number), known)
+        found = np.isin(_numbers(some), known)
         if found.any():
             raise DataError(
                 f"{setting}: {int(found.sum())} of {len(some)} texts of {split} were learned from, such as "

@@ -79,7 +79,7 @@ class FrozenStates:
         needs = {"hidden": frozenset({layers})}
         self._known: TeacherSignals = cached_teacher_signals(model, needs, train, work, key)
         self._layers, self._states = layers, torch.empty(0)
-        self._modules = layers_of(model)[:layers]
+        self._modules = list(dict.fromkeys(layers_of(model)[:layers]))  # one that is called several times is there once
 
     def show(self, rows: Tensor, mask: Tensor) -> None:
         """Says which rows the next pass of the model is about."""
