@@ -14,6 +14,8 @@ import csv
 import hashlib
 import json
 import logging
+import math
+import statistics
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -24,11 +26,13 @@ import numpy as np
 import typer
 import yaml
 
+from benchmarks.pages import fill
+from eval.statistics import seeds_difference
 from pipeline import tasks
 from pipeline.base import guard, machine
 from pipeline.base.errors import IntegrityError, PipelineError, SettingsError
 from pipeline.base.files import write_atomically
-from pipeline.base.records import open_folder
+from pipeline.base.records import Interval, open_folder
 from pipeline.base.workspace import Workspace
 from pipeline.data.prepared import TEST_ANSWERS, open_data, read_encoded
 from pipeline.data.splits import load_dataset
@@ -402,6 +406,126 @@ def _record(cell: Cell, settings: dict[str, Any], found: dict[str, Any], places:
     whole[cell.name] = {**cell.__dict__, **found, "settings": _digest(settings, places)}
     write_atomically(_path(cell), json.dumps(dict(sorted(whole.items())), indent=1) + "\n")
     log.info("%s: %.2f %% on dev, %.2f %% on test", cell.name, 100 * found["dev_score"], 100 * found["test_score"])
+
+
+# --- the page -----------------------------------------------------------------------------------------------------
+
+CONTROL, LOGITS = "no teacher", "logits, large teacher"
+
+
+@app.command()
+def table() -> None:
+    """Writes the tables between the markers of docs/when-distillation-pays.md."""
+    write_atomically(PAGE, with_tables(PAGE.read_text("utf-8"), RESULTS))
+    print(f"wrote the results into {PAGE}")
+
+
+def with_tables(text: str, folder: Path) -> str:
+    """The page with its first line and every table made anew from the records in a folder."""
+    groups = _groups(folder)
+    text = fill(text, PAGE, "answer", COMMAND, f"\n{_answer(groups)}\n")
+    return fill(text, PAGE, "tables", COMMAND, "".join(_table_of(key, rows) for key, rows in groups.items()))
+
+
+Group = dict[str, list[dict[str, Any]]]  # row -> its seeds
+
+
+def _groups(folder: Path) -> dict[tuple[str, str, str], Group]:
+    """(set, labels, student) -> what was trained for it, in the order of the plan."""
+    plan, found = read_plan(), dict[tuple[str, str, str], Group]()
+    entries = [entry for file in sorted(folder.glob("*.json")) for entry in _read(file).values()]
+    for one in plan["sets"]:
+        for labels in plan["labels"]:
+            for student in plan["students"]:
+                key = (one, labels, student)
+                group: Group = {}
+                for row in plan["rows"]:
+                    seeds = [e for e in entries if (e["set"], e["labels"], e["student"], e["row"]) == (*key, row)]
+                    if seeds:
+                        group[row] = sorted(seeds, key=lambda entry: entry["seed"])
+                if group:
+                    found[key] = group
+    return found
+
+
+def _right(seeds: list[dict[str, Any]]) -> np.ndarray:
+    """Whether each answer is right, (seeds, rows of test)."""
+    rows = seeds[0]["rows"]
+    bits = [np.unpackbits(np.frombuffer(bytes.fromhex(one["right"]), np.uint8))[:rows] for one in seeds]
+    return np.stack(bits).astype(bool)
+
+
+def _difference(group: Group, row: str, baseline: str) -> Interval | None:
+    """Points that a row gains on another, paired over test rows, with what seeds add; None where one is missing."""
+    if baseline not in group or row == baseline:
+        return None
+    several = [[one["test_score"] for one in seeds] for seeds in group.values() if len(seeds) > 1]
+    df = sum(len(scores) - 1 for scores in several)
+    variance = sum((len(scores) - 1) * statistics.variance(scores) for scores in several) / df if df else None
+    return seeds_difference(
+        _right(group[row]), _right(group[baseline]), None if variance is None else math.sqrt(variance), df
+    )
+
+
+def _say(found: Interval | None) -> str:
+    return "" if found is None else f"{found.value:+.2f} [{found.low:+.2f}, {found.high:+.2f}]"
+
+
+def _said(key: tuple[str, str, str]) -> str:
+    one, labels, student = key
+    return f"{one}, {'all labels' if labels == 'all' else f'{labels} labels a class'}, {student}"
+
+
+def _answer(groups: dict[tuple[str, str, str], Group]) -> str:
+    """One sentence: where the best row on dev gained surely on no teacher, and where it did not."""
+    pays: list[str] = []
+    not_sure: list[str] = []
+    for key, group in groups.items():
+        others = [row for row in group if not row.startswith(CONTROL)]
+        if CONTROL not in group or not others:
+            continue
+        best = max(others, key=lambda row: statistics.mean(one["dev_score"] for one in group[row]))
+        gain = _difference(group, best, CONTROL)
+        assert gain is not None
+        where = f"{_said(key)} ({best}, {gain.value:+.1f} points)"
+        # one seed says nothing of what another would have given
+        is_sure = gain.low > 0 and min(len(group[best]), len(group[CONTROL])) > 1
+        (pays if is_sure else not_sure).append(where)
+    parts = [f"It pays on {'; '.join(pays)}." if pays else "It pays nowhere for sure yet."]
+    if not_sure:
+        parts.append(f"Not decided: {'; '.join(not_sure)}.")
+    return " ".join(parts)
+
+
+def _table_of(key: tuple[str, str, str], group: Group) -> str:
+    first = next(iter(group.values()))[0]
+    lines = []
+    for row, seeds in group.items():
+        scores = [100 * one["test_score"] for one in seeds]
+        spread = f" ± {statistics.stdev(scores):.2f}" if len(scores) > 1 else ""
+        whole = [one["minutes"]["training"] for one in seeds if not one["resumed"]]
+        minutes = f"{statistics.mean(whole):.1f}" if whole else "not measured"
+        lines.append(
+            f"| {row} | {100 * statistics.mean(one['dev_score'] for one in seeds):.2f} % | "
+            f"{statistics.mean(scores):.2f} %{spread} | {len(seeds)} | {_say(_difference(group, row, CONTROL))} | "
+            f"{_say(_difference(group, row, LOGITS))} | {minutes} |\n"
+        )
+    teachers = {
+        one["teacher"]["source"]: one["teacher"]
+        for row, seeds in group.items()
+        for one in seeds
+        if not row.startswith(CONTROL)
+    }
+    said = "; ".join(
+        f"{Path(name).name} {found['parameters'] / 1e6:.0f} M, {100 * found['test_score']:.2f} %"
+        for name, found in sorted(teachers.items())
+    )
+    return (
+        f"\n**{_said(key)}**: {first['parameters'] / 1e6:.1f} M parameters, {first['steps']:,} steps, "
+        f"{first['rows']:,} test rows. Teachers (seed 0 of what they are made of): {said or 'none yet'}.\n\n"
+        "| student | dev | test, mean ± sd | seeds | against no teacher, points (95 %) | against logits of the large "
+        f"teacher | minutes |\n|---|---|---|---|---|---|---|\n{''.join(lines)}"
+    )
 
 
 if __name__ == "__main__":
