@@ -34,6 +34,7 @@ class Places:
             params.seed,
             params.teacher.model,
             params.teacher.revision,
+            params.origin,
             params.data.model_dump(mode="json"),
             params.student.vocabulary,
             params.student.distillation_token,

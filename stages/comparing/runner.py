@@ -39,6 +39,11 @@ def write_settings(methods: MethodsFile, places: Places, classes: int) -> dict[s
         try:
             write_atomically(path, yaml.safe_dump(settings_of(base, methods, name), sort_keys=False))
             found[name] = load(path)
+            if found[name].is_general:
+                raise SettingsError(
+                    "student.init.from is 'general', which a comparison has no stage for; name the folder of a general "
+                    "student, such as artifacts/general of a project"
+                )
             student, teacher = _shapes(found[name], classes)
             check_fit(loss_params(found[name].distill.losses), student, teacher)
         except PipelineError as error:
@@ -50,9 +55,11 @@ def write_settings(methods: MethodsFile, places: Places, classes: int) -> dict[s
 
 def _shapes(params: Params, classes: int) -> tuple[Shape, Shape]:
     """Student and teacher as they will be."""
-    config = read_config(find_model(params.teacher.model, params.teacher.revision))
-    config.num_labels = classes
-    return shape_of(student_config(config, params.student)), shape_of(config)
+    models = (params.origin, (params.teacher.model, params.teacher.revision))
+    configs = [read_config(find_model(*model)) for model in models]
+    for config in configs:
+        config.num_labels = classes
+    return shape_of(student_config(configs[0], params.student)), shape_of(configs[1])
 
 
 def prepare_data(settings: dict[str, Params], places: Places) -> None:
