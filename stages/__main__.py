@@ -45,8 +45,8 @@ def _stage_lines() -> list[tuple[str, str]]:
     """Stages in the order of dvc.yaml, with the first line of their file."""
     folder = Path(stages.__path__[0])
     order = [
-        "machine", "prepare", "floors", "teach", "reference", "distill", "quantize", "convert", "evaluate", "examine",
-        "benchmark", "tokenizers", "report", "package", "gate",
+        "machine", "prepare", "floors", "teach", "reference", "general", "distill", "quantize", "convert", "evaluate",
+        "examine", "benchmark", "tokenizers", "report", "package", "gate",
     ]  # fmt: skip
     found = {m.name for m in pkgutil.iter_modules([str(folder)]) if not m.ispkg} - HELPERS - {"__main__"}
     names = [name for name in order if name in found] + sorted(found - set(order))

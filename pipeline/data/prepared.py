@@ -207,7 +207,8 @@ def write_encoded(
     readers: dict[str, Reader] = {TEACHER: lambda texts: encode(teacher, texts, max_length)}
     if second is not None:
         readers[SECOND] = lambda texts: encode(second, texts, max_length)
-    if has_token or student.get_vocab() != teacher.get_vocab():
+    # The same pieces may be cut otherwise, by a tokenizer that keeps capital letters.
+    if has_token or student.backend_tokenizer.to_str() != teacher.backend_tokenizer.to_str():
         readers[STUDENT] = lambda texts: encode(student, texts, max_length)
         readers[BESIDE] = lambda texts: encode(teacher, texts, max_length - has_token)
     (folder / "encoded").mkdir()

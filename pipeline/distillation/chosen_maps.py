@@ -11,6 +11,7 @@ from pipeline.families import shape_of
 from pipeline.models.layer_maps import CKA, layer_misfit
 from pipeline.signals.cka import best_monotone_map, cka_matrix
 from pipeline.signals.reader import SignalReader, taken
+from pipeline.signals.segments import both_by_segment
 
 ROWS = 256
 
@@ -24,7 +25,7 @@ def chosen_maps(
         losses: settings by name.
         student: as initialised: a student with random weights resembles no layer in particular.
         teacher: put into eval mode.
-        train: some of its rows are read, spread over all.
+        train: some of its rows are read, spread over all; rows whose tokens, or pieces of text, belong together.
 
     Source: linear CKA with the best monotone assignment; CoFi's closest-layer map is its training-time kin.
     """
@@ -49,6 +50,10 @@ def _resemblance(student: PreTrainedModel, teacher: PreTrainedModel, train: Enco
     ):
         mine = small.read({name: batch[name] for name in ("input_ids", "attention_mask")})
         teacher_ids = batch.get("teacher_input_ids", batch["input_ids"])
-        other = large.read({"input_ids": teacher_ids, "attention_mask": mine.mask.long()})
+        other = large.read(
+            {"input_ids": teacher_ids, "attention_mask": batch.get("teacher_attention_mask", mine.mask.long())}
+        )
+    if "segments" in batch:
+        mine, other = both_by_segment(batch, mine, other)
     ours, theirs = ([taken(side.hidden, i) for i in range(1, len(side.hidden))] for side in (mine, other))
     return cka_matrix(ours, theirs, mine.mask)

@@ -126,6 +126,11 @@ class Distillation:
         )
         return build_student(origin or self.teacher.cpu(), student_settings(self.params), seed, keep, probe)
 
+    def together(self, split: str) -> EncodedSplit:
+        """The rows of a split whose tokens belong together in student and teacher."""
+        apart, rows = rows_apart(self.data.facts["encoding"], split), self.splits[split]
+        return rows.take(i for i in range(len(rows)) if i not in apart) if apart else rows
+
     @property
     def _texts(self) -> EncodedSplit:
         """All text that the student may learn from, before variants are made of it."""
@@ -246,14 +251,14 @@ class Distillation:
     def ask_teacher(self, variant: Variant) -> None:
         """Computes and keeps what the teacher says to the training rows, as far as this variant's losses look at it."""
         student = self.new_student(variant.seed)
-        losses = chosen_maps(variant.losses, student, self.teacher, self.splits["train"])
+        losses = chosen_maps(variant.losses, student, self.teacher, self.together("train"))
         self._known(losses, student, self._training_rows(losses))
 
     def _run_phases(
         self, student: PreTrainedModel, variant: Variant, folder: Path, key: str
     ) -> tuple[TrainingRun, dict[str, Any]]:
         """All phases as one run, and what the auxiliary modules of the first learned."""
-        chosen = processes.by_first(lambda: chosen_maps(variant.losses, student, self.teacher, self.splits["train"]))
+        chosen = processes.by_first(lambda: chosen_maps(variant.losses, student, self.teacher, self.together("train")))
         whole, learned = TrainingRun(steps=0, best_dev_score=float("nan")), None
         for phase in phases_of(chosen, self.params.distill):
             run, found = self._fit(student, phase, folder / phase.folder, key, variant)

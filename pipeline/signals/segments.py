@@ -1,5 +1,6 @@
 """Hidden states and vectors of pieces of text, for two models that cut it otherwise."""
 
+from collections.abc import Mapping
 from dataclasses import replace
 
 import torch
@@ -8,6 +9,12 @@ from torch import Tensor
 
 from pipeline.data.alignment import NOWHERE
 from pipeline.signals.reader import Signals
+
+
+def both_by_segment(batch: Mapping[str, Tensor], student: Signals, teacher: Signals) -> tuple[Signals, Signals]:
+    """The signals of two models by the pieces of text that a batch's columns of segments number."""
+    count = int(batch["segments"].max()) + 1
+    return by_segment(student, batch["segments"], count), by_segment(teacher, batch["teacher_segments"], count)
 
 
 def by_segment(signals: Signals, segments: Int[Tensor, "batch length"], count: int) -> Signals:

@@ -17,7 +17,7 @@ from pipeline.families import Shape, head_of, output_names, shape_of
 from pipeline.losses import LossParams
 from pipeline.settings.distill import ClassToken
 from pipeline.signals.reader import SignalReader, Signals
-from pipeline.signals.segments import by_segment
+from pipeline.signals.segments import both_by_segment
 from pipeline.tasks import Units, one_unit_a_row
 from pipeline.training.class_token import ClassTokenNoise
 from pipeline.training.freezing import FrozenStates
@@ -172,8 +172,7 @@ class Distiller(nn.Module):
         """Both sides by the pieces of text that their tokens make up; by tokens, where those belong together."""
         if "segments" not in batch or "characters" not in self._by.values():
             return student, teacher
-        count = int(batch["segments"].max()) + 1
-        return by_segment(student, batch["segments"], count), by_segment(teacher, batch["teacher_segments"], count)
+        return both_by_segment(batch, student, teacher)
 
     def _known_outputs(self, batch: dict[str, Tensor], length: int) -> dict[str, Tensor] | None:
         """What the teacher is known to answer; answers to tokens are kept at the length of the longest row of all."""

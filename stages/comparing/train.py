@@ -13,10 +13,11 @@ import torch
 
 from eval.worker import forget_peak, peak_bytes
 from pipeline.base import guard
-from pipeline.base.errors import IntegrityError
+from pipeline.base.errors import IntegrityError, SettingsError
 from pipeline.base.files import write_atomically
 from pipeline.base.records import open_folder
 from pipeline.base.workspace import Workspace
+from pipeline.data.alignment import TOKENS
 from pipeline.distillation.distil import KIND, Distillation
 from pipeline.distillation.variants import Variant
 from pipeline.models.checkpoints import load_classifier
@@ -36,6 +37,11 @@ def run(places: Places, method: str, seed: int) -> None:
     if distillation.key(variant) == _key_of(folder / "cost.json"):
         log.info("%s: already trained", variant.name)
         return
+    if distillation.alignment != TOKENS:
+        raise SettingsError(
+            "a comparison of methods tells how far attention is from the teacher's, token by token, but the tokenizers "
+            "of student and teacher cut text otherwise; choose a teacher whose word pieces the student shares"
+        )
     distillation.ask_teacher(variant)  # once for all methods and seeds, so it is no part of this one's seconds
     was_there = _key_of_model(folder / "model") == distillation.key(variant)
     if torch.cuda.is_available():
@@ -52,7 +58,7 @@ def run(places: Places, method: str, seed: int) -> None:
         "peak_mb": peak,
         "device": "cuda" if torch.cuda.is_available() else "cpu",
         "attention_distance": {
-            when: attention_distance(student, distillation.teacher, distillation.splits["train"])
+            when: attention_distance(student, distillation.teacher, distillation.together("train"))
             for when, student in students.items()
         },
     }
