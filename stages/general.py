@@ -1,4 +1,4 @@
-"""Distils a student on general text before any task, where student.init.from is 'general'; else says that none is.
+"""Distils a student on general text before any task, on request.
 
 Run as `python -m stages.general`; on several GPUs as `accelerate launch --multi_gpu -m stages.general`.
 """

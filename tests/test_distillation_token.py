@@ -97,7 +97,7 @@ def full(request, tmp_path):
         tokenizer.add_tokens(["<phone>", "<mail>"])
         return tokenizer
     if request.param == "trimmed":
-        return trim(make_tokenizer(), needed_tokens(make_tokenizer(), TEXTS))
+        return trim(make_tokenizer(), needed_tokens(make_tokenizer(), [TEXTS]))
     if request.param == "template":
         return make_tokenizer()
     classes = {"bert": BertTokenizerFast, "distilbert": DistilBertTokenizerFast, "electra": ElectraTokenizerFast}

@@ -56,7 +56,7 @@ def test_only_losses_that_read_the_teacher_see_augmented_text(tmp_path, monkeypa
 
     def fit(distiller, train, *arguments, **keywords):
         run = original(distiller, train, *arguments, **keywords)
-        seen[arguments[6]] = (train, run.steps)
+        seen[arguments[5]] = (train, run.steps)
         return run
 
     monkeypatch.setattr(distil, "fit", fit)

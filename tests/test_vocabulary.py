@@ -23,7 +23,7 @@ def full():
 @pytest.fixture
 def trimmed(full):
     """The same tokenizer over what the texts need."""
-    return trim(full, needed_tokens(full, TEXTS))
+    return trim(full, needed_tokens(full, [TEXTS]))
 
 
 def pieces(tokenizer, text):
@@ -41,7 +41,7 @@ def test_training_texts_are_cut_into_the_same_pieces(full, trimmed):
 
 def test_kept_ids_lead_from_the_new_number_to_the_old(full, trimmed):
     """The student's embedding rows are the teacher's rows at these places."""
-    keep = needed_tokens(full, TEXTS)
+    keep = needed_tokens(full, [TEXTS])
     for text in TEXTS:
         assert [keep[i] for i in encode(trimmed, [text], 64)[0]] == encode(full, [text], 64)[0]
 
@@ -90,7 +90,7 @@ def test_numbers_move_in_every_kind_of_post_processor():
         full = PreTrainedTokenizerFast(
             tokenizer_object=tokenizer, pad_token="[PAD]", unk_token="[UNK]", cls_token="[CLS]", sep_token="[SEP]"
         )
-        small = trim(full, needed_tokens(full, ["play"]))
+        small = trim(full, needed_tokens(full, [["play"]]))
         assert len(small) < len(full)
         assert pieces(small, "play") == ["[CLS]", "play", "[SEP]"]
 
@@ -99,7 +99,7 @@ def test_added_tokens_survive(full):
     """Words that someone added to the teacher's tokenizer, special or not, used in the texts or not."""
     full.add_tokens(["<phone>", "<mail>"])
     full.add_special_tokens({"additional_special_tokens": [AddedToken("<user>", special=True)]})
-    small = trim(full, needed_tokens(full, ["play <phone>"]))
+    small = trim(full, needed_tokens(full, [["play <phone>"]]))
     for text in ("play <phone>", "play <mail>", "<user> play"):
         assert pieces(small, text) == pieces(full, text)
     assert small.additional_special_tokens == ["<user>"]
@@ -122,7 +122,7 @@ def test_saved_tokenizer_cuts_and_pads_nothing(tmp_path, full):
     """Planted: the tokenizer was last used with a length of 4, which stays in its state."""
     encode(full, ["play some song now"], 4)
     full(["play", "play a song"], padding=True)
-    small = trim(full, needed_tokens(full, TEXTS))
+    small = trim(full, needed_tokens(full, [TEXTS]))
     encode(small, ["play some song now"], 4)
     for name, tokenizer in (("full", full), ("small", small)):
         save_tokenizer(tokenizer, tmp_path / name)
@@ -135,7 +135,7 @@ def test_saved_tokenizer_cuts_and_pads_nothing(tmp_path, full):
 def test_needed_tokens_are_those_of_whole_texts(full):
     """A text longer than any length setting is not cut first."""
     long = " ".join(["play"] * 100 + ["lamp"])
-    assert full.convert_tokens_to_ids("lamp") in needed_tokens(full, [long])
+    assert full.convert_tokens_to_ids("lamp") in needed_tokens(full, [[long]])
 
 
 def test_saved_twice_gives_the_same_bytes_and_no_path_of_this_machine(tmp_path, trimmed):
@@ -154,7 +154,7 @@ def test_only_wordpiece_can_be_trimmed():
     """Merges of a BPE vocabulary depend on one another."""
     bpe = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.BPE({"a": 0, "b": 1, "ab": 2}, [("a", "b")])))
     with pytest.raises(ModelError, match=r"'trimmed', but the tokenizer is BPE; only WordPiece .* set it to 'full'"):
-        needed_tokens(bpe, ["ab"])
+        needed_tokens(bpe, [["ab"]])
 
 
 def test_folder_without_tokenizer_is_named(tmp_path):
@@ -168,7 +168,7 @@ def test_bert_tokenizer_from_a_plain_word_list_is_trimmed_too(tmp_path):
     words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "unused", "a", "##a", "play", "song"]
     (tmp_path / "vocab.txt").write_text("\n".join(words))
     full = BertTokenizerFast(str(tmp_path / "vocab.txt"))
-    small = trim(full, needed_tokens(full, ["play"]))
+    small = trim(full, needed_tokens(full, [["play"]]))
     save_tokenizer(small, tmp_path / "small")
     assert set(load_tokenizer(tmp_path / "small").get_vocab()) == set(words) - {"unused", "song"}
     assert pieces(load_tokenizer(tmp_path / "small"), "Play aa") == ["[CLS]", "play", "a", "##a", "[SEP]"]
