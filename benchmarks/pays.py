@@ -317,7 +317,10 @@ def _train(plan: dict[str, Any], cell: Cell, settings: dict[str, Any], places: P
         **{name: card.facts[name] for name in ("dev_score", "test_score", "steps", "parameters")},
         "right": np.packbits(right).tobytes().hex(),
         "rows": len(right),
-        "teacher": {name: taught[name] for name in ("source", "parameters", "dev_score", "test_score")},
+        "teacher": {
+            "source": Path(taught["source"]).name,  # no path of this machine
+            **{name: taught[name] for name in ("parameters", "dev_score", "test_score")},
+        },
         "rows_with_labels": open_data(place).facts["rows"]["train"],
         "texts_without_labels": open_data(place).facts["unlabelled"],
         # of what was done now: what an earlier run had made costs nothing

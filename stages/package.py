@@ -20,6 +20,7 @@ from pipeline.base.files import output_folder
 from pipeline.base.machine import version_of
 from pipeline.base.records import Artefact, Status, Tokenizers, Trial, Verdict, digest_of, open_folder
 from pipeline.base.workspace import Workspace
+from pipeline.data.inputs import describe_source
 from pipeline.data.prepared import read_encoded
 from pipeline.formats import tokenizer_rules
 from pipeline.formats.bundles import MODEL, NOT_MADE, UNRELEASED, write_manifest, write_zip
@@ -206,8 +207,10 @@ def _write_papers(
     ours = next(row for row in rows if row.role == "target" and row.name == facts["target"])
     text = model_card(params.card, evidence, rows, verdict, facts, how)
     (folder / "README.md").write_text(text, "utf-8", newline="\n")
-    source = str(evidence.teacher.card.facts.get("source", "")) if evidence.teacher is not None else ""
-    parts.write_notices(folder, params.card, source or params.teacher.model, shipped.parts)
+    second = params.teacher.second
+    models = [params.teacher.model, params.origin[0], *([second.model] if second is not None else [])]
+    base_models = list(dict.fromkeys(map(describe_source, models)))
+    parts.write_notices(folder, params.card, base_models, shipped.parts)
     scores = {"": ours.score, **ours.by_slice} if ours.score is not None else {}
     metric = evidence.metric.name
     figures = {name: (metric, one) for name, one in scores.items()}

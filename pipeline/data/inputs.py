@@ -72,9 +72,12 @@ def model_digest(source: str, revision: str | None = None) -> str:
 
 
 def describe_source(source: str) -> str:
-    """Where a model comes from, without a path of this machine: 'name==version' for a package, else as written."""
+    """Where a model comes from, without a path of this machine: 'name==version' for a package, else as written.
+
+    Of a folder that is named from the root, its own name.
+    """
     if not source.startswith("pypi:"):
-        return source
+        return Path(source).name if Path(source).is_absolute() else source
     package = source.removeprefix("pypi:").partition("/")[0]
     owners = metadata.packages_distributions().get(package, [package])
     return f"{owners[0]}=={metadata.version(owners[0])}"

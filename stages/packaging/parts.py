@@ -25,15 +25,16 @@ LICENSE = Path(bundles.__file__).parent / "clients" / "LICENSE"
 NAMESPACE = uuid.UUID("6f0c7a52-64e4-4f1e-9d5c-6d6563616e74")
 
 
-def write_notices(folder: Path, card: CardSettings, base_model: str, parts: Sequence[Part]) -> None:
+def write_notices(folder: Path, card: CardSettings, base_models: Sequence[str], parts: Sequence[Part]) -> None:
     """NOTICES.md, and every licence in full below licenses/."""
     texts = {"Decant": LICENSE.read_text("utf-8"), **{part.name: part.notice for part in parts if part.files}}
     (folder / LICENSES).mkdir()
     for name, text in texts.items():
         (folder / LICENSES / f"{name}.txt").write_text(text.rstrip() + "\n", "utf-8", newline="\n")
+    made_of = " and ".join(base_models)
     lines = [
         f"# What {card.name} contains",
-        f"- The model's weights: {card.license}, distilled and fine-tuned from {base_model}, whose own terms hold too.",
+        f"- The model's weights: {card.license}, distilled and fine-tuned from {made_of}, whose own terms hold too.",
         f"- Trained on data under {card.data_license}. Texts of it may stand in golden.json.",
         f"- Code of this folder: Apache-2.0, from Decant ([in full]({LICENSES}/Decant.txt)).",
         *(

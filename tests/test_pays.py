@@ -1,0 +1,142 @@
+"""benchmarks/pays.py: what it compares can be trained, and what it says follows from its records."""
+
+import json
+import random
+
+import numpy as np
+import pytest
+import yaml
+
+from benchmarks import pays
+from pipeline.base.errors import SettingsError
+from pipeline.settings.params import load
+
+PLAN = pays.read_plan()
+
+
+def places(tmp_path):
+    (tmp_path / "large").mkdir(exist_ok=True)
+    return pays.Places(tmp_path / "work", tmp_path / "data", tmp_path / "large", tmp_path / "general.txt")
+
+
+def test_every_student_of_the_plan_has_settings_that_can_be_read(tmp_path):
+    """Losses, sizes and steps; within a size and a number of labels all rows take the same steps at the same rate."""
+    taken = {}
+    for cell in pays.cells_of(PLAN, 1, [], [], []):
+        path = tmp_path / "params.yaml"
+        path.write_text(yaml.safe_dump(pays.settings_of(PLAN, cell, places(tmp_path))))
+        params = load(path)
+        training = params.distill.training
+        taken.setdefault((cell.set, cell.labels, cell.student), set()).add((training.steps, training.learning_rate))
+        assert (params.data.labels_per_class is None) == (cell.labels == "all")
+        assert params.student.vocabulary == "full"
+        uses_text = params.data.unlabelled.rest_of_train or params.distill.augment.methods
+        assert bool(uses_text) == bool(PLAN["rows"][cell.row].get("text"))
+    assert all(len(found) == 1 for found in taken.values())
+
+
+def test_the_first_seed_of_everything_comes_first():
+    """A night that ends early leaves a whole table of one seed."""
+    cells = pays.cells_of(PLAN, 3, ["sst2"], [], [])
+    assert [cell.seed for cell in cells] == sorted(cell.seed for cell in cells)
+    assert len(set(cells)) == len(cells) == 3 * len(PLAN["labels"]) * len(PLAN["students"]) * len(PLAN["rows"])
+
+
+def test_a_name_that_the_plan_does_not_have_is_refused():
+    """With those that it has."""
+    with pytest.raises(SettingsError, match=r"sets has no 'sst3'; known: sst2, banking77"):
+        pays.cells_of(PLAN, 1, ["sst3"], [], [])
+
+
+def test_records_know_no_folder_of_the_machine(tmp_path):
+    """The same settings elsewhere have the same digest; another rate has another."""
+    cell = pays.Cell("sst2", "all", "3x384", "logits, large teacher", 0)
+    digests = []
+    for name in ("here", "there"):
+        (tmp_path / name).mkdir()
+        where = places(tmp_path / name)
+        digests.append(pays._digest(pays.settings_of(PLAN, cell, where), where))
+    assert digests[0] == digests[1]
+    changed = json.loads(json.dumps(PLAN))
+    changed["students"]["3x384"]["learning_rate"] = 1.0e-5
+    assert pays._digest(pays.settings_of(changed, cell, where), where) != digests[0]
+
+
+def entry(row, seed, right, dev=0.9):
+    """A record as `run` writes it."""
+    bits = np.asarray(right, bool)
+    return {
+        "set": "sst2",
+        "labels": "all",
+        "student": "3x384",
+        "row": row,
+        "seed": seed,
+        "dev_score": dev,
+        "test_score": float(bits.mean()),
+        "steps": 10,
+        "parameters": 1_000_000,
+        "right": np.packbits(bits).tobytes().hex(),
+        "rows": len(bits),
+        "teacher": {"source": "/somewhere/teacher", "parameters": 109_000_000, "dev_score": 0.9, "test_score": 0.93},
+        "minutes": {"training": 2.0},
+        "resumed": False,
+    }
+
+
+def written(tmp_path, entries):
+    (tmp_path / "sst2.json").write_text(json.dumps({str(number): one for number, one in enumerate(entries)}))
+    return pays._groups(tmp_path)
+
+
+@pytest.mark.parametrize(("gain", "pays_off"), [(30, True), (0, False)])
+def test_the_answer_follows_from_the_records(tmp_path, gain, pays_off):
+    """Planted: so many of 1,000 rows more are right; without a gain nothing is said to pay."""
+    draw = random.Random(0)
+    entries = []
+    for seed in range(3):
+        plain = [draw.random() < 0.9 for _ in range(970)] + [False] * 30
+        entries += [
+            entry("no teacher", seed, plain),
+            entry("logits, large teacher", seed, plain[:970] + [gain > 0] * 30),
+        ]
+    groups = written(tmp_path, entries)
+    answer = pays._answer(groups)
+    assert ("It pays on sst2, all labels, 3x384 (logits, large teacher, +3.0 points)." in answer) == pays_off
+    assert ("pays nowhere for sure" in answer) != pays_off
+    table = pays._table_of(*next(iter(groups.items())))
+    assert "teacher 109 M, 93.00 %" in table and "/somewhere" not in table
+    assert f"{gain / 10:+.2f} [" in table
+
+
+def test_one_seed_is_said_to_decide_nothing(tmp_path):
+    """However large the gain."""
+    groups = written(tmp_path, [entry("no teacher", 0, [False] * 50), entry("logits, large teacher", 0, [True] * 50)])
+    assert pays._answer(groups).startswith("It pays nowhere for sure yet. Not decided: sst2")
+
+
+def test_the_page_is_that_of_its_records():
+    """`python -m benchmarks.pays table` was run after the last record."""
+    text = pays.PAGE.read_text("utf-8")
+    assert pays.with_tables(text, pays.RESULTS) == text
+
+
+def test_planted_dev_and_test_texts_do_not_reach_the_general_text(tmp_path, capsys):
+    """Of whichever set, where another's train has them too; nor do rows that become dev when train is cut."""
+    data = tmp_path / "data"
+    (data / "sst2").mkdir(parents=True)
+    (data / "banking77").mkdir()
+    for split, rows in {"train": 60, "dev": 8, "test": 8}.items():
+        lines = [f"a {split} film number {i} , really\t{i % 2}" for i in range(rows)]
+        (data / "sst2" / f"{split}.tsv").write_text("\n".join(lines) + "\n")
+    train = [f'"{word}, card number {i}?",{word}' for i in range(40) for word in ("lost", "new")]
+    train.append('"A dev film, number 3; REALLY",lost')
+    (data / "banking77" / "train.csv").write_text("text,category\n" + "\n".join(train) + "\n")
+    test = [f'"{word}, test card {i}?",{word}' for i in range(5) for word in ("lost", "new")]
+    (data / "banking77" / "test.csv").write_text("text,category\n" + "\n".join(test) + "\n")
+    pays.texts(data, tmp_path / "general.txt")
+    found = (tmp_path / "general.txt").read_text().splitlines()
+    assert sum("train film" in line for line in found) == 60
+    assert not [line for line in found if "test" in line or "dev film" in line.lower()]
+    cut = 80 - sum("card number" in line for line in found)
+    assert 8 <= cut <= 3 * 9  # a tenth for each of three seeds, some of them twice
+    assert "none of the" in capsys.readouterr().out
