@@ -31,9 +31,10 @@ from eval.statistics import seeds_difference
 from pipeline import tasks
 from pipeline.base import guard, machine
 from pipeline.base.errors import IntegrityError, PipelineError, SettingsError
-from pipeline.base.files import write_atomically
+from pipeline.base.files import sha256_of, write_atomically
 from pipeline.base.records import Interval, open_folder
 from pipeline.base.workspace import Workspace
+from pipeline.data.inputs import data_files, model_digest
 from pipeline.data.prepared import TEST_ANSWERS, open_data, read_encoded
 from pipeline.data.splits import load_dataset
 from pipeline.data.unlabelled import digest_of
@@ -237,7 +238,7 @@ def settings_of(plan: dict[str, Any], cell: Cell, places: Places) -> dict[str, A
             raise SettingsError(f"{cell.name}: needs a large teacher; name its folder with --large")
         changes["teacher.model"] = str(places.large.resolve())
     if row.get("start") == "general":
-        changes["student.init"] = {"from": str(places.root("general", cell.student).general.resolve())}
+        changes["student.init"] = {"from": str(_general(plan, cell, places).general)}
     changes["data.unlabelled"] = {"rest_of_train": bool(row.get("text")), "files": []}
     if row.get("text") and cell.labels == "all":
         changes["distill.augment"] = one["augment"]
@@ -260,7 +261,7 @@ def run(
     student: Annotated[list[str] | None, typer.Option(help="A student; may be repeated.")] = None,
     row: Annotated[list[str] | None, typer.Option(help="A row; may be repeated.")] = None,
     labels: Annotated[list[str] | None, typer.Option(help="all, or a number; may be repeated.")] = None,
-    seeds: Annotated[int, typer.Option(min=1, help="Seeds of each row.")] = SEEDS,
+    seeds: Annotated[int, typer.Option(min=1, max=SEEDS, help="Seeds of each row.")] = SEEDS,
     minutes: Annotated[float, typer.Option(help="Begin no training after so many.")] = 1e9,
 ) -> None:
     """Trains every student that no record has yet."""
@@ -271,13 +272,14 @@ def run(
         if labels and cell.labels not in labels:
             continue
         settings = settings_of(plan, cell, places)
-        if _digest(settings, places) == _known(cell).get("settings"):
+        if _digest(plan, cell, settings, places) == _known(cell).get("settings"):
             continue
         if time.monotonic() - started > 60 * minutes:
             log.info("%s and what follows is left for another time", cell.name)
             break
         try:
-            _record(cell, settings, _train(plan, cell, settings, places), places)
+            found = _train(plan, cell, settings, places)
+            _record(cell, {**found, "settings": _digest(plan, cell, settings, places)})
         except PipelineError as error:
             failed.append(f"{cell.name}: {error}")
             log.error("%s", failed[-1])
@@ -290,9 +292,10 @@ def _train(plan: dict[str, Any], cell: Cell, settings: dict[str, Any], places: P
     minutes: dict[str, float] = {}
     if plan["rows"][cell.row].get("start") == "general":
         minutes["general"] = _make_general(plan, cell, places)
-    own = settings["teacher"], settings["data"], settings["seed"]
+    # Text without labels makes no other teacher.
+    own = [settings["teacher"], {**settings["data"], "unlabelled": {}}, settings["seed"], settings["threads"]]
     teacher = places.root(cell.set, f"teacher-{_short(own)}")
-    teaching = {**settings, "student": {}, "distill": {}}
+    teaching = {**settings, "data": own[1], "student": {}, "distill": {}}
     minutes["teacher"] = _once(teacher, teaching, "teacher", lambda params: _teach(params, teacher))
     place = places.root(cell.set, f"data-{_short([*own, settings['student']])}")
     _once(place, settings, "data", lambda params: prepare.run(params, place))
@@ -353,11 +356,17 @@ def _teach(params: Params, place: Workspace) -> None:
     teach.run(params, place)
 
 
+def _general(plan: dict[str, Any], cell: Cell, places: Places) -> Workspace:
+    """Where the general student of this shape lies: another plan or other texts make another."""
+    text = sha256_of(places.texts) if places.texts.is_file() else None
+    return places.root("general", f"{cell.student}-{_short([plan['general'], plan['students'][cell.student], text])}")
+
+
 def _make_general(plan: dict[str, Any], cell: Cell, places: Places) -> float:
     """The general student of this shape: from the small teacher's body, whatever set it is for."""
     if not places.texts.is_file():
         raise SettingsError(f"{places.texts}: no such file; `python -m benchmarks.pays texts` writes it")
-    place = places.root("general", cell.student)
+    place = _general(plan, cell, places)
     settings = read_values(find_recipe(plan["sets"][cell.set]["recipe"]))
     changes = {
         "data.source": "bundled",
@@ -384,12 +393,16 @@ def _digest_of(value: Any) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 
-def _digest(settings: dict[str, Any], places: Places) -> str:
-    """Of the settings, without the folders of this machine."""
-    text = json.dumps(settings, sort_keys=True)
+def _digest(plan: dict[str, Any], cell: Cell, settings: dict[str, Any], places: Places) -> str:
+    """Of what decides the student but for the code, without the folders of this machine: models and data by content."""
+    decisive = {name: settings[name] for name in ("task", "data", "teacher", "student", "distill", "seed", "threads")}
+    text = json.dumps(decisive, sort_keys=True)
     for folder, name in ((places.work, "WORK"), (places.data.resolve(), "DATA"), (places.large, "LARGE")):
         text = text.replace(str(folder.resolve()), name) if folder is not None else text
-    return _digest_of(text)
+    source = DataSettings.model_validate(settings["data"], strict=False)
+    content: list[Any] = [sha256_of(file) for file in data_files(source, Path()).values() if file.is_file()]
+    content += [model_digest(settings["teacher"]["model"]), model_digest(SMALL)]
+    return _digest_of([text, content])
 
 
 def _path(cell: Cell) -> Path:
@@ -404,9 +417,9 @@ def _known(cell: Cell) -> dict[str, Any]:
     return _read(_path(cell)).get(cell.name, {})
 
 
-def _record(cell: Cell, settings: dict[str, Any], found: dict[str, Any], places: Places) -> None:
+def _record(cell: Cell, found: dict[str, Any]) -> None:
     whole = _read(_path(cell))
-    whole[cell.name] = {**cell.__dict__, **found, "settings": _digest(settings, places)}
+    whole[cell.name] = {**cell.__dict__, **found}
     write_atomically(_path(cell), json.dumps(dict(sorted(whole.items())), indent=1) + "\n")
     log.info("%s: %.2f %% on dev, %.2f %% on test", cell.name, 100 * found["dev_score"], 100 * found["test_score"])
 
@@ -470,6 +483,14 @@ def _difference(group: Group, row: str, baseline: str) -> Interval | None:
     )
 
 
+def control_of(row: str) -> str:
+    """The row without a teacher that begins as this one does."""
+    start = read_plan()["rows"][row].get("start")
+    return next(
+        name for name, one in read_plan()["rows"].items() if name.startswith(CONTROL) and one.get("start") == start
+    )
+
+
 def _say(found: Interval | None) -> str:
     return "" if found is None else f"{found.value:+.2f} [{found.low:+.2f}, {found.high:+.2f}]"
 
@@ -485,14 +506,15 @@ def _answer(groups: dict[tuple[str, str, str], Group]) -> str:
     not_sure: list[str] = []
     for key, group in groups.items():
         others = [row for row in group if not row.startswith(CONTROL)]
-        if CONTROL not in group or not others:
+        if not others:
             continue
         best = max(others, key=lambda row: statistics.mean(one["dev_score"] for one in group[row]))
-        gain = _difference(group, best, CONTROL)
-        assert gain is not None
+        gain = _difference(group, best, control_of(best))
+        if gain is None:
+            continue
         where = f"{_said(key)} ({best}, {gain.value:+.1f} points)"
         # one seed says nothing of what another would have given
-        is_sure = gain.low > 0 and min(len(group[best]), len(group[CONTROL])) > 1
+        is_sure = gain.low > 0 and min(len(group[best]), len(group[control_of(best)])) > 1
         (pays if is_sure else not_sure).append(where)
     parts = [f"It pays on {'; '.join(pays)}." if pays else "It pays nowhere for sure yet."]
     if not_sure:
@@ -510,22 +532,19 @@ def _table_of(key: tuple[str, str, str], group: Group) -> str:
         minutes = f"{statistics.mean(whole):.1f}" if whole else "not measured"
         lines.append(
             f"| {row} | {100 * statistics.mean(one['dev_score'] for one in seeds):.2f} % | "
-            f"{statistics.mean(scores):.2f} %{spread} | {len(seeds)} | {_say(_difference(group, row, CONTROL))} | "
-            f"{_say(_difference(group, row, LOGITS))} | {minutes} |\n"
+            f"{statistics.mean(scores):.2f} %{spread} | {len(seeds)} | "
+            f"{_say(_difference(group, row, control_of(row)))} | {_say(_difference(group, row, LOGITS))} | {minutes} |\n"
         )
-    teachers = {
-        one["teacher"]["source"]: one["teacher"]
-        for row, seeds in group.items()
-        for one in seeds
-        if not row.startswith(CONTROL)
-    }
+    teachers: dict[str, dict[str, Any]] = {}
+    for one in (seeds[0] for row, seeds in group.items() if not row.startswith(CONTROL)):
+        teachers.setdefault(one["teacher"]["source"], one["teacher"])
     said = "; ".join(
         f"{Path(name).name} {found['parameters'] / 1e6:.0f} M, {100 * found['test_score']:.2f} %"
         for name, found in sorted(teachers.items())
     )
     return (
         f"\n**{_said(key)}**: {first['parameters'] / 1e6:.1f} M parameters, {first['steps']:,} steps, "
-        f"{first['rows']:,} test rows. Teachers (seed 0 of what they are made of): {said or 'none yet'}.\n\n"
+        f"{first['rows']:,} test rows. Teachers (of the first seed): {said or 'none yet'}.\n\n"
         "| student | dev | test, mean ± sd | seeds | against no teacher, points (95 %) | against logits of the large "
         f"teacher | minutes |\n|---|---|---|---|---|---|---|\n{''.join(lines)}"
     )

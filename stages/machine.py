@@ -86,13 +86,16 @@ def depends_on(stage: str, params: Params, facts: dict[str, Any], target: Target
 
 def _chosen(stage: str, params: Params, target: Target | None) -> dict[str, list[str]]:
     """Plug-ins that a stage loads by a name of the settings."""
-    return {"task": [params.task.name], **_families(params), **_others(stage, params, target)}
-
-
-def _families(params: Params) -> dict[str, list[str]]:
-    """Those of teachers and student; nothing, which means any, where a model is not on this machine yet."""
+    if stage == "general":  # which knows no task, so that those of several share it
+        models = [params.teacher.model, params.origin[0]]
+        return {**_families(models), "loss": sorted(params.general.losses)}
     second = params.teacher.second
     models = [params.teacher.model, params.origin[0], *([second.model] if second is not None else [])]
+    return {"task": [params.task.name], **_families(models), **_others(stage, params, target)}
+
+
+def _families(models: Sequence[str]) -> dict[str, list[str]]:
+    """Those of some models; nothing, which means any, where one is not on this machine yet."""
     found = [_family(model) for model in dict.fromkeys(models)]
     return {"family": sorted({family for family in found if family is not None})} if None not in found else {}
 
@@ -127,7 +130,6 @@ def _others(stage: str, params: Params, target: Target | None) -> dict[str, list
     target_loss = plugins.load("task", params.task.name).TARGET_LOSS
     losses = {
         "teach": [target_loss],
-        "general": sorted(params.general.losses),
         "distill": sorted({*params.distill.losses, target_loss, "logit_kl"}),
     }
     return {"loss": losses.get(stage, [])}
@@ -136,10 +138,10 @@ def _others(stage: str, params: Params, target: Target | None) -> dict[str, list
 def _inputs(stage: str, params: Params) -> dict[str, Any]:
     """What else a stage reads that is no output of another."""
     if stage == "prepare":
-        return {"unlabelled": _digests(params.data.unlabelled.files), "origin": model_digest(*params.origin)}
+        unlabelled, origin = _digests(params.data.unlabelled.files), model_digest(*params.origin)
+        return {"unlabelled": unlabelled, "origin": origin, "second": _second(params)}
     if stage == "teach":
-        second = params.teacher.second
-        return {"second": None if second is None else model_digest(second.model, second.revision)}
+        return {"second": _second(params)}
     if stage == "general":
         models = {"teacher": (params.teacher.model, params.teacher.revision), "origin": params.origin}
         return {"texts": _digests(params.general.texts), **{name: model_digest(*one) for name, one in models.items()}}
@@ -166,6 +168,11 @@ def _say(kind: str, name: str) -> list[str | None]:
     module = plugins.load(kind, name)
     reason = module.why_unusable() if hasattr(module, "why_unusable") else None
     return [reason, module.version() if reason is None and hasattr(module, "version") else None]
+
+
+def _second(params: Params) -> str | None:
+    second = params.teacher.second
+    return None if second is None else model_digest(second.model, second.revision)
 
 
 def _digests(names: Sequence[str]) -> list[str | None]:

@@ -18,7 +18,7 @@ from pipeline.data.examples import SPLITS, read_prepared, write_prepared
 from pipeline.data.prepared import BATCH, learned_splits, student_lengths, write_encoded, write_unlabelled
 from pipeline.data.splits import Dataset, load_dataset
 from pipeline.data.texts import encode
-from pipeline.models.checkpoints import check_positions, check_vocabulary, read_config
+from pipeline.models.checkpoints import check_origin, check_positions, check_vocabulary, read_config
 from pipeline.models.model_files import find_model
 from pipeline.models.students import student_config
 from pipeline.models.vocabulary import load_tokenizer, needed_tokens, save_tokenizer, trim, with_distillation_token
@@ -37,7 +37,8 @@ def run(params: Params, workspace: Workspace, root: Path | None = None) -> None:
     teacher = _open(params, *_named(params.teacher), "teacher.model")
     second = params.teacher.second
     others = None if second is None else _open(params, *_named(second), "teacher.second.model")
-    config, tokenizer = _open(params, *params.origin, "student.init.from")
+    config, tokenizer = _open(params, *params.origin, "general.init.from" if params.is_general else "student.init.from")
+    check_origin(config, params.origin[0])
     task = tasks.load(params.task.name, params.task.options)
     dataset = load_dataset(params.data, task, root or workspace.root, params.seed)
     with output_folder(workspace.data) as partial:

@@ -59,8 +59,8 @@ class _Taught:
         self.params, self.workspace, self.task, self.settings, self.reader = params, workspace, task, settings, reader
         self.name = "teacher" if reader == TEACHER else "second teacher"
         self.training = TrainingRun(steps=0, best_dev_score=float("nan"))
-        setting = "teacher.model" if reader == TEACHER else "teacher.second.model"
-        folder = find_model(settings.model, settings.revision, setting)
+        self.section = "teacher" if reader == TEACHER else "teacher.second"
+        folder = find_model(settings.model, settings.revision, f"{self.section}.model")
         torch.manual_seed(params.seed)  # of a new head
         separator = data.facts["encoding"]["separators"][reader]
         self.model = load_with_head(folder, task.head, separator, is_new=settings.fine_tune)
@@ -79,7 +79,7 @@ class _Taught:
         base, space = model_digest(self.settings.model, self.settings.revision), task.space.model_dump_json()
         key = run_key(settings.model_dump(mode="json"), code, params, train, dev, base, space)
         work = self.workspace.work("teach" if self.reader == TEACHER else "teach_second")
-        layers = frozen_layers(self.model, settings.freeze, f"{self.name.replace(' ', '.')}.training.freeze")
+        layers = frozen_layers(self.model, settings.freeze, f"{self.section}.training.freeze")
         freeze_below(self.model, layers, is_whole=settings.freeze == "encoder")
         states = processes.first_then_others(
             lambda: (

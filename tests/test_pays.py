@@ -55,11 +55,11 @@ def test_records_know_no_folder_of_the_machine(tmp_path):
     for name in ("here", "there"):
         (tmp_path / name).mkdir()
         where = places(tmp_path / name)
-        digests.append(pays._digest(pays.settings_of(PLAN, cell, where), where))
+        digests.append(pays._digest(PLAN, cell, pays.settings_of(PLAN, cell, where), where))
     assert digests[0] == digests[1]
     changed = json.loads(json.dumps(PLAN))
     changed["students"]["3x384"]["learning_rate"] = 1.0e-5
-    assert pays._digest(pays.settings_of(changed, cell, where), where) != digests[0]
+    assert pays._digest(changed, cell, pays.settings_of(changed, cell, where), where) != digests[0]
 
 
 def entry(row, seed, right, dev=0.9):
@@ -95,10 +95,8 @@ def test_the_answer_follows_from_the_records(tmp_path, gain, pays_off):
     entries = []
     for seed in range(3):
         plain = [draw.random() < 0.9 for _ in range(970)] + [False] * 30
-        entries += [
-            entry("no teacher", seed, plain),
-            entry("logits, large teacher", seed, plain[:970] + [gain > 0] * 30),
-        ]
+        better = plain[:970] + [gain > 0] * 30
+        entries += [entry("no teacher", seed, plain), entry("logits, large teacher", seed, better)]
     groups = written(tmp_path, entries)
     answer = pays._answer(groups)
     assert ("It pays on sst2, all labels, 3x384 (logits, large teacher, +3.0 points)." in answer) == pays_off

@@ -30,7 +30,11 @@ def test_text_is_taken_once_and_never_from_dev_test_or_train(tmp_path, caplog):
     path.write_bytes("\r\n".join(lines).encode())
     with caplog.at_level(logging.INFO):
         made = list(new_texts([path], ["Of train"], ["known text"], ["A held out text"], SETTING))
-    assert made == [("train-1", "Of train"), ("more.txt-1", "Paint it black"), ("more.txt-5", "天气 怎么样")]
+    assert made == [
+        ("rest of train-1", "Of train"),
+        ("1:more.txt-1", "Paint it black"),
+        ("1:more.txt-5", "天气 怎么样"),
+    ]
     assert "more.txt gave 2 texts of 6; 1 are in dev or test and were left out, 3 were there already" in caplog.text
 
 

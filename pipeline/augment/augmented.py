@@ -57,9 +57,7 @@ def _encoded(
     ids, teacher_ids, segments = encode(teacher, texts, beside), None, None
     if train.teacher_ids is not None:
         student = load_tokenizer(data / "tokenizer")
-        # Each model has its own way to write the mask, which is a token and no text.
-        if teacher.mask_token is not None and student.mask_token is not None:
-            rows = [(text.replace(teacher.mask_token, student.mask_token),) for text in texts]
+        rows = [(text,) for text in _with_mask_of(student, teacher, texts)]
         ids, teacher_ids = encode(student, rows, length), ids
         if train.segments is not None:
             found = list(segments_of(rows, student, [(text,) for text in texts], teacher, length, train.has_token))
@@ -68,7 +66,7 @@ def _encoded(
     second_ids = None
     if train.second_ids is not None:
         second = load_tokenizer(data / "second_tokenizer")
-        second_ids = encode(second, texts, length)
+        second_ids = encode(second, _with_mask_of(second, teacher, texts), length)
     return replace(
         train,
         names=[],
@@ -79,6 +77,15 @@ def _encoded(
         second_ids=second_ids,
         segments=segments,
     )
+
+
+def _with_mask_of(
+    tokenizer: PreTrainedTokenizerBase, teacher: PreTrainedTokenizerBase, texts: Sequence[str]
+) -> list[str]:
+    """Texts that were masked for the teacher, as another model writes its mask, which is a token and no text."""
+    if teacher.mask_token is None or tokenizer.mask_token is None:
+        return list(texts)
+    return [text.replace(teacher.mask_token, tokenizer.mask_token) for text in texts]
 
 
 def _alike(

@@ -1,5 +1,6 @@
 """Where the data files and the base model lie, without importing anything heavy: the machine check runs every time."""
 
+import functools
 import hashlib
 from importlib import metadata, util
 from pathlib import Path
@@ -60,6 +61,7 @@ def base_model_files(source: str) -> list[Path]:
     return sorted(file for file in folder.iterdir() if file.is_file() and file.suffix in MODEL_SUFFIXES)
 
 
+@functools.cache  # a stage asks for the same model several times, and the machine check for all of them
 def model_digest(source: str, revision: str | None = None) -> str:
     """One hash of a model: of its files where they are local, of name and revision where not."""
     files = base_model_files(source)

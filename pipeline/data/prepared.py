@@ -6,7 +6,7 @@ and none of the packages behind it.
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -95,6 +95,10 @@ class EncodedSplit:
             second_ids=None if self.second_ids is None else some(self.second_ids),
             segments=None if self.segments is None else (some(self.segments[0]), some(self.segments[1])),
         )
+
+    def without(self, rows: Collection[int]) -> "EncodedSplit":
+        """All rows but these."""
+        return self.take(i for i in range(len(self)) if i not in rows) if rows else self
 
     def plus(self, other: "EncodedSplit") -> "EncodedSplit":
         """These rows, and behind them those of another split of the same data, without what the teacher says."""
@@ -187,6 +191,7 @@ def write_encoded(
     has_token: bool = False,
     second: "PreTrainedTokenizerBase | None" = None,
     splits: Sequence[str] = SPLITS,
+    compared: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Writes `encoded/<split>.arrow` beside splits that were written as `pipeline.data.examples.write_prepared` does.
 
@@ -200,6 +205,7 @@ def write_encoded(
         has_token: whether the student's tokenizer sets a distillation token.
         second: the second teacher's tokenizer, if there is one.
         splits: those that are there besides text without labels.
+        compared: those in which the two models are compared token by token; what is learned from, if empty.
 
     Returns:
         For the folder's card: what `read_encoded` needs besides the ids.
@@ -236,7 +242,8 @@ def write_encoded(
         "alignment": None,
     }
     if STUDENT in readers:
-        facts["alignment"] = _align(folder, texts, student, teacher, max_length, has_token)
+        both = {split: texts[split] for split in (compared or learned_splits(folder))}
+        facts["alignment"] = _align(folder, both, student, teacher, max_length, has_token)
     return facts
 
 
@@ -251,11 +258,9 @@ def _align(
     max_length: int,
     has_token: bool,
 ) -> dict[str, Any]:
-    """How the two models' tokens belong together in what is learned from; writes the segments where by characters."""
-    mapped, apart = token_map(student, teacher), dict[str, list[int]]()
-    learned = learned_splits(folder)
-    rows = 0
-    for split in learned:
+    """How the two models' tokens belong together in these splits; writes the segments where by characters."""
+    mapped, apart, rows = token_map(student, teacher), dict[str, list[int]](), 0
+    for split in texts:
         columns = read_token_rows(_file(folder, split))
         pairs = zip(columns[STUDENT], columns[BESIDE], strict=True)
         token_at = TOKEN_POSITION if has_token else None
@@ -263,7 +268,7 @@ def _align(
         rows += len(columns[STUDENT])
     if sum(map(len, apart.values())) <= (1 - ALIKE) * rows:
         return {"by": TOKENS, "apart": apart}
-    for split in learned:
+    for split in texts:
         write_token_rows(
             _file(folder, f"{split}-segments"),
             [OUR_SEGMENTS, THEIR_SEGMENTS],

@@ -145,6 +145,6 @@ def new_texts(
                 total - given - leaked,
             )
 
-    yield from of("train", rest)
-    for file in files:
-        yield from of(file.name, read_texts(file, setting))
+    yield from of("rest of train", rest)
+    for number, file in enumerate(files, start=1):
+        yield from of(f"{number}:{file.name}", read_texts(file, setting))

@@ -11,6 +11,7 @@ import time
 from collections.abc import Collection, Mapping
 from contextlib import closing
 from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -93,11 +94,13 @@ class Distillation:
         self.alignment = alignment_of(self.data.facts["encoding"])
         folder = origin_folder(params, workspace)
         if folder is not None:
-            texts = {split: ["\n".join(row) for row in read_prepared(workspace.data, split).texts] for split in UNSEEN}
+            texts = {
+                split: [text for row in read_prepared(workspace.data, split).texts for text in row] for split in UNSEEN
+            }
             check_unseen(folder, texts, "student.init.from")
         self.caches = caches or workspace.work("teacher_answers")
         self._answered: EncodedSplit | None = None
-        self.resumed = False  # whether the last training went on from a checkpoint
+        self.resumed = False  # whether some of the last training was done before
 
     @property
     def weights(self) -> str:
@@ -129,9 +132,9 @@ class Distillation:
     def together(self, split: str) -> EncodedSplit:
         """The rows of a split whose tokens belong together in student and teacher."""
         apart, rows = rows_apart(self.data.facts["encoding"], split), self.splits[split]
-        return rows.take(i for i in range(len(rows)) if i not in apart) if apart else rows
+        return rows.without(apart)
 
-    @property
+    @cached_property
     def _texts(self) -> EncodedSplit:
         """All text that the student may learn from, before variants are made of it."""
         train, further = self.splits["train"], self.splits.get(UNLABELLED_SPLIT)
@@ -175,6 +178,7 @@ class Distillation:
         key, done = self.key(variant), folder / "model"
         finished = processes.by_first(lambda: self._find(variant, done, key))
         if finished is not None:
+            self.resumed = True
             return finished
         started = time.monotonic()
         student = self.new_student(variant.seed)
@@ -211,9 +215,8 @@ class Distillation:
     ) -> Card:
         """Scores a trained student and writes it under its name."""
         outputs = {
-            split: predict(student, rows.ids, rows.pad_id, f"{variant.name} on {split}")
-            for split, rows in self.splits.items()
-            if split != "train"
+            split: predict(student, self.splits[split].ids, self.splits[split].pad_id, f"{variant.name} on {split}")
+            for split in UNSEEN
         }
         scores = {split: score_of(found, self.splits[split].targets, self.task) for split, found in outputs.items()}
         if variant.kind == "distilled":
@@ -286,7 +289,7 @@ class Distillation:
             known=self._known(phase.losses, student, train),
             class_token=self.params.distill.class_token,
             units=self.task.units,
-            targeted_share=targeted_share(train, share),
+            targeted_share=targeted_share(train, share, phase.training.batch_size),
             alignment=self.alignment,
         )
         dev, rows = self.splits["dev"], len(self.splits["train"])
@@ -316,15 +319,18 @@ class Distillation:
             return self.splits["train"]
         if self._answered is None:
             self._answered = processes.first_then_others(self._with_answers)
-        apart = self._rows_apart() if any(aligned_by(name) != "rows" for name in losses) else set[str]()
-        if not apart:
+        if all(aligned_by(name) == "rows" for name in losses):
             return self._answered
-        return self._answered.take(i for i, name in enumerate(self._answered.names) if name not in apart)
+        return self._answered.without([i for i, name in enumerate(self._answered.names) if name in self._names_apart])
 
-    def _rows_apart(self) -> set[str]:
-        """Names of the rows whose tokens do not belong together one by one."""
-        encoding = self.data.facts["encoding"]
-        return {self.splits[split].names[i] for split in self.splits for i in rows_apart(encoding, split)}
+    @cached_property
+    def _names_apart(self) -> set[str]:
+        """Names of the rows that the two tokenizers, which cut alike, cut otherwise."""
+        return {self._texts.names[i] for i in self._places_apart()}
+
+    def _places_apart(self) -> set[int]:
+        encoding, train = self.data.facts["encoding"], self.splits["train"]
+        return rows_apart(encoding, "train") | {len(train) + i for i in rows_apart(encoding, UNLABELLED_SPLIT)}
 
     def _with_answers(self) -> EncodedSplit:
         with guard.lock(self.caches, wait=True):

@@ -7,7 +7,7 @@ pipeline/losses; theirs is Wikipedia and books, ours whatever text the settings 
 import hashlib
 import json
 import logging
-from collections.abc import Collection
+from collections.abc import Mapping
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -29,6 +29,7 @@ from pipeline.distillation.origins import probe_of
 from pipeline.distillation.variants import run_key
 from pipeline.families import shape_of
 from pipeline.models.checkpoints import check_positions, count_parameters, load_with_head, read_config, save_classifier
+from pipeline.models.layer_maps import CKA
 from pipeline.models.model_files import find_model
 from pipeline.models.students import build_student
 from pipeline.models.vocabulary import load_tokenizer, save_tokenizer
@@ -58,13 +59,13 @@ def distil_general(params: Params, workspace: Workspace) -> None:
     settings, shape = params.general, _plain(params.student, params.general.init)
     _check_losses(settings.losses)
     folder = find_model(params.teacher.model, params.teacher.revision)
-    teacher = load_with_head(folder, HEAD).eval()
+    teacher = _load(folder, params.seed)
     own = find_model(*params.origin, "general.init.from")
     for config in (teacher.config, read_config(own)):
-        check_positions(config, settings.max_length, "general.max_length")
+        check_positions(config, settings.max_length, "its teacher or origin", "general.max_length")
     texts = _texts(params, workspace, folder, own)
     train, dev, alignment = (texts[name] for name in (TRAIN, DEV, "alignment"))
-    origin = load_with_head(own, HEAD).eval() if params.is_own_origin else None
+    origin = _load(own, params.seed) if params.is_own_origin else None
     probe = probe_of(train, by_teacher=origin is None)
     student = build_student(origin or teacher, shape, params.seed, None, probe)
     code = trace([__name__], {"loss": settings.losses})
@@ -82,6 +83,7 @@ def distil_general(params: Params, workspace: Workspace) -> None:
         params.seed,
         known=_known(params, student, teacher, train, work / "signals"),
         alignment=alignment,
+        section="general",
     )
     with closing(distiller):
         check_settings(distiller, settings.training)
@@ -92,9 +94,13 @@ def distil_general(params: Params, workspace: Workspace) -> None:
     processes.by_first(lambda: _write(params, workspace, student, run, before, own))
 
 
-def _check_losses(losses: Collection[str]) -> None:
-    """Raises SettingsError for a loss that compares answers, since there is no task yet."""
-    for name in losses:
+def _check_losses(losses: Mapping[str, Mapping[str, Any]]) -> None:
+    """Raises SettingsError for a loss that compares answers, since there is no task yet, or asks for a chosen map."""
+    for name, settings in losses.items():
+        if settings.get("map") == CKA:
+            raise SettingsError(
+                f"general.losses.{name}.map: 'cka' is chosen for a task; use uniform, last_only or pairs"
+            )
         if found := {"logits", "targets", "token"} & set(plugins.load("loss", name).NEEDS):
             raise SettingsError(
                 f"general.losses.{name}: it reads {sorted(found)[0]}, which no model gives before it has a task; use "
@@ -123,7 +129,9 @@ def _texts(params: Params, workspace: Workspace, teacher: Path, own: Path) -> di
         with output_folder(work) as partial:
             counts = _cut(files, partial, settings.held_out)
             tokenizers = load_tokenizer(own), load_tokenizer(teacher)
-            encoding = write_encoded(partial, *tokenizers, settings.max_length, splits=(TRAIN, DEV))
+            encoding = write_encoded(
+                partial, *tokenizers, settings.max_length, splits=(TRAIN, DEV), compared=(TRAIN, DEV)
+            )
             seal(partial, "texts", facts={"content": content, "encoding": encoding, "texts": counts})
 
     processes.by_first(make)
@@ -131,9 +139,9 @@ def _texts(params: Params, workspace: Workspace, teacher: Path, own: Path) -> di
     splits: dict[str, Any] = {
         name: encoded_split(work, name, facts, read_prepared(work, name)) for name in (TRAIN, DEV)
     }
-    apart = rows_apart(facts, TRAIN) if any(aligned_by(name) != "rows" for name in settings.losses) else set()
-    if apart:
-        splits[TRAIN] = splits[TRAIN].take(i for i in range(len(splits[TRAIN])) if i not in apart)
+    for name in splits:
+        if any(aligned_by(loss) != "rows" for loss in settings.losses):
+            splits[name] = splits[name].without(rows_apart(facts, name))
     return {**splits, "alignment": alignment_of(facts)}
 
 
@@ -151,6 +159,13 @@ def _cut(files: list[Path], folder: Path, held_out: float) -> dict[str, int]:
     if not counts[TRAIN]:
         raise DataError(f"general.texts: {counts[DEV]} texts in all, expected some to learn from and one to hold out")
     return counts
+
+
+def _load(folder: Path, seed: int) -> PreTrainedModel:
+    """A model with a head that nobody looks at, whose weights `seed` decides: they are part of the file's bytes."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return load_with_head(folder, HEAD).eval()
 
 
 def _plain(student: StudentSettings, init: InitSettings) -> StudentSettings:

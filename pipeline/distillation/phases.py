@@ -35,6 +35,6 @@ def phases_of(losses: Mapping[str, Mapping[str, Any]], distill: DistillSettings)
             f"distill.phases: found 'two', but of distill.losses ({', '.join(losses)}) none is on logits, so that the "
             "second phase would have nothing to learn; add logit_kl, or set phases to 'one'"
         )
-    first = distill.training.model_copy(update={"epochs": distill.signal_epochs, "patience": 0})
+    first = distill.training.model_copy(update={"epochs": distill.signal_epochs, "steps": None, "patience": 0})
     # A control without signal losses trains its own losses in both phases: the same number of steps for all.
     return [Phase("signals", signal or losses, first, "last"), Phase("main", logit, distill.training, "best")]

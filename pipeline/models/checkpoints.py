@@ -13,7 +13,17 @@ from torch import Tensor, nn
 from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
 
 from pipeline.base.errors import ModelError, first_line
-from pipeline.families import CHOICES, HEAD, SEPARATOR, encoder_of, family_of, head_of, positions_of, token_types
+from pipeline.families import (
+    CHOICES,
+    DISTILLATION_TOKEN,
+    HEAD,
+    SEPARATOR,
+    encoder_of,
+    family_of,
+    head_of,
+    positions_of,
+    token_types,
+)
 from pipeline.models.model_files import check_folder
 from pipeline.tasks import Head
 
@@ -37,12 +47,24 @@ def read_config(folder: Path) -> PretrainedConfig:
     return config
 
 
-def check_positions(config: PretrainedConfig, max_length: int, setting: str = "teacher.model") -> None:
+def check_positions(
+    config: PretrainedConfig, max_length: int, model: str = "teacher.model", setting: str = "data.max_length"
+) -> None:
     """Raises ModelError when data.max_length is beyond what a model has positions for."""
     if max_length > positions_of(config):
         raise ModelError(
-            f"data.max_length is {max_length}, but {setting} has positions for {positions_of(config)} tokens; lower it"
+            f"{setting} is {max_length}, but {model} has positions for {positions_of(config)} tokens; lower it"
         )
+
+
+def check_origin(config: PretrainedConfig, name: str) -> None:
+    """Raises ModelError for a model that was made with what a student is given anew."""
+    for key, what in ((FACTORISED, "a factorised embedding"), (DISTILLATION_TOKEN, "a distillation token")):
+        if getattr(config, key, None):
+            raise ModelError(
+                f"student.init.from '{name}': a student with {what}, which is no model to copy from; name what it was "
+                "copied from, and set the student's own embedding and distillation_token"
+            )
 
 
 def check_vocabulary(config: PretrainedConfig, tokens: int) -> None:

@@ -25,7 +25,7 @@ from pipeline.settings.measure import MeasureSettings
 from pipeline.settings.problems import MAX_PROBLEMS_SHOWN, describe_all
 from pipeline.settings.quantize import QuantizeSettings
 from pipeline.settings.report import ReportSettings
-from pipeline.settings.student import GENERAL, RANDOM, TEACHER, StudentSettings
+from pipeline.settings.student import GENERAL, RANDOM, TEACHER, InitSettings, StudentSettings
 from pipeline.settings.targets import Target
 from pipeline.settings.task import TaskSettings
 from pipeline.settings.teacher import TeacherSettings
@@ -73,15 +73,18 @@ class Params(Settings):
     @property
     def origin(self) -> tuple[str, str | None]:
         """The model whose tokens the student reads and whose family it is of: its name, and its revision."""
-        init = self.general.init if self.is_general else self.student.init
-        if init.source in (TEACHER, RANDOM):
+        if not self.is_own_origin:
             return self.teacher.model, self.teacher.revision
-        return init.source, init.revision
+        return self._init.source, self._init.revision
 
     @property
     def is_own_origin(self) -> bool:
-        """Whether the student is copied from another model than its teacher."""
-        return self.origin != (self.teacher.model, self.teacher.revision)
+        """Whether the student is copied from a model by its name; the teacher's own base is another one than it."""
+        return self._init.source not in (TEACHER, RANDOM)
+
+    @property
+    def _init(self) -> InitSettings:
+        return self.general.init if self.is_general else self.student.init
 
     @model_validator(mode="after")
     def _general_can_be_made(self) -> Self:

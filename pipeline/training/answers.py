@@ -116,16 +116,22 @@ def averaged(first: Outputs, second: Outputs) -> Outputs:
     return {name: (values + second[name]) / 2 for name, values in first.items()}
 
 
-def targeted_share(split: EncodedSplit, unlabelled_share: float | None = None) -> float:
+def rows_without(unlabelled_share: float, batch_size: int) -> int:
+    """How many rows of a batch have no target: at least one, and not all."""
+    return min(batch_size - 1, max(1, round(unlabelled_share * batch_size)))
+
+
+def targeted_share(split: EncodedSplit, unlabelled_share: float | None = None, batch_size: int = 32) -> float:
     """Share of what is learned from that has a target.
 
     Args:
         split: the training rows.
         unlabelled_share: that of each batch which has none, where the settings say so.
+        batch_size: of the settings.
     """
     targeted = sum(target != UNLABELLED for target in split.targets)
     if unlabelled_share is not None and 0 < targeted < len(split):
-        return 1 - unlabelled_share
+        return 1 - rows_without(unlabelled_share, batch_size) / batch_size
     return targeted / len(split)
 
 

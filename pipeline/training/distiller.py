@@ -44,6 +44,7 @@ class Distiller(nn.Module):
         targeted_share: float = 1.0,
         alignment: Alignment = TOKENS,
         frozen: FrozenStates | None = None,
+        section: str = "distill",
     ) -> None:
         """Checks that the losses fit the two models, and makes their auxiliary modules, whose weights `seed` decides.
 
@@ -59,6 +60,7 @@ class Distiller(nn.Module):
                 without target adds nothing, and is divided by this: a target then weighs the same whichever rows it
                 meets, and the term is as large as if there were no rows but those that have one.
             alignment: how the tokens of the two models belong together.
+            section: of the settings, for messages.
             frozen: what the student's frozen layers say of every training row; they are then not run.
 
         Raises:
@@ -70,7 +72,7 @@ class Distiller(nn.Module):
         self.loss_params = loss_params(losses)
         small = shape_of(student.config)
         large = shape_of(teacher.config) if teacher is not None else small
-        check_fit(self.loss_params, small, large, alignment)
+        check_fit(self.loss_params, small, large, alignment, section)
         self._by = {name: aligned_by(name) for name in losses}
         ours, theirs = needs_of(self.loss_params, small, large)
         self._factors = {n: 1 / targeted_share if "targets" in file.NEEDS else 1.0 for n, file in self.losses.items()}
@@ -119,16 +121,18 @@ class Distiller(nn.Module):
         teacher = self._read_teacher(batch, student, rows)
         sides = {"tokens": (student, teacher), "rows": (student, teacher)}
         sides["characters"] = self._pieces(batch, student, teacher)
-        if self.compares_rows:
+        wholes: dict[str, tuple[Signals, ...]] = {}
+        if self.compares_rows and rows is not None:  # a judge runs in one process alone
             rows_here = len(student.mask) if share else 0
-            wholes = {by: tuple(whole_batch(side, rows_here) for side in pair) for by, pair in sides.items()}
+            asked = {self._by[name] for name in self.compares_rows}
+            wholes = {by: tuple(whole_batch(side, rows_here) for side in sides[by]) for by in asked}
         terms: dict[str, Tensor] = {}
         weighted: dict[str, Tensor] = {}
         total = student.logits.new_zeros((), dtype=torch.float32)
         for name, module in self.losses.items():
             params, is_whole = self.loss_params[name], name in self.compares_rows
             auxiliary = self.auxiliary[name] if name in self.auxiliary else None  # noqa: SIM401 - no get()
-            pair = (wholes if is_whole else sides)[self._by[name]]
+            pair = (wholes or sides if is_whole else sides)[self._by[name]]
             term = module.loss(*pair, params, auxiliary) * self._factors[name]
             value = term * params.weight * (1 - progress if params.decay == "linear" else 1)
             terms[name] = (term * share).detach()
@@ -217,7 +221,13 @@ def loss_params(losses: Mapping[str, Mapping[str, Any]]) -> dict[str, LossParams
     }
 
 
-def check_fit(losses: Mapping[str, LossParams], student: Shape, teacher: Shape, alignment: Alignment = TOKENS) -> None:
+def check_fit(
+    losses: Mapping[str, LossParams],
+    student: Shape,
+    teacher: Shape,
+    alignment: Alignment = TOKENS,
+    section: str = "distill",
+) -> None:
     """Raises SettingsError with every loss that cannot compare these two models, and those that can.
 
     Args:
@@ -225,9 +235,10 @@ def check_fit(losses: Mapping[str, LossParams], student: Shape, teacher: Shape, 
         student: its shape.
         teacher: its shape.
         alignment: how their tokens belong together.
+        section: of the settings, for messages.
     """
     problems = [
-        f"distill.losses.{name}: {reason}"
+        f"{section}.losses.{name}: {reason}"
         for name, params in losses.items()
         if (reason := _misfit(name, student, teacher, params, alignment))
     ]

@@ -27,6 +27,7 @@ from pipeline.models.layer_maps import CKA
 from pipeline.settings.training import TrainingSettings
 from pipeline.tasks import UNLABELLED
 from pipeline.training import processes
+from pipeline.training.answers import rows_without
 from pipeline.training.checkpoints import Checkpoints, Progress
 from pipeline.training.distiller import Distiller
 from pipeline.training.judges import Judge
@@ -154,7 +155,7 @@ def passes_of(
     ]
     if unlabelled_share is None or not all(kinds):
         return _Passes(list(range(len(train))), train, batch_size, seed).rows
-    without = min(batch_size - 1, max(1, round(unlabelled_share * batch_size)))
+    without = rows_without(unlabelled_share, batch_size)
     sizes = (batch_size - without, without)
     parts = [_Passes(rows, train, size, seed) for rows, size in zip(kinds, sizes, strict=True)]
     return lambda step: [row for part in parts for row in part.rows(step)]

@@ -26,6 +26,7 @@ from pipeline.base.files import write_atomically
 from pipeline.base.plugins import nearest
 from pipeline.base.workspace import Workspace
 from pipeline.settings.params import load, read_values
+from pipeline.settings.student import GENERAL, RANDOM, TEACHER
 
 CODE = ("pipeline", "stages", "export", "eval", "data", "dvc.yaml", ".dvcignore")
 PROJECT = Path(__file__).resolve().parents[2]
@@ -117,7 +118,8 @@ def _resolve_paths(settings: dict[str, Any]) -> None:
 
 
 def _resolved(value: Any) -> Any:
-    return str(Path(value).resolve()) if isinstance(value, str) and Path(value).exists() else value
+    is_path = isinstance(value, str) and value not in (TEACHER, RANDOM, GENERAL) and Path(value).exists()
+    return str(Path(value).resolve()) if is_path else value
 
 
 def apply_change(settings: dict[str, Any], change: str) -> None:

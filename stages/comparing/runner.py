@@ -15,8 +15,8 @@ from pipeline.base.errors import EnvironmentFault, IntegrityError, PipelineError
 from pipeline.base.files import write_atomically
 from pipeline.base.workspace import Workspace
 from pipeline.data.prepared import open_data
-from pipeline.families import Shape, shape_of
-from pipeline.models.checkpoints import read_config
+from pipeline.families import CHOICES, Shape, shape_of
+from pipeline.models.checkpoints import read_config, set_attributes
 from pipeline.models.model_files import find_model
 from pipeline.models.students import student_config
 from pipeline.settings.params import Params, load, read_values
@@ -59,6 +59,7 @@ def _shapes(params: Params, classes: int) -> tuple[Shape, Shape]:
     configs = [read_config(find_model(*model)) for model in models]
     for config in configs:
         config.num_labels = classes
+        set_attributes(config, {CHOICES: classes})  # a general student says 1
     return shape_of(student_config(configs[0], params.student)), shape_of(configs[1])
 
 
