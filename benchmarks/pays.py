@@ -530,10 +530,10 @@ def _table_of(key: tuple[str, str, str], group: Group) -> str:
         spread = f" ± {statistics.stdev(scores):.2f}" if len(scores) > 1 else ""
         whole = [one["minutes"]["training"] for one in seeds if not one["resumed"]]
         minutes = f"{statistics.mean(whole):.1f}" if whole else "not measured"
+        gains = [_say(_difference(group, row, baseline)) for baseline in (control_of(row), LOGITS)]
         lines.append(
             f"| {row} | {100 * statistics.mean(one['dev_score'] for one in seeds):.2f} % | "
-            f"{statistics.mean(scores):.2f} %{spread} | {len(seeds)} | "
-            f"{_say(_difference(group, row, control_of(row)))} | {_say(_difference(group, row, LOGITS))} | {minutes} |\n"
+            f"{statistics.mean(scores):.2f} %{spread} | {len(seeds)} | {gains[0]} | {gains[1]} | {minutes} |\n"
         )
     teachers: dict[str, dict[str, Any]] = {}
     for one in (seeds[0] for row, seeds in group.items() if not row.startswith(CONTROL)):
