@@ -4,6 +4,7 @@ import json
 
 import numpy as np
 import pytest
+import torch
 import yaml
 from safetensors.torch import load_file
 from test_alignment import byte_pairs, renumbered
@@ -45,10 +46,11 @@ def project(folder, losses=None, **changes):
 def test_it_learns_and_is_made_twice_to_the_same_bytes(tmp_path, monkeypatch):
     """The loss on held-out text falls; weights are equal to the last bit in another folder."""
     digests = []
-    for name in ("first", "second"):
+    for number, name in enumerate(("first", "second")):
         (tmp_path / name).mkdir()
         monkeypatch.chdir(tmp_path / name)
         params, workspace = project(tmp_path / name)
+        torch.manual_seed(number)  # whoever drew before decides nothing
         distil_general(params, workspace)
         card = open_folder(workspace.general, "general")
         digests.append(card.files["model.safetensors"].sha256)
@@ -76,6 +78,21 @@ def test_a_task_begins_where_the_general_student_ended(tmp_path):
     assert not np.array_equal(one["classifier.weight"], other["classifier.weight"])
     distill.run(params, workspace)
     assert open_folder(workspace.student, "student").facts["dev_score"] > 0.8
+
+
+def test_general_text_is_compared_by_pieces_where_tokens_do_not_belong_together(tmp_path):
+    """Held-out text as well, which chooses the checkpoint: the loss on it is one of pieces, and falls."""
+    other_model(tmp_path / "other", byte_pairs(), type_vocab_size=1)
+    (tmp_path / "general.txt").write_text("".join(f"{text}\n" for text in TEXTS), "utf-8")
+    init = {"from": str(tmp_path / "other")}
+    student = {"layers": 1, "hidden": 16, "heads": 4, "init": {"from": "general"}}
+    params, workspace = write_project(tmp_path, student=student, general=GENERAL | {"losses": LOSSES, "init": init})
+    distil_general(params, workspace)
+    loss = open_folder(workspace.general, "general").facts["held_out_loss"]
+    assert loss["after"] < 0.9 * loss["before"]
+    texts = open_folder(workspace.work("general") / "texts", "texts")
+    assert texts.facts["encoding"]["alignment"]["by"] == "characters"
+    assert {"encoded/train-segments.arrow", "encoded/dev-segments.arrow"} <= set(texts.files)
 
 
 def test_another_general_student_trains_the_task_again(tmp_path):
@@ -179,6 +196,31 @@ def test_a_student_of_another_model_learns_from_its_teacher_token_by_token(two_m
     for name in ("attention_kl", "hidden_mse"):
         terms = [entry[f"term_{name}"] for entry in log if f"term_{name}" in entry]
         assert terms[0] > 0 and terms[-1] < terms[0]
+
+
+def test_the_teachers_own_base_model_is_no_teacher_yet(tmp_path):
+    """A student that names it starts as it was before the task; one that says 'teacher' as it is after."""
+    params, workspace = write_project(tmp_path, student={"layers": 2, "init": {"from": "inputs/model"}})
+    named = made(params, workspace).new_student(0)
+    base, taught = (
+        load_file(folder / "model.safetensors") for folder in (tmp_path / "inputs/model", workspace.teacher)
+    )
+    weight = "bert.encoder.layer.1.output.dense.weight"
+    assert np.array_equal(named.state_dict()[weight], base[weight])
+    assert not np.array_equal(base[weight], taught[weight])
+    copied = Distillation(write_settings(workspace, student={"layers": 2}), workspace).new_student(0)
+    assert np.array_equal(copied.state_dict()[weight], taught[weight])
+
+
+def test_a_student_is_no_model_to_copy_from_where_it_was_given_something_anew(tmp_path):
+    """Refused before the teacher is trained."""
+    params, workspace = write_project(tmp_path, student={"layers": 1, "embedding": 8})
+    for stage in (machine, prepare, teach, distill):
+        stage.run(params, workspace)
+    workspace.student.rename(tmp_path / "made")
+    changed = write_settings(workspace, student={"layers": 1, "init": {"from": "made"}})
+    with pytest.raises(ModelError, match=r"student\.init\.from 'made': a student with a factorised embedding"):
+        prepare.run(changed, workspace)
 
 
 def test_planted_ids_of_other_pieces_do_not_count_as_the_same_tokens(two_models, monkeypatch):

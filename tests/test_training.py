@@ -18,11 +18,19 @@ from pipeline.families import shape_of
 from pipeline.losses import attention_kl, cross_entropy, hidden_mse, minilm_v2
 from pipeline.models.checkpoints import save_classifier
 from pipeline.settings.training import TrainingSettings
+from pipeline.tasks import UNLABELLED
 from pipeline.training import checkpoints, optimizer
-from pipeline.training.answers import cached_teacher_outputs, check_learned, predict, score_of
+from pipeline.training.answers import (
+    cached_teacher_outputs,
+    check_learned,
+    predict,
+    rows_without,
+    score_of,
+    targeted_share,
+)
 from pipeline.training.distiller import Distiller, check_fit
 from pipeline.training.judges import OnDev
-from pipeline.training.loop import fit
+from pipeline.training.loop import fit, passes_of
 from pipeline.training.steps import Steps
 
 KEY = "settings and data"
@@ -671,6 +679,35 @@ def test_every_loss_that_does_not_fit_is_told_at_once():
     assert fitting.startswith("losses that fit these two models as they stand: a2d, attention_mean_kl, ")
     assert "shd" in fitting
     check_fit({"cross_entropy": cross_entropy.Params()}, student, teacher)
+
+
+# --- rows with a target and without ---
+
+
+@pytest.mark.parametrize("share", [0.05, 0.5, 0.75, 0.99])
+def test_each_batch_has_its_share_without_target(share):
+    """A label weighs as many times as much as rows with one are rarer in a batch than they would be alone."""
+    targets = [0 if row < 30 else UNLABELLED for row in range(len(TRAIN))]
+    split = EncodedSplit(**{**TRAIN.__dict__, "targets": targets})
+    rows = passes_of(split, 16, 0, share)
+    counts = {sum(targets[i] == UNLABELLED for i in rows(step)) for step in range(40) if len(rows(step)) == 16}
+    assert counts == {rows_without(share, 16)} and 0 < rows_without(share, 16) < 16
+    assert targeted_share(split, share, 16) == 1 - rows_without(share, 16) / 16
+    assert {i for step in range(200) for i in rows(step)} == set(range(len(TRAIN)))
+
+
+def test_a_share_says_nothing_where_all_rows_are_of_one_kind():
+    """As for losses that read no teacher."""
+    rows = [passes_of(TRAIN, 16, 3, share) for share in (None, 0.75)]
+    assert all(rows[0](step) == rows[1](step) for step in range(20))
+    assert targeted_share(TRAIN, 0.75, 16) == 1.0
+
+
+def test_steps_and_evaluations_may_be_said_in_place_of_epochs(tmp_path):
+    """Exactly so many, evenly spread, the last at the end."""
+    run, _ = train(tmp_path, steps=11, evaluations=3)
+    assert run.steps == 11
+    assert [entry["step"] for entry in run.log if "dev_score" in entry] == [4, 8, 11]
 
 
 # --- the teacher's answers, kept ---------------------------------------------------------------------------------
