@@ -387,6 +387,19 @@ def test_folders_in_the_settings_are_meant_from_where_the_command_is_run(tmp_pat
     assert settings["teacher"]["model"] == "org/model"
 
 
+def test_lists_and_words_in_the_settings_are_resolved_as_what_they_are(tmp_path, monkeypatch):
+    """Planted: a folder of the name that means the teacher; every text file of a list."""
+    (tmp_path / "teacher").mkdir()
+    (tmp_path / "more.txt").touch()
+    monkeypatch.chdir(tmp_path)
+    settings = {"student": {"init": {"from": "teacher"}}, "general": {"texts": ["more.txt", "nowhere.txt"]}}
+    run._resolve_paths(settings)
+    assert settings == {
+        "student": {"init": {"from": "teacher"}},
+        "general": {"texts": [str(tmp_path / "more.txt"), "nowhere.txt"]},
+    }
+
+
 def test_the_demo_gives_the_status_of_the_run(monkeypatch, capsys):
     """And says how long it took."""
     monkeypatch.setattr(demo, "reproduce", lambda folder: 3)

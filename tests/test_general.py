@@ -202,9 +202,8 @@ def test_the_teachers_own_base_model_is_no_teacher_yet(tmp_path):
     """A student that names it starts as it was before the task; one that says 'teacher' as it is after."""
     params, workspace = write_project(tmp_path, student={"layers": 2, "init": {"from": "inputs/model"}})
     named = made(params, workspace).new_student(0)
-    base, taught = (
-        load_file(folder / "model.safetensors") for folder in (tmp_path / "inputs/model", workspace.teacher)
-    )
+    folders = (tmp_path / "inputs" / "model", workspace.teacher)
+    base, taught = (load_file(folder / "model.safetensors") for folder in folders)
     weight = "bert.encoder.layer.1.output.dense.weight"
     assert np.array_equal(named.state_dict()[weight], base[weight])
     assert not np.array_equal(base[weight], taught[weight])
