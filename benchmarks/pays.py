@@ -440,7 +440,38 @@ def with_tables(text: str, folder: Path) -> str:
     """The page with its first line and every table made anew from the records in a folder."""
     groups = _groups(folder)
     text = fill(text, PAGE, "answer", COMMAND, f"\n{_answer(groups)}\n")
-    return fill(text, PAGE, "tables", COMMAND, "".join(_table_of(key, rows) for key, rows in groups.items()))
+    text = fill(text, PAGE, "tables", COMMAND, "".join(_table_of(key, rows) for key, rows in groups.items()))
+    return fill(text, PAGE, "minutes", COMMAND, _minutes_of(groups))
+
+
+STEPS = {
+    "general": "a general student",
+    "teacher": "fine-tuning the teacher",
+    "answers": "its answers and signals",
+    "training": "one student",
+}
+
+
+def _minutes_of(groups: dict[tuple[str, str, str], Group]) -> str:
+    """Medians of what each step took where it was really made, and how many students a night of ten hours buys."""
+    found: dict[tuple[str, ...], list[float]] = {}
+    for (one, labels, student), group in groups.items():
+        for entry in (entry for seeds in group.values() for entry in seeds):
+            if entry["resumed"]:
+                continue
+            teacher = "" if entry["row"].startswith(CONTROL) else entry["teacher"]["source"]
+            of = {"general": ("", "", student, ""), "training": (one, labels, student, "")}
+            for step, minutes in entry["minutes"].items():
+                if minutes >= 0.1:  # less is what finding it ready takes
+                    found.setdefault((step, *of.get(step, (one, labels, "", teacher))), []).append(minutes)
+    lines = []
+    for (step, *where), minutes in sorted(found.items(), key=lambda item: (list(STEPS).index(item[0][0]), item[0])):
+        median = statistics.median(minutes)
+        night = f"{600 / median:,.0f}" if step == "training" else ""
+        name = ", ".join(part for part in where if part)
+        lines.append(f"| {STEPS[step]} | {name} | {median:.1f} | {len(minutes)} | {night} |\n")
+    head = "| step | of | minutes, median | measured | in a night of ten hours |\n|---|---|---|---|---|\n"
+    return f"\n{head}{''.join(lines)}" if lines else "\nNot measured yet.\n"
 
 
 Group = dict[str, list[dict[str, Any]]]  # row -> its seeds
