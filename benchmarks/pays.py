@@ -427,6 +427,7 @@ def _record(cell: Cell, found: dict[str, Any]) -> None:
 # --- the page -----------------------------------------------------------------------------------------------------
 
 CONTROL, LOGITS = "no teacher", "logits, large teacher"
+Group = dict[str, list[dict[str, Any]]]  # row -> its seeds
 
 
 @app.command()
@@ -472,9 +473,6 @@ def _minutes_of(groups: dict[tuple[str, str, str], Group]) -> str:
         lines.append(f"| {STEPS[step]} | {name} | {median:.1f} | {len(minutes)} | {night} |\n")
     head = "| step | of | minutes, median | measured | in a night of ten hours |\n|---|---|---|---|---|\n"
     return f"\n{head}{''.join(lines)}" if lines else "\nNot measured yet.\n"
-
-
-Group = dict[str, list[dict[str, Any]]]  # row -> its seeds
 
 
 def _groups(folder: Path) -> dict[tuple[str, str, str], Group]:
