@@ -565,7 +565,7 @@ def _table_of(key: tuple[str, str, str], group: Group) -> str:
             f"{statistics.mean(scores):.2f} %{spread} | {len(seeds)} | {gains[0]} | {gains[1]} | {minutes} |\n"
         )
     teachers: dict[str, dict[str, Any]] = {}
-    for one in (seeds[0] for row, seeds in group.items() if not row.startswith(CONTROL)):
+    for one in (seeds[0] for seeds in group.values()):  # a control has the small one beside it
         teachers.setdefault(one["teacher"]["source"], one["teacher"])
     said = "; ".join(
         f"{Path(name).name} {found['parameters'] / 1e6:.0f} M, {100 * found['test_score']:.2f} %"
