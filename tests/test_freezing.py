@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from fakes import slow_but
 from test_training import DEV, TRAIN, settings
 from toy_models import FAMILIES, TASK, toy_model
 
@@ -45,7 +46,7 @@ def moved(before, model):
     return {name for name, weight in model.state_dict().items() if not torch.equal(weight, before[name])}
 
 
-@pytest.mark.parametrize("family", UNSHARED)
+@pytest.mark.parametrize("family", slow_but(UNSHARED, "bert", "mpnet"))
 def test_frozen_layers_stay_and_the_others_learn(tmp_path, family):
     """Words and positions stay too; each layer above moves, and so does the head."""
     model = model_of(family)
@@ -60,7 +61,7 @@ def test_frozen_layers_stay_and_the_others_learn(tmp_path, family):
         assert changed & {names[id(weight)] for weight in module.parameters()}
 
 
-@pytest.mark.parametrize("family", UNSHARED)
+@pytest.mark.parametrize("family", slow_but(UNSHARED, "bert", "mpnet"))
 @pytest.mark.parametrize("layers", [1, 3])
 def test_states_that_are_kept_train_as_computing_them_would(tmp_path, family, layers):
     """But for half precision; the planted fault below shows that it would be seen."""
@@ -107,7 +108,7 @@ def test_layers_below_are_run_once(tmp_path):
     assert [number for number, _ in ran] == [0, 1, 2]
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", slow_but(FAMILIES, "bert", "albert"))
 def test_a_head_alone_can_be_trained(tmp_path, family):
     """Nothing of the encoder moves but what the head is made of."""
     model = model_of(family)
