@@ -91,9 +91,7 @@ def texts(
             kept.append(line)
     out.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(out, "".join(f"{line}\n" for line in kept))
-    print(
-        f"{out}: {len(kept):,} texts of {total:,}, {len(held_out):,} texts of dev and test left out wherever they stand"
-    )
+    print(f"{out}: {len(kept):,} texts of {total:,}; none of the {len(held_out):,} texts of dev and test is among them")
 
 
 def read_all(data: Path, split: str) -> Iterator[str]:

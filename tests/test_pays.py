@@ -16,6 +16,7 @@ PLAN = pays.read_plan()
 
 def places(tmp_path):
     (tmp_path / "large").mkdir(exist_ok=True)
+    (tmp_path / "large" / "config.json").write_text("{}")  # models count by their content
     return pays.Places(tmp_path / "work", tmp_path / "data", tmp_path / "large", tmp_path / "general.txt")
 
 

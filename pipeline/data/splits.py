@@ -1,7 +1,7 @@
 """Rows -> three splits without leaks: what is empty, twice or in two splits is refused, or taken out and counted."""
 
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,7 +26,7 @@ class Dataset:
     splits: dict[str, list[Row]]
     task: "Task"
     findings: dict[str, Any]
-    rest: list[Row]  # of train, which the settings leave without their label
+    rest: list[Row] = field(default_factory=list)  # of train, which the settings leave without their label
 
 
 def load_dataset(settings: DataSettings, task: "Task", root: Path, seed: int) -> Dataset:
