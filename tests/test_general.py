@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from fakes import slow_but
 from safetensors.torch import load_file
 from test_alignment import byte_pairs, renumbered
 from tiny_project import make_rows, make_teacher, write_project, write_settings
@@ -110,7 +111,7 @@ def test_another_general_student_trains_the_task_again(tmp_path):
     assert Distillation(params, workspace).key(variant) != before
 
 
-@pytest.mark.parametrize("split", ["dev", "test"])
+@pytest.mark.parametrize("split", slow_but(["dev", "test"], "test"))
 def test_a_planted_test_text_is_refused(tmp_path, split):
     """Whoever made the model: the digests beside it tell, and how a text is written does not matter."""
     params, workspace = project(tmp_path)
