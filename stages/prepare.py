@@ -38,7 +38,8 @@ def run(params: Params, workspace: Workspace, root: Path | None = None) -> None:
     second = params.teacher.second
     others = None if second is None else _open(params, *_named(second), "teacher.second.model")
     config, tokenizer = _open(params, *params.origin, "general.init.from" if params.is_general else "student.init.from")
-    check_origin(config, params.origin[0])
+    if params.is_own_origin:
+        check_origin(config, params.origin[0])
     task = tasks.load(params.task.name, params.task.options)
     dataset = load_dataset(params.data, task, root or workspace.root, params.seed)
     with output_folder(workspace.data) as partial:
@@ -47,7 +48,9 @@ def run(params: Params, workspace: Workspace, root: Path | None = None) -> None:
         keep = _kept(params, config, tokenizer, partial)
         # A student that cannot be built stops here.
         student_config(config, params.student, len(keep) if keep is not None else None)
-        student = tokenizer if keep is None or len(keep) == len(tokenizer) else trim(tokenizer, keep)
+        student = tokenizer
+        if keep is not None and params.student.vocabulary == "trimmed":
+            student = trim(tokenizer, keep)
         if params.student.distillation_token:
             student = with_distillation_token(student)
         save_tokenizer(student, partial / "tokenizer")

@@ -226,7 +226,10 @@ def test_a_student_is_no_model_to_copy_from_where_it_was_given_something_anew(tm
 def test_planted_ids_of_other_pieces_do_not_count_as_the_same_tokens(two_models, monkeypatch):
     """Each piece belongs to its neighbour's id: rows of the same length are not enough."""
     params, workspace = two_models
-    shifted = lambda student, teacher: list(np.roll(range(len(teacher)), 1))  # noqa: E731
+
+    def shifted(student, teacher):
+        return list(np.roll(range(len(teacher)), 1))
+
     monkeypatch.setattr("pipeline.data.prepared.token_map", shifted)
     machine.run(params, workspace)
     prepare.run(params, workspace)
