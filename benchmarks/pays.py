@@ -238,7 +238,7 @@ def settings_of(plan: dict[str, Any], cell: Cell, places: Places) -> dict[str, A
         changes["teacher.model"] = str(places.large.resolve())
     if changes["teacher.model"] == CONTROL:
         control = _control(cell)
-        changes["teacher.model"] = str(_folder(settings_of(plan, control, places), control, places) / "model")
+        changes["teacher.model"] = str(folder_of(settings_of(plan, control, places), control, places) / "model")
     if row.get("start") == "general":
         changes["student.init"] = {"from": str(_general(plan, cell, places).general)}
     changes["data.unlabelled"] = {"rest_of_train": bool(row.get("text")), "files": []}
@@ -297,16 +297,12 @@ def _train(plan: dict[str, Any], cell: Cell, settings: dict[str, Any], places: P
     if plan["rows"][cell.row].get("teacher") == "self" and not Path(settings["teacher"]["model"]).is_dir():
         control = _control(cell)
         _train(plan, control, settings_of(plan, control, places), places)
-    taught_by = _taught_by(settings)
-    teacher = places.root(cell.set, f"teacher-{_short(taught_by)}")
-    teaching = {**settings, **taught_by, "student": {}, "distill": {}}
-    minutes["teacher"] = _once(teacher, teaching, "teacher", lambda params: _teach(params, teacher))
-    place, folder = _place(settings, cell, places), _folder(settings, cell, places)
-    _once(place, settings, "data", lambda params: prepare.run(params, place))
-    place.teacher.unlink(missing_ok=True)
-    place.teacher.symlink_to(teacher.teacher.resolve())
-    params = _load(place, settings)
-    distillation = Distillation(params, place, caches=places.root(cell.set).root / f"answers-{_short(taught_by)}")
+    place, minutes["teacher"] = ready(settings, cell, places)
+    folder = folder_of(settings, cell, places)
+    params = load_into(place, settings)
+    distillation = Distillation(
+        params, place, caches=places.root(cell.set).root / f"answers-{_short(_taught_by(settings))}"
+    )
     variant = Variant("student", cell.seed, params.distill.losses)
     before = time.monotonic()
     distillation.check(variant)
@@ -317,7 +313,7 @@ def _train(plan: dict[str, Any], cell: Cell, settings: dict[str, Any], places: P
     answers = json.loads((folder / "model" / TEST_ANSWERS).read_text("utf-8"))
     _, test = read_encoded(place, "test", params.data.max_length)
     right = tasks.of(params, place.data).values(answers, test.targets) > 0
-    taught = open_folder(teacher.teacher, "teacher").facts
+    taught = open_folder(place.teacher, "teacher").facts
     facts = machine.facts()
     return {
         **{name: card.facts[name] for name in ("dev_score", "test_score", "steps", "parameters")},
@@ -337,6 +333,19 @@ def _train(plan: dict[str, Any], cell: Cell, settings: dict[str, Any], places: P
     }
 
 
+def ready(settings: dict[str, Any], cell: Cell, places: Places) -> tuple[Workspace, float]:
+    """Prepared data with the teacher beside it, each made where it is not there; and the minutes the teacher took."""
+    taught_by = _taught_by(settings)
+    teacher = places.root(cell.set, f"teacher-{_short(taught_by)}")
+    teaching = {**settings, **taught_by, "student": {"layers": 1}, "distill": {}}
+    minutes = _once(teacher, teaching, "teacher", lambda params: _teach(params, teacher))
+    place = _place(settings, cell, places)
+    _once(place, settings, "data", lambda params: prepare.run(params, place))
+    place.teacher.unlink(missing_ok=True)
+    place.teacher.symlink_to(teacher.teacher.resolve())
+    return place, minutes
+
+
 def _taught_by(settings: dict[str, Any]) -> dict[str, Any]:
     """What decides a teacher: text without labels does not."""
     return {
@@ -352,7 +361,7 @@ def _place(settings: dict[str, Any], cell: Cell, places: Places) -> Workspace:
     return places.root(cell.set, f"data-{_short(decisive)}")
 
 
-def _folder(settings: dict[str, Any], cell: Cell, places: Places) -> Path:
+def folder_of(settings: dict[str, Any], cell: Cell, places: Places) -> Path:
     """Where a student lies."""
     return _place(settings, cell, places).work("pays") / f"{_short(settings)}-{cell.seed}"
 
@@ -361,7 +370,7 @@ def _control(cell: Cell) -> Cell:
     return replace(cell, row=CONTROL)
 
 
-def _load(place: Workspace, settings: dict[str, Any]) -> Params:
+def load_into(place: Workspace, settings: dict[str, Any]) -> Params:
     place.root.mkdir(parents=True, exist_ok=True)
     write_atomically(place.params, yaml.safe_dump(settings, sort_keys=False))
     return load(place.params)
@@ -373,7 +382,7 @@ def _once(place: Workspace, settings: dict[str, Any], what: str, make: Any) -> f
         open_folder(getattr(place, what), what)
     except IntegrityError:
         before = time.monotonic()
-        make(_load(place, settings))
+        make(load_into(place, settings))
         return (time.monotonic() - before) / 60
     return 0.0
 
@@ -465,7 +474,7 @@ def table() -> None:
 
 def with_tables(text: str, folder: Path) -> str:
     """The page with its first line and every table made anew from the records in a folder."""
-    groups = _groups(folder)
+    groups = groups_of(folder)
     text = fill(text, PAGE, "answer", COMMAND, f"\n{_answer(groups)}\n")
     text = fill(text, PAGE, "tables", COMMAND, "".join(_table_of(key, rows) for key, rows in groups.items()))
     return fill(text, PAGE, "minutes", COMMAND, _minutes_of(groups))
@@ -501,7 +510,7 @@ def _minutes_of(groups: dict[tuple[str, str, str], Group]) -> str:
     return f"\n{head}{''.join(lines)}" if lines else "\nNot measured yet.\n"
 
 
-def _groups(folder: Path) -> dict[tuple[str, str, str], Group]:
+def groups_of(folder: Path) -> dict[tuple[str, str, str], Group]:
     """(set, labels, student) -> what was trained for it, in the order of the plan."""
     plan, found = read_plan(), dict[tuple[str, str, str], Group]()
     entries = [entry for file in sorted(folder.glob("*.json")) for entry in _read(file).values()]
@@ -526,7 +535,7 @@ def _right(seeds: list[dict[str, Any]]) -> np.ndarray:
     return np.stack(bits).astype(bool)
 
 
-def _difference(group: Group, row: str, baseline: str) -> Interval | None:
+def _difference(group: Group, row: str, baseline: str | None) -> Interval | None:
     """Points that a row gains on another, paired over test rows, with what seeds add; None where one is missing."""
     if baseline not in group or row == baseline:
         return None
@@ -546,11 +555,23 @@ def control_of(row: str) -> str:
     )
 
 
+def logits_alone(row: str) -> str | None:
+    """The row that differs from this one in nothing but that it looks at logits alone; None where there is none."""
+    rows = read_plan()["rows"]
+    if set(rows[row]["losses"]) == {"logit_kl"}:
+        return None
+    alike = {**rows[row], "losses": None}
+    return next(
+        (name for name, one in rows.items() if set(one["losses"]) == {"logit_kl"} and {**one, "losses": None} == alike),
+        None,
+    )
+
+
 def _say(found: Interval | None) -> str:
     return "" if found is None else f"{found.value:+.2f} [{found.low:+.2f}, {found.high:+.2f}]"
 
 
-def _said(key: tuple[str, str, str]) -> str:
+def said(key: tuple[str, str, str]) -> str:
     one, labels, student = key
     return f"{one}, {'all labels' if labels == 'all' else f'{labels} labels a class'}, {student}"
 
@@ -567,7 +588,7 @@ def _answer(groups: dict[tuple[str, str, str], Group]) -> str:
         gain = _difference(group, best, control_of(best))
         if gain is None:
             continue
-        where = f"{_said(key)} ({best}, {gain.value:+.1f} points)"
+        where = f"{said(key)} ({best}, {gain.value:+.1f} points)"
         # one seed says nothing of what another would have given
         is_sure = gain.low > 0 and min(len(group[best]), len(group[control_of(best)])) > 1
         (pays if is_sure else not_sure).append(where)
@@ -585,23 +606,24 @@ def _table_of(key: tuple[str, str, str], group: Group) -> str:
         spread = f" ± {statistics.stdev(scores):.2f}" if len(scores) > 1 else ""
         whole = [one["minutes"]["training"] for one in seeds if not one["resumed"]]
         minutes = f"{statistics.mean(whole):.1f}" if whole else "not measured"
-        gains = [_say(_difference(group, row, baseline)) for baseline in (control_of(row), LOGITS)]
+        baselines = (control_of(row), LOGITS, logits_alone(row))
+        gains = [_say(_difference(group, row, baseline)) for baseline in baselines]
         lines.append(
             f"| {row} | {100 * statistics.mean(one['dev_score'] for one in seeds):.2f} % | "
-            f"{statistics.mean(scores):.2f} %{spread} | {len(seeds)} | {gains[0]} | {gains[1]} | {minutes} |\n"
+            f"{statistics.mean(scores):.2f} %{spread} | {len(seeds)} | {' | '.join(gains)} | {minutes} |\n"
         )
     teachers: dict[str, dict[str, Any]] = {}
     for one in (seeds[0] for seeds in group.values()):  # a control has the small one beside it
         teachers.setdefault(one["teacher"]["source"], one["teacher"])
-    said = "; ".join(
+    named = "; ".join(
         f"{Path(name).name} {found['parameters'] / 1e6:.0f} M, {100 * found['test_score']:.2f} %"
         for name, found in sorted(teachers.items())
     )
     return (
-        f"\n**{_said(key)}**: {first['parameters'] / 1e6:.1f} M parameters, {first['steps']:,} steps, "
-        f"{first['rows']:,} test rows. Teachers (of the first seed): {said or 'none yet'}.\n\n"
+        f"\n**{said(key)}**: {first['parameters'] / 1e6:.1f} M parameters, {first['steps']:,} steps, "
+        f"{first['rows']:,} test rows. Teachers (of the first seed): {named or 'none yet'}.\n\n"
         "| student | dev | test, mean ± sd | seeds | against no teacher, points (95 %) | against logits of the large "
-        f"teacher | minutes |\n|---|---|---|---|---|---|---|\n{''.join(lines)}"
+        f"teacher | against logits alone | minutes |\n|---|---|---|---|---|---|---|---|\n{''.join(lines)}"
     )
 
 

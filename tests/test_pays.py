@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 import yaml
 
-from benchmarks import pays
+from benchmarks import pays, pays_shipped
+from pipeline.base import plugins
 from pipeline.base.errors import SettingsError
 from pipeline.settings.params import load
 
@@ -86,7 +87,7 @@ def entry(row, seed, right, dev=0.9):
 
 def written(tmp_path, entries):
     (tmp_path / "sst2.json").write_text(json.dumps({str(number): one for number, one in enumerate(entries)}))
-    return pays._groups(tmp_path)
+    return pays.groups_of(tmp_path)
 
 
 @pytest.mark.parametrize(("gain", "pays_off"), [(30, True), (0, False)])
@@ -105,6 +106,15 @@ def test_the_answer_follows_from_the_records(tmp_path, gain, pays_off):
     table = pays._table_of(*next(iter(groups.items())))
     assert "teacher 109 M, 93.00 %" in table and "/somewhere" not in table
     assert f"{gain / 10:+.2f} [" in table
+
+
+def test_losses_are_held_against_logits_where_all_else_is_alike():
+    """The same teacher, start and text; logits by themselves have nothing to be held against."""
+    found = {row: pays.logits_alone(row) for row in PLAN["rows"]}
+    assert found["attention and logits, small teacher"] == "logits, small teacher"
+    assert found["attention and logits, large teacher"] == "logits, large teacher"
+    assert found["attention and logits, more text"] == "logits, more text"
+    assert found["logits, large teacher"] is None and found["all together"] is None
 
 
 def test_one_seed_is_said_to_decide_nothing(tmp_path):
@@ -139,3 +149,61 @@ def test_planted_dev_and_test_texts_do_not_reach_the_general_text(tmp_path, caps
     cut = 80 - sum("card number" in line for line in found)
     assert 8 <= cut <= 3 * 9  # a tenth for each of three seeds, some of them twice
     assert "none of the" in capsys.readouterr().out
+
+
+# --- what ships of it ---------------------------------------------------------------------------------------------
+
+
+def test_what_ships_is_the_best_on_dev_of_those_with_a_teacher(tmp_path):
+    """Neither the best on test, nor a control, however good; of the row's seeds the best on dev."""
+    groups = written(
+        tmp_path,
+        [
+            entry("no teacher", 0, [True] * 50, dev=0.99),
+            entry("logits, small teacher", 0, [True] * 50, dev=0.80),
+            entry("logits, large teacher", 0, [False] * 50, dev=0.90),
+            entry("logits, large teacher", 1, [False] * 50, dev=0.92),
+            entry("logits, large teacher", 2, [False] * 50, dev=0.92),
+        ],
+    )
+    best = pays_shipped.winner_of(next(iter(groups.values())))
+    assert (best["row"], best["seed"]) == ("logits, large teacher", 1)
+    assert pays_shipped.winner_of({"no teacher": [entry("no teacher", 0, [True])]}) is None
+
+
+def test_the_files_of_the_plan_can_be_exported_and_timed(tmp_path):
+    """Their targets are settings that load, with their formats and runtimes; the timed one has a clock."""
+    shipped = PLAN["shipped"]
+    settings = pays.settings_of(PLAN, pays.Cell("sst2", "all", "3x384", pays.LOGITS, 0), places(tmp_path))
+    path = tmp_path / "params.yaml"
+    path.write_text(yaml.safe_dump(settings | {"targets": shipped["targets"]}))
+    targets = load(path).targets
+    assert {(one.runtime, one.precision) for one in targets.values()} == {
+        ("onnxruntime", "int8"),
+        ("litert", "int8"),
+        ("coreml_reference", "int8"),
+    }
+    assert not hasattr(plugins.load("runtime", targets[shipped["timed"]].runtime), "NOT_TIMED")
+
+
+def test_a_gain_of_a_file_is_said_with_its_sign(tmp_path):
+    """Planted: a drop of 2 points from one teacher is -2, and -1 from the other is +1."""
+    drops = {
+        of: {"value": value, "low": value - 0.5, "high": value + 0.25, "confidence": 0.95}
+        for of, value in {"float": 0.0, "small": -1.0, "large": 2.0}.items()
+    }
+    file = {"bytes": 5_000_000, "runtime": "onnxruntime 1", **{f"drop_from_{of}": drop for of, drop in drops.items()}}
+    speedup = {"value": 4.0, "low": 3.0, "high": 5.0, "confidence": 0.98}
+    teachers = {size: {"score": 0.9, "speedup": speedup} for size in ("small", "large")}
+    one = {"row": "logits", "seed": 0, "test_score": 0.9, "files": {"onnx": {**file, "score": 0.89}}}
+    record = {"cpu": "a CPU", "isa": [], "shipped": {"sst2, all": {**one, "teachers": teachers}}}
+    (tmp_path / "a_cpu.json").write_text(json.dumps(record))
+    text = pays_shipped.with_tables(pays.PAGE.read_text("utf-8"), tmp_path)
+    assert "| 5.0 | 89.00 % | +0.00 [-0.25, +0.50] | +1.00 [+0.75, +1.50] | -2.00 [-2.25, -1.50] |" in text
+    assert "4.0 [3.0, 5.0], 4.0 [3.0, 5.0]" in text
+
+
+def test_the_page_has_the_files_of_its_records():
+    """`python -m benchmarks.pays_shipped table` was run after the last record."""
+    text = pays.PAGE.read_text("utf-8")
+    assert pays_shipped.with_tables(text, pays_shipped.RESULTS) == text
