@@ -3,6 +3,7 @@
     python -m benchmarks.pays texts ../shared/data work/general.txt              training texts of every set in a folder
     python -m benchmarks.pays run ../shared/data --large FOLDER --work work      trains what no record has yet
     python -m benchmarks.pays run ... --only sst2 --student 3x384 --seeds 1      some of it
+    python -m benchmarks.pays general --work work --again                        the general student, twice
     python -m benchmarks.pays table                                              records -> when-distillation-pays.md
 
 What is compared stands in benchmarks/pays.yaml. A record is written after each training, and the same command goes on
@@ -49,6 +50,7 @@ from stages.commands.run import apply_change, find_recipe
 log = logging.getLogger(__name__)
 PLAN = Path(__file__).with_suffix(".yaml")
 RESULTS = Path("docs/results/pays")
+GENERAL = RESULTS / "general.json"
 PAGE = Path("docs/when-distillation-pays.md")
 COMMAND = "python -m benchmarks.pays table"
 SEEDS = 3
@@ -403,7 +405,7 @@ def _make_general(plan: dict[str, Any], cell: Cell, places: Places) -> float:
     if not places.texts.is_file():
         raise SettingsError(f"{places.texts}: no such file; `python -m benchmarks.pays texts` writes it")
     place = _general(plan, cell, places)
-    settings = read_values(find_recipe(plan["sets"][cell.set]["recipe"]))
+    settings = read_values(find_recipe(next(iter(plan["sets"].values()))["recipe"]))
     changes = {
         "data.source": "bundled",
         "teacher.model": SMALL,
@@ -416,6 +418,36 @@ def _make_general(plan: dict[str, Any], cell: Cell, places: Places) -> float:
     for key, value in changes.items():
         apply_change(settings, f"{key}={json.dumps(value)}")
     return _once(place, settings, "general", lambda params: distil_general(params, place))
+
+
+@app.command()
+def general(
+    work: Annotated[Path, typer.Option(help="Folder for students and caches, with the text of the command texts.")],
+    student: Annotated[str, typer.Option(help="Its shape, a student of the plan.")] = "2x192",
+    again: Annotated[bool, typer.Option(help="Make it once more, from the text on, and compare the bytes.")] = False,
+) -> None:
+    """Makes a general student unless it is there, and records its digest."""
+    plan, root = read_plan(), work.resolve()
+    if student not in plan["students"]:
+        raise SettingsError(f"{PLAN}: students has no '{student}'; known: {', '.join(plan['students'])}")
+    cell, made = Cell(next(iter(plan["sets"])), "all", student, CONTROL, 0), []
+    for folder in (root, root / "again") if again else (root,):
+        places = Places(folder, Path(), None, root / "general.txt")
+        minutes = _make_general(plan, cell, places)
+        card = open_folder(_general(plan, cell, places).general, "general")
+        made.append({"weights": card.files["model.safetensors"].sha256, "minutes": round(minutes, 2)})
+    facts = machine.facts()
+    whole = _read(GENERAL)
+    whole[student] = {
+        **{name: card.facts[name] for name in ("parameters", "texts", "steps", "held_out_loss", "losses", "seed")},
+        "texts_sha256": sha256_of(places.texts),
+        "made": made,
+        "machine": {name: facts[name] for name in ("cpu", "isa", "cores")},
+    }
+    write_atomically(GENERAL, json.dumps(dict(sorted(whole.items())), indent=1) + "\n")
+    if len({one["weights"] for one in made}) > 1:
+        raise IntegrityError(f"{student}: made twice, with other bytes: {', '.join(one['weights'] for one in made)}")
+    print(f"{student}: {made[0]['weights']}{', twice' if again else ''}")
 
 
 # --- records ------------------------------------------------------------------------------------------------------
@@ -477,7 +509,30 @@ def with_tables(text: str, folder: Path) -> str:
     groups = groups_of(folder)
     text = fill(text, PAGE, "answer", COMMAND, f"\n{_answer(groups)}\n")
     text = fill(text, PAGE, "tables", COMMAND, "".join(_table_of(key, rows) for key, rows in groups.items()))
+    text = fill(text, PAGE, "general", COMMAND, _general_table(_read(folder / GENERAL.name)))
     return fill(text, PAGE, "minutes", COMMAND, _minutes_of(groups))
+
+
+def _general_table(found: dict[str, Any]) -> str:
+    lines = []
+    for name, one in found.items():
+        digests = " and ".join(f"`{digest[:16]}`" for digest in sorted({made["weights"] for made in one["made"]}))
+        same = ", each time" if len(one["made"]) > 1 and " and " not in digests else ""
+        lines.append(
+            f"| {name} | {one['parameters'] / 1e6:.1f} M | {one['texts']['train']:,} | {one['steps']:,} | "
+            f"{one['held_out_loss']['before']:.3f} → {one['held_out_loss']['after']:.3f} | "
+            f"{', '.join(_made_in(one['made']))} | {digests}{same} |\n"
+        )
+    head = (
+        "| student | parameters | texts | steps | loss on held-out text | minutes, each | SHA-256 of its weights |\n"
+        "|---|---|---|---|---|---|---|\n"
+    )
+    return f"\n{head}{''.join(lines)}" if lines else "\nNot made yet.\n"
+
+
+def _made_in(made: list[dict[str, Any]]) -> list[str]:
+    """Minutes of each making; nothing for one that found it ready."""
+    return [f"{one['minutes']:.1f}" for one in made if one["minutes"] >= 0.1]
 
 
 STEPS = {
@@ -513,7 +568,7 @@ def _minutes_of(groups: dict[tuple[str, str, str], Group]) -> str:
 def groups_of(folder: Path) -> dict[tuple[str, str, str], Group]:
     """(set, labels, student) -> what was trained for it, in the order of the plan."""
     plan, found = read_plan(), dict[tuple[str, str, str], Group]()
-    entries = [entry for file in sorted(folder.glob("*.json")) for entry in _read(file).values()]
+    entries = [entry for one in plan["sets"] for entry in _read(folder / f"{one}.json").values()]
     for one in plan["sets"]:
         for labels in plan["labels"]:
             for student in plan["students"]:

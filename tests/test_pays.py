@@ -151,6 +151,23 @@ def test_planted_dev_and_test_texts_do_not_reach_the_general_text(tmp_path, caps
     assert "none of the" in capsys.readouterr().out
 
 
+def test_a_general_student_with_other_bytes_is_told_apart(tmp_path):
+    """Planted: a second making with another digest; and one that repeats the first."""
+    one = {
+        "parameters": 6_900_000,
+        "texts": {"train": 70_000, "dev": 700},
+        "steps": 100,
+        "held_out_loss": {"before": 2.0, "after": 1.0},
+    }
+    made = {"weights": "a" * 64, "minutes": 20.0}
+    for second, said in (("a", f"`{'a' * 16}`, each time |"), ("b", f"`{'a' * 16}` and `{'b' * 16}` |")):
+        (tmp_path / "general.json").write_text(
+            json.dumps({"2x192": {**one, "made": [made, {"weights": second * 64, "minutes": 21.0}]}})
+        )
+        page = pays.with_tables(pays.PAGE.read_text("utf-8"), tmp_path)
+        assert f"| 2.000 → 1.000 | 20.0, 21.0 | {said}" in page
+
+
 # --- what ships of it ---------------------------------------------------------------------------------------------
 
 
