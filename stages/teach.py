@@ -26,7 +26,7 @@ from pipeline.settings.params import Params, load
 from pipeline.settings.teacher import TaughtModel
 from pipeline.tasks import Task
 from pipeline.training import processes
-from pipeline.training.answers import Outputs, averaged, check_learned, predict, score_of, write_answers
+from pipeline.training.answers import Outputs, check_learned, mixed, predict, score_of, write_answers
 from pipeline.training.distiller import Distiller
 from pipeline.training.freezing import FrozenStates, freeze_below, frozen_layers
 from pipeline.training.judges import OnDev
@@ -116,13 +116,15 @@ def _finish(
         "threads": params.threads,
     }
     if second is not None:
-        both = {split: score_of(averaged(*outputs[split]), targets[split], task) for split in targets}
+        assert params.teacher.second is not None
+        share = params.teacher.second.share
+        both = {split: score_of(mixed(*outputs[split], share), targets[split], task) for split in targets}
         facts["second"] = {
             "source": describe_source(second.settings.model),
             "parameters": count_parameters(second.model),
             "dev_score": scores["dev"][1],
             "test_score": scores["test"][1],
-            "averaged": {f"{split}_score": score for split, score in both.items()},
+            "mixed": {f"{split}_score": score for split, score in both.items()},
         }
     size = 4 * sum(count_parameters(one.model) for one in taught)
     with output_folder(workspace.teacher, expected_bytes=size) as partial:

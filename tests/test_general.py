@@ -304,8 +304,8 @@ def test_text_of_which_the_teacher_is_not_sure_is_left_out(tmp_path):
     assert list(kept.targets[:30]) == list(whole.targets[:30])
 
 
-def test_outputs_of_two_teachers_are_averaged(tmp_path):
-    """The second reads its own tokens; its weights decide the key, and its scores are told."""
+def test_outputs_of_two_teachers_are_mixed(tmp_path):
+    """By the second's share; it reads its own tokens, its weights and share decide the key, and its scores are told."""
     other_model(tmp_path / "second", byte_pairs(), type_vocab_size=1)
     params, workspace = write_project(tmp_path)
     alone = made(params, workspace)
@@ -316,13 +316,17 @@ def test_outputs_of_two_teachers_are_averaged(tmp_path):
     params = write_settings(workspace, teacher={**settings["teacher"], "second": second})
     both = made(params, workspace)
     facts = open_folder(workspace.teacher, "teacher").facts
-    assert set(facts["second"]) >= {"dev_score", "test_score", "averaged"}
+    assert set(facts["second"]) >= {"dev_score", "test_score", "mixed"}
     outputs = both._training_rows(["logit_kl"]).teacher_outputs["logits"]
     assert both.key(variant) != key
     other = 2 * outputs - first
     assert float((other - first).abs().max()) > 0.1
     agreement = (other.argmax(-1).numpy() == np.array(both.splits["train"].targets)).mean()
     assert agreement > 0.5
+    params = write_settings(workspace, teacher={**settings["teacher"], "second": {**second, "share": 1.0}})
+    alone = made(params, workspace)
+    torch.testing.assert_close(alone._training_rows(["logit_kl"]).teacher_outputs["logits"], other, atol=1e-5, rtol=0)
+    assert alone.key(variant) not in (both.key(variant), key)
 
 
 def test_digests_hold_nothing_of_the_texts(tmp_path):

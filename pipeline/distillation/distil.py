@@ -51,9 +51,9 @@ from pipeline.settings.params import Params
 from pipeline.training import processes
 from pipeline.training.answers import (
     as_arrays,
-    averaged,
     cached_teacher_outputs,
     check_learned,
+    mixed,
     predict,
     score_of,
     targeted_share,
@@ -113,6 +113,11 @@ class Distillation:
         return self.teacher_card.files[name].sha256 if self.second is not None else ""
 
     @property
+    def _second_share(self) -> float:
+        second = self.params.teacher.second
+        return second.share if second is not None else 0.0
+
+    @property
     def sources(self) -> dict[str, str]:
         """What a student is made from, for its card."""
         return {"data": self.data.digest, "teacher": self.teacher_card.digest}
@@ -160,6 +165,7 @@ class Distillation:
             "distill": self.params.distill.model_dump(mode="json", exclude={"seeds", "controls", "cache_gb", "losses"}),
             "losses": variant.losses,
             "variant": variant.name,
+            "second_share": self._second_share,
         }
         space = self.task.space.model_dump_json()
         rows, dev = self._training_rows(variant.losses), self.splits["dev"]
@@ -341,7 +347,7 @@ class Distillation:
                 assert train.second_ids is not None
                 key = hashlib.sha256(f"{key} {self._second_weights}".encode()).hexdigest()
                 further = cached_teacher_outputs(self.second, train.second_ids, train.second_pad_id, self.caches, key)
-                outputs = averaged(outputs, further)
+                outputs = mixed(outputs, further, self._second_share)
         return self._sure(replace(train, teacher_outputs=outputs))
 
     def _sure(self, train: EncodedSplit) -> EncodedSplit:

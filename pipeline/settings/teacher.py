@@ -30,14 +30,26 @@ class TaughtModel(Settings):
     training: FineTuning = Field(default=FineTuning(), description="Fine-tuning, when fine_tune is true.")
 
 
+class SecondTeacher(TaughtModel):
+    """Another model that answers, and how much its answers count."""
+
+    share: float = Field(
+        default=0.5,
+        gt=0,
+        le=1,
+        description="Of its logits in what is learned from; 1 learns from its logits alone, and from the first one's "
+        "signals.",
+    )
+
+
 class TeacherSettings(TaughtModel):
     """The model that teaches."""
 
     formats: tuple[Name, ...] = Field(
         default=("onnx",), description="Formats the teacher is exported to, so that targets are compared with it."
     )
-    second: TaughtModel | None = Field(
+    second: SecondTeacher | None = Field(
         default=None,
-        description="Another teacher, whose outputs are averaged with the first one's; signals are the first one's "
+        description="Another teacher, whose outputs are mixed with the first one's; signals are the first one's "
         "alone. Null: none.",
     )

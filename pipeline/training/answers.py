@@ -111,9 +111,15 @@ def write_answers(folder: Path, outputs: Outputs, task: Task) -> None:
     save_file(outputs, folder / TEST_OUTPUTS)
 
 
-def averaged(first: Outputs, second: Outputs) -> Outputs:
-    """The mean of two teachers' outputs: of logits, which is the geometric mean of what is probable, normalised."""
-    return {name: (values + second[name]) / 2 for name, values in first.items()}
+def mixed(first: Outputs, second: Outputs, share: float) -> Outputs:
+    """Two teachers' outputs in one: of logits, which is the geometric mean of what is probable, normalised.
+
+    Args:
+        first: of the teacher whose signals are read.
+        second: of the other, with the same names and shapes.
+        share: of the second in the mean, in (0, 1].
+    """
+    return {name: torch.lerp(values, second[name], share) for name, values in first.items()}
 
 
 def rows_without(unlabelled_share: float, batch_size: int) -> int:
