@@ -454,7 +454,8 @@ def general(
     plan, root = read_plan(), work.resolve()
     if student not in plan["students"]:
         raise SettingsError(f"{PLAN}: students has no '{student}'; known: {', '.join(plan['students'])}")
-    cell, made = Cell(next(iter(plan["sets"])), "all", student, CONTROL, 0), []
+    cell = Cell(next(iter(plan["sets"])), "all", student, CONTROL, 0)
+    made: list[dict[str, Any]] = []
     for folder in (root, root / "again") if again else (root,):
         places = Places(folder, Path(), None, root / "general.txt")
         minutes = _make_general(plan, cell, places)

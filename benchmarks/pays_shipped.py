@@ -23,7 +23,7 @@ from eval import figures
 from eval.statistics import drop_interval
 from pipeline import tasks
 from pipeline.base import guard, machine, records
-from pipeline.base.errors import IntegrityError
+from pipeline.base.errors import IntegrityError, UnusableRuntimeError
 from pipeline.base.files import write_atomically
 from pipeline.base.records import Interval, Measurement, Score, open_folder
 from pipeline.base.workspace import Workspace
@@ -104,6 +104,8 @@ def _ship(plan: dict[str, Any], cell: pays.Cell, weights: str, places: pays.Plac
     scores = {name: records.read(Score, place.scored(name)) for name in targets}
     found: dict[str, Any] = {"in_float": _in_float(place), "files": {}, "teachers": {}}
     for name, score in scores.items():
+        if score.primary is None or score.agreement is None or score.drop_from_student is None:
+            raise UnusableRuntimeError(f"{name}: not measured: {score.not_measured}")
         card = open_folder(place.exported(name), "artefact")
         found["files"][name] = {
             "bytes": artefact_bytes(card, artefact_of(card)),

@@ -118,7 +118,10 @@ def _finish(
     if second is not None:
         assert params.teacher.second is not None
         share = params.teacher.second.share
-        both = {split: score_of(mixed(*outputs[split], share), targets[split], task) for split in targets}
+        both = {
+            split: score_of(mixed(ours, further, share), targets[split], task)
+            for split, (ours, further) in outputs.items()
+        }
         facts["second"] = {
             "source": describe_source(second.settings.model),
             "parameters": count_parameters(second.model),
