@@ -639,11 +639,16 @@ def control_of(row: str) -> str:
 
 
 def logits_alone(row: str) -> str | None:
-    """The row that differs from this one in nothing but that it looks at logits alone; None where there is none."""
+    """The row that differs from this one in nothing but that it looks at logits alone; None where there is none.
+
+    Where two teachers divide the work, the large one gives the logits.
+    """
     rows = read_plan()["rows"]
     if set(rows[row]["losses"]) == {"logit_kl"}:
         return None
     alike = {**rows[row], "losses": None}
+    if alike.get("teacher") == "both":
+        alike["teacher"] = "large"
     return next(
         (name for name, one in rows.items() if set(one["losses"]) == {"logit_kl"} and {**one, "losses": None} == alike),
         None,

@@ -114,6 +114,8 @@ def test_losses_are_held_against_logits_where_all_else_is_alike():
     assert found["attention and logits, small teacher"] == "logits, small teacher"
     assert found["attention and logits, large teacher"] == "logits, large teacher"
     assert found["attention and logits, more text"] == "logits, more text"
+    assert found["attention of the small teacher, logits of the large"] == "logits, large teacher"
+    assert PLAN["teachers"]["both"]["teacher.second"]["share"] == 1.0  # so the small one's logits are not in it
     assert found["logits, large teacher"] is None and found["all together"] is None
 
 
