@@ -35,7 +35,6 @@ from stages.targets import artefact_bytes, artefact_of
 log = logging.getLogger(__name__)
 RESULTS = Path("docs/results/pays/shipped")
 COMMAND = "python -m benchmarks.pays_shipped table"
-TEACHERS = {"small": "logits, small teacher", "large": pays.LOGITS}  # and a row that has it
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, help=__doc__)
 
 
@@ -115,7 +114,8 @@ def _ship(plan: dict[str, Any], cell: pays.Cell, weights: str, places: pays.Plac
             "agreement": score.agreement.value,
             "drop_from_float": score.drop_from_student.model_dump(),
         }
-    for size, row in TEACHERS.items():
+    for size in pays.BOTH:
+        row = pays.row_of(plan, size)
         prepared, _ = pays.ready(pays.settings_of(plan, replace(cell, row=row), places), cell, places)
         beside = _beside(folder / size, prepared, student=trained, exported=place.exported(""))
         params = pays.load_into(beside, settings_of(row))
@@ -171,13 +171,13 @@ def with_tables(text: str, folder: Path) -> str:
 def _table_of(record: dict[str, Any]) -> str:
     lines = []
     for name, one in record["shipped"].items():
-        small, large = (one["teachers"][size] for size in TEACHERS)
+        small, large = (one["teachers"][size] for size in pays.BOTH)
         lines.append(
             f"| **{name}**: {one['row']}, seed {one['seed']} | | {_percent(one['test_score'])} in float | | small "
             f"{_percent(small['score'])} | large {_percent(large['score'])} | {_times(small)}, {_times(large)} |\n"
         )
         for target, file in one["files"].items():
-            gains = [_gain(file[f"drop_from_{of}"]) for of in ("float", *TEACHERS)]
+            gains = [_gain(file[f"drop_from_{of}"]) for of in ("float", *pays.BOTH)]
             lines.append(
                 f"| {target}, {file['runtime']} | {file['bytes'] / 1e6:.1f} | {_percent(file['score'])} | "
                 f"{' | '.join(gains)} | |\n"
