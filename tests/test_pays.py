@@ -9,7 +9,9 @@ import yaml
 
 from benchmarks import pays, pays_shipped
 from pipeline.base import plugins
-from pipeline.base.errors import SettingsError
+from pipeline.base.errors import IntegrityError, SettingsError
+from pipeline.base.files import output_folder
+from pipeline.base.records import seal
 from pipeline.settings.params import load
 
 PLAN = pays.read_plan()
@@ -168,6 +170,29 @@ def test_a_general_student_with_other_bytes_is_told_apart(tmp_path):
         )
         page = pays.with_tables(pays.PAGE.read_text("utf-8"), tmp_path)
         assert f"| 2.000 → 1.000 | 20.0, 21.0 | {said}" in page
+
+
+@pytest.mark.parametrize("second", [b"the same", b"another"])
+def test_a_general_student_is_compared_with_its_second_making(tmp_path, monkeypatch, second):
+    """Planted: other bytes the second time are refused, and recorded."""
+
+    def make(plan, cell, where):
+        with output_folder(pays._general(plan, cell, where).general) as partial:
+            (partial / "model.safetensors").write_bytes(second if where.work.name == "again" else b"the same")
+            facts = dict.fromkeys(("parameters", "texts", "steps", "held_out_loss", "losses", "seed"), 1)
+            seal(partial, "general", facts=facts)
+        return 2.0
+
+    monkeypatch.setattr(pays, "_make_general", make)
+    monkeypatch.setattr(pays, "GENERAL", tmp_path / "general.json")
+    (tmp_path / "general.txt").write_text("a text\n")
+    if second == b"the same":
+        pays.general(tmp_path, again=True)
+    else:
+        with pytest.raises(IntegrityError, match="2x192: made twice, with other bytes"):
+            pays.general(tmp_path, again=True)
+    digests = {made["weights"] for made in json.loads((tmp_path / "general.json").read_text())["2x192"]["made"]}
+    assert len(digests) == (1 if second == b"the same" else 2)
 
 
 # --- what ships of it ---------------------------------------------------------------------------------------------
