@@ -67,8 +67,9 @@ app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, help=__d
 def texts(
     data: Annotated[Path, typer.Argument(help="Folder with the sets, as their makers wrote them.")],
     out: Annotated[Path, typer.Argument(help="The text file to write.")],
+    only: Annotated[list[str] | None, typer.Option(help="A set whose texts are written; may be repeated.")] = None,
 ) -> None:
-    """Writes the training texts of all sets, one a line, without any that stands in dev or test of one of them.
+    """Writes the training texts of the sets, one a line, without any that stands in dev or test of one of them.
 
     A dev split that is cut off train counts too, for each of the seeds that few labels are drawn with.
     """
@@ -86,7 +87,7 @@ def texts(
             held_out |= {digest_of(row.text) for row in dataset.splits["dev"]}
     seen, kept = set(held_out), []
     total = 0
-    for text in read_all(data, "train"):
+    for text in read_all(data, "train", only):
         total += 1
         line = " ".join(text.split())
         if line and (digest := digest_of(line)) not in seen:
@@ -97,10 +98,10 @@ def texts(
     print(f"{out}: {len(kept):,} texts of {total:,}; none of the {len(held_out):,} texts of dev and test is among them")
 
 
-def read_all(data: Path, split: str) -> Iterator[str]:
+def read_all(data: Path, split: str, only: list[str] | None = None) -> Iterator[str]:
     """Every text of a split of the sets that are there; a pair is two texts, a paragraph one."""
     for name, read in READERS.items():
-        if (data / name).is_dir():
+        if (data / name).is_dir() and name in (only or READERS):
             yield from read(data / name, split)
 
 
@@ -188,7 +189,7 @@ def read_plan() -> dict[str, Any]:
 
 
 def cells_of(plan: dict[str, Any], seeds: int, sets: list[str], students: list[str], rows: list[str]) -> list[Cell]:
-    """What is to be trained, the first seed of everything first.
+    """What is to be trained, the first seed of everything first; labels and rows may say which sets they are for.
 
     Raises:
         SettingsError: a name that the plan does not have.
@@ -198,20 +199,34 @@ def cells_of(plan: dict[str, Any], seeds: int, sets: list[str], students: list[s
             if name not in plan[kind]:
                 raise SettingsError(f"{PLAN}: {kind} has no '{name}'; known: {', '.join(plan[kind])}")
     return [
-        Cell(one, labels, student, row, seed)
+        cell
         for seed in range(seeds)
         for one in (sets or plan["sets"])
         for labels in plan["labels"]
         for student in (students or plan["students"])
         for row in (rows or plan["rows"])
+        if _is_compared(plan, cell := Cell(one, labels, student, row, seed))
     ]
+
+
+def _is_compared(plan: dict[str, Any], cell: Cell) -> bool:
+    """Whether labels and row are for this set and this student."""
+    return all(
+        cell.set in part.get("sets", plan["sets"]) and cell.student in part.get("students", plan["students"])
+        for part in (plan["labels"][cell.labels], plan["rows"][cell.row])
+    )
+
+
+def has_all(labels: str) -> bool:
+    """Whether every row of train keeps its label."""
+    return labels.startswith("all")
 
 
 def settings_of(plan: dict[str, Any], cell: Cell, places: Places) -> dict[str, Any]:
     """The settings of one student, as params.yaml has them."""
-    one, labels, row = plan["sets"][cell.set], dict(plan["labels"][cell.labels]), plan["rows"][cell.row]
+    one, row = plan["sets"][cell.set], plan["rows"][cell.row]
+    labels = {name: value for name, value in plan["labels"][cell.labels].items() if "." in name}
     settings = read_values(find_recipe(one["recipe"]))
-    steps = labels.pop("steps")
     teacher = row.get("teacher", "small")
     changes: dict[str, Any] = {
         "data.source": "files",
@@ -225,7 +240,7 @@ def settings_of(plan: dict[str, Any], cell: Cell, places: Places) -> dict[str, A
         "student.init": {"from": SMALL, "layers": "uniform"},
         "student.dropout": 0.1 if cell.student == "3x384" else 0.0,
         "distill.losses": row["losses"],
-        "distill.training.steps": steps,
+        "distill.training.steps": plan["labels"][cell.labels]["steps"],
         "distill.training.evaluations": 6,
         "distill.training.learning_rate": plan["students"][cell.student]["learning_rate"],
         "distill.controls": {},
@@ -250,14 +265,23 @@ def settings_of(plan: dict[str, Any], cell: Cell, places: Places) -> dict[str, A
         }
     if row.get("start") == "general":
         changes["student.init"] = {"from": str(_general(plan, cell, places).general)}
-    changes["data.unlabelled"] = {"rest_of_train": bool(row.get("text")), "files": []}
-    if row.get("text") and cell.labels == "all":
+    text = row.get("text", False)
+    files = [str(_texts_of(text, places))] if isinstance(text, str) else []
+    changes["data.unlabelled"] = {"rest_of_train": bool(text), "files": files}
+    if files:
+        changes["distill.unlabelled.share"] = 0.5  # else most steps would see little else
+    elif text and has_all(cell.labels):
         changes["distill.augment"] = one["augment"]
     for key, value in changes.items():
         apply_change(settings, f"{key}={json.dumps(value)}")
     # Few labels are drawn anew for each seed, and the teacher is made of them; with all, one teacher is enough.
-    settings["seed"] = 0 if cell.labels == "all" else cell.seed
+    settings["seed"] = 0 if has_all(cell.labels) else cell.seed
     return settings
+
+
+def _texts_of(name: str, places: Places) -> Path:
+    """Where the training texts of a set lie, as text without labels."""
+    return places.work / f"{name}.txt"
 
 
 def row_of(plan: dict[str, Any], teacher: str) -> str:
@@ -294,6 +318,9 @@ def run(
         if labels and cell.labels not in labels:
             continue
         settings = settings_of(plan, cell, places)
+        text = plan["rows"][cell.row].get("text")
+        if isinstance(text, str) and not _texts_of(text, places).is_file():
+            texts(data, _texts_of(text, places), [text])
         if _digest(plan, cell, settings, places) == _known(cell).get("settings"):
             continue
         if time.monotonic() - started > 60 * minutes:
@@ -495,7 +522,8 @@ def _digest(plan: dict[str, Any], cell: Cell, settings: dict[str, Any], places: 
     for folder, name in ((places.work, "WORK"), (places.data.resolve(), "DATA"), (places.large, "LARGE")):
         text = text.replace(str(folder.resolve()), name) if folder is not None else text
     source = DataSettings.model_validate(settings["data"], strict=False)
-    content: list[Any] = [sha256_of(file) for file in data_files(source, Path()).values() if file.is_file()]
+    files = [*data_files(source, Path()).values(), *map(Path, source.unlabelled.files)]
+    content: list[Any] = [sha256_of(file) for file in files if file.is_file()]
     second = settings["teacher"].get("second") or {"model": SMALL}
     content += [model_digest(name) for name in (settings["teacher"]["model"], second["model"])]
     return _digest_of([text, content])
@@ -663,7 +691,7 @@ def _say(found: Interval | None) -> str:
 
 def said(key: tuple[str, str, str]) -> str:
     one, labels, student = key
-    return f"{one}, {'all labels' if labels == 'all' else f'{labels} labels a class'}, {student}"
+    return f"{one}, {labels.replace('all', 'all labels') if has_all(labels) else f'{labels} labels a class'}, {student}"
 
 
 def _answer(groups: dict[tuple[str, str, str], Group]) -> str:

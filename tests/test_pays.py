@@ -32,10 +32,13 @@ def test_every_student_of_the_plan_has_settings_that_can_be_read(tmp_path):
         params = load(path)
         training = params.distill.training
         taken.setdefault((cell.set, cell.labels, cell.student), set()).add((training.steps, training.learning_rate))
-        assert (params.data.labels_per_class is None) == (cell.labels == "all")
+        assert (params.data.labels_per_class is None) == pays.has_all(cell.labels)
         assert params.student.vocabulary == "full"
         uses_text = params.data.unlabelled.rest_of_train or params.distill.augment.methods
-        assert bool(uses_text) == bool(PLAN["rows"][cell.row].get("text"))
+        text = PLAN["rows"][cell.row].get("text")
+        assert bool(uses_text) == bool(text)
+        files = [str(tmp_path / "work" / f"{text}.txt")] if isinstance(text, str) else []
+        assert list(params.data.unlabelled.files) == files
     assert all(len(found) == 1 for found in taken.values())
 
 
@@ -43,7 +46,20 @@ def test_the_first_seed_of_everything_comes_first():
     """A night that ends early leaves a whole table of one seed."""
     cells = pays.cells_of(PLAN, 3, ["sst2"], [], [])
     assert [cell.seed for cell in cells] == sorted(cell.seed for cell in cells)
-    assert len(set(cells)) == len(cells) == 3 * len(PLAN["labels"]) * len(PLAN["students"]) * len(PLAN["rows"])
+    assert len(set(cells)) == len(cells)
+    for labels in ("all", "10"):
+        for student in PLAN["students"]:
+            rows = {cell.row for cell in cells if (cell.labels, cell.student) == (labels, student)}
+            assert rows == set(PLAN["rows"])
+
+
+def test_what_is_for_some_sets_or_students_is_not_trained_for_others():
+    """Labels with more steps, and a row with another set's texts."""
+    cells = pays.cells_of(PLAN, 1, [], [], [])
+    longer = {(cell.set, cell.student) for cell in cells if cell.labels == "all, longer"}
+    assert longer == {("sst2", "3x384")}
+    assert {cell.set for cell in cells if isinstance(PLAN["rows"][cell.row].get("text"), str)} == {"sst2"}
+    assert pays.said(("sst2", "all, longer", "3x384")) == "sst2, all labels, longer, 3x384"
 
 
 def test_a_name_that_the_plan_does_not_have_is_refused():
@@ -118,7 +134,8 @@ def test_losses_are_held_against_logits_where_all_else_is_alike():
     assert found["attention and logits, more text"] == "logits, more text"
     assert found["attention of the small teacher, logits of the large"] == "logits, large teacher"
     assert PLAN["teachers"]["both"]["teacher.second"]["share"] == 1.0  # so the small one's logits are not in it
-    assert found["logits, large teacher"] is None and found["all together"] is None
+    assert found["all together"] == "logits, more text, general start"
+    assert found["logits, large teacher"] is None
 
 
 def test_one_seed_is_said_to_decide_nothing(tmp_path):
@@ -153,6 +170,8 @@ def test_planted_dev_and_test_texts_do_not_reach_the_general_text(tmp_path, caps
     cut = 80 - sum("card number" in line for line in found)
     assert 8 <= cut <= 3 * 9  # a tenth for each of three seeds, some of them twice
     assert "none of the" in capsys.readouterr().out
+    pays.texts(data, tmp_path / "films.txt", ["sst2"])
+    assert (tmp_path / "films.txt").read_text() == "".join(f"{line}\n" for line in found if "film" in line)
 
 
 def test_a_general_student_with_other_bytes_is_told_apart(tmp_path):
