@@ -234,6 +234,7 @@ def settings_of(plan: dict[str, Any], cell: Cell, places: Places) -> dict[str, A
         **plan["teachers"][teacher],
         **one["teachers"].get(teacher, {}),
         **labels,  # few labels have fewer steps for any teacher
+        **({} if has_all(cell.labels) else one.get("few", {})),
         **{f"student.{name}": value for name, value in plan["students"][cell.student]["student"].items()},
         # Trimmed to few rows, a vocabulary would spell out most of test.
         "student.vocabulary": "full",
@@ -691,18 +692,23 @@ def _say(found: Interval | None) -> str:
 
 def said(key: tuple[str, str, str]) -> str:
     one, labels, student = key
-    return f"{one}, {labels.replace('all', 'all labels') if has_all(labels) else f'{labels} labels a class'}, {student}"
+    number, *longer = labels.split(", ")
+    return ", ".join([one, f"{number} labels{'' if has_all(labels) else ' a class'}", *longer, student])
 
 
 def _answer(groups: dict[tuple[str, str, str], Group]) -> str:
-    """One sentence: where the best row on dev gained surely on no teacher, and where it did not."""
+    """One sentence: where the best row on dev, of those with most seeds, gained surely on no teacher, and where not."""
     pays: list[str] = []
     not_sure: list[str] = []
     for key, group in groups.items():
         others = [row for row in group if not row.startswith(CONTROL)]
         if not others:
             continue
-        best = max(others, key=lambda row: statistics.mean(one["dev_score"] for one in group[row]))
+        seeds = max(len(group[row]) for row in others)
+        best = max(
+            (row for row in others if len(group[row]) == seeds),
+            key=lambda row: statistics.mean(one["dev_score"] for one in group[row]),
+        )
         gain = _difference(group, best, control_of(best))
         if gain is None:
             continue

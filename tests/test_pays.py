@@ -60,6 +60,7 @@ def test_what_is_for_some_sets_or_students_is_not_trained_for_others():
     assert longer == {("sst2", "3x384")}
     assert {cell.set for cell in cells if isinstance(PLAN["rows"][cell.row].get("text"), str)} == {"sst2"}
     assert pays.said(("sst2", "all, longer", "3x384")) == "sst2, all labels, longer, 3x384"
+    assert pays.said(("sst2", "10, longer", "3x384")) == "sst2, 10 labels a class, longer, 3x384"
 
 
 def test_a_name_that_the_plan_does_not_have_is_refused():
@@ -142,6 +143,15 @@ def test_one_seed_is_said_to_decide_nothing(tmp_path):
     """However large the gain."""
     groups = written(tmp_path, [entry("no teacher", 0, [False] * 50), entry("logits, large teacher", 0, [True] * 50)])
     assert pays._answer(groups).startswith("It pays nowhere for sure yet. Not decided: sst2")
+
+
+def test_a_row_of_one_seed_does_not_hide_one_of_three(tmp_path):
+    """However good it is on dev: what is sure is said first."""
+    right = [True] * 900 + [False] * 100
+    entries = [entry("logits, small teacher", 0, right, dev=0.99)]
+    for seed in range(3):
+        entries += [entry("no teacher", seed, [False] * 100 + right[100:]), entry("logits, large teacher", seed, right)]
+    assert pays._answer(written(tmp_path, entries)).startswith("It pays on sst2, all labels, 3x384 (logits, large")
 
 
 def test_the_page_is_that_of_its_records():
