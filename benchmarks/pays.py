@@ -18,7 +18,7 @@ import logging
 import math
 import statistics
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -188,25 +188,37 @@ def read_plan() -> dict[str, Any]:
     return plan
 
 
-def cells_of(plan: dict[str, Any], seeds: int, sets: list[str], students: list[str], rows: list[str]) -> list[Cell]:
+def cells_of(
+    plan: dict[str, Any],
+    seeds: int,
+    sets: Sequence[str] = (),
+    labels: Sequence[str] = (),
+    students: Sequence[str] = (),
+    rows: Sequence[str] = (),
+) -> list[Cell]:
     """What is to be trained, the first seed of everything first; labels and rows may say which sets they are for.
 
     Raises:
-        SettingsError: a name that the plan does not have.
+        SettingsError: a name that the plan does not have, or names that it does not bring together.
     """
-    for kind, wanted in (("sets", sets), ("students", students), ("rows", rows)):
+    for kind, wanted in (("sets", sets), ("labels", labels), ("students", students), ("rows", rows)):
         for name in wanted:
             if name not in plan[kind]:
-                raise SettingsError(f"{PLAN}: {kind} has no '{name}'; known: {', '.join(plan[kind])}")
-    return [
+                raise SettingsError(f"{PLAN}: {kind} has no '{name}'; known: {'; '.join(plan[kind])}")
+    cells = [
         cell
         for seed in range(seeds)
         for one in (sets or plan["sets"])
-        for labels in plan["labels"]
+        for number in (labels or plan["labels"])
         for student in (students or plan["students"])
         for row in (rows or plan["rows"])
-        if _is_compared(plan, cell := Cell(one, labels, student, row, seed))
+        if _is_compared(plan, cell := Cell(one, number, student, row, seed))
     ]
+    if not cells:
+        raise SettingsError(
+            f"{PLAN} compares no such student; labels and rows name there the sets and students they are for"
+        )
+    return cells
 
 
 def _is_compared(plan: dict[str, Any], cell: Cell) -> bool:
@@ -315,9 +327,7 @@ def run(
     plan, started = read_plan(), time.monotonic()
     places = Places(work.resolve(), data, large, work.resolve() / "general.txt")
     failed = []
-    for cell in cells_of(plan, seeds, only or [], student or [], row or []):
-        if labels and cell.labels not in labels:
-            continue
+    for cell in cells_of(plan, seeds, only or (), labels or (), student or (), row or ()):
         settings = settings_of(plan, cell, places)
         text = plan["rows"][cell.row].get("text")
         if isinstance(text, str) and not _texts_of(text, places).is_file():

@@ -26,7 +26,7 @@ def places(tmp_path):
 def test_every_student_of_the_plan_has_settings_that_can_be_read(tmp_path):
     """Losses, sizes and steps; within a size and a number of labels all rows take the same steps at the same rate."""
     taken = {}
-    for cell in pays.cells_of(PLAN, 1, [], [], []):
+    for cell in pays.cells_of(PLAN, 1):
         path = tmp_path / "params.yaml"
         path.write_text(yaml.safe_dump(pays.settings_of(PLAN, cell, places(tmp_path))))
         params = load(path)
@@ -44,7 +44,7 @@ def test_every_student_of_the_plan_has_settings_that_can_be_read(tmp_path):
 
 def test_the_first_seed_of_everything_comes_first():
     """A night that ends early leaves a whole table of one seed."""
-    cells = pays.cells_of(PLAN, 3, ["sst2"], [], [])
+    cells = pays.cells_of(PLAN, 3, ["sst2"])
     assert [cell.seed for cell in cells] == sorted(cell.seed for cell in cells)
     assert len(set(cells)) == len(cells)
     for labels in ("all", "10"):
@@ -55,7 +55,7 @@ def test_the_first_seed_of_everything_comes_first():
 
 def test_what_is_for_some_sets_or_students_is_not_trained_for_others():
     """Labels with more steps, and a row with another set's texts."""
-    cells = pays.cells_of(PLAN, 1, [], [], [])
+    cells = pays.cells_of(PLAN, 1)
     longer = {(cell.set, cell.student) for cell in cells if cell.labels == "all, longer"}
     assert longer == {("sst2", "3x384")}
     assert {cell.set for cell in cells if isinstance(PLAN["rows"][cell.row].get("text"), str)} == {"sst2"}
@@ -63,10 +63,19 @@ def test_what_is_for_some_sets_or_students_is_not_trained_for_others():
     assert pays.said(("sst2", "10, longer", "3x384")) == "sst2, 10 labels a class, longer, 3x384"
 
 
-def test_a_name_that_the_plan_does_not_have_is_refused():
-    """With those that it has."""
-    with pytest.raises(SettingsError, match=r"sets has no 'sst3'; known: sst2, banking77"):
-        pays.cells_of(PLAN, 1, ["sst3"], [], [])
+@pytest.mark.parametrize(
+    ("wanted", "message"),
+    [
+        ({"sets": ["sst3"]}, r"sets has no 'sst3'; known: sst2; banking77"),
+        ({"labels": ["11"]}, r"labels has no '11'; known: all; all, longer; 10"),
+        ({"rows": ["logits"]}, r"rows has no 'logits'; known: no teacher;"),
+        ({"sets": ["banking77"], "labels": ["all, longer"]}, "compares no such student"),
+    ],
+)
+def test_what_the_plan_does_not_have_is_refused(wanted, message):
+    """With the names that it has; and where it has the names but not together."""
+    with pytest.raises(SettingsError, match=message):
+        pays.cells_of(PLAN, 1, **wanted)
 
 
 def test_records_know_no_folder_of_the_machine(tmp_path):
