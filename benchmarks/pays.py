@@ -671,12 +671,11 @@ def _difference(group: Group, row: str, baseline: str | None) -> Interval | None
     )
 
 
-def control_of(row: str) -> str:
-    """The row without a teacher that begins as this one does."""
-    start = read_plan()["rows"][row].get("start")
-    return next(
-        name for name, one in read_plan()["rows"].items() if name.startswith(CONTROL) and one.get("start") == start
-    )
+def baseline_of(row: str, kind: str) -> str:
+    """The first row of this kind, CONTROL or LOGITS, that begins as `row` does."""
+    rows = read_plan()["rows"]
+    start = rows[row].get("start")
+    return next(name for name, one in rows.items() if name.startswith(kind) and one.get("start") == start)
 
 
 def logits_alone(row: str) -> str | None:
@@ -719,12 +718,13 @@ def _answer(groups: dict[tuple[str, str, str], Group]) -> str:
             (row for row in others if len(group[row]) == seeds),
             key=lambda row: statistics.mean(one["dev_score"] for one in group[row]),
         )
-        gain = _difference(group, best, control_of(best))
+        control = baseline_of(best, CONTROL)
+        gain = _difference(group, best, control)
         if gain is None:
             continue
         where = f"{said(key)} ({best}, {gain.value:+.1f} points)"
         # one seed says nothing of what another would have given
-        is_sure = gain.low > 0 and min(len(group[best]), len(group[control_of(best)])) > 1
+        is_sure = gain.low > 0 and min(len(group[best]), len(group[control])) > 1
         (pays if is_sure else not_sure).append(where)
     parts = [f"It pays on {'; '.join(pays)}." if pays else "It pays nowhere for sure yet."]
     if not_sure:
@@ -740,7 +740,7 @@ def _table_of(key: tuple[str, str, str], group: Group) -> str:
         spread = f" ± {statistics.stdev(scores):.2f}" if len(scores) > 1 else ""
         whole = [one["minutes"]["training"] for one in seeds if not one["resumed"]]
         minutes = f"{statistics.mean(whole):.1f}" if whole else "not measured"
-        baselines = (control_of(row), LOGITS, logits_alone(row))
+        baselines = (baseline_of(row, CONTROL), baseline_of(row, LOGITS), logits_alone(row))
         gains = [_say(_difference(group, row, baseline)) for baseline in baselines]
         lines.append(
             f"| {row} | {100 * statistics.mean(one['dev_score'] for one in seeds):.2f} % | "
