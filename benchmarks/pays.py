@@ -706,9 +706,12 @@ def said(key: tuple[str, str, str]) -> str:
 
 
 def _answer(groups: dict[tuple[str, str, str], Group]) -> str:
-    """One sentence: where the best row on dev, of those with most seeds, gained surely on no teacher, and where not."""
+    """One sentence: where the best row on dev surely gained on no teacher; then for each table that row and its gain.
+
+    A row of fewer seeds than another is not looked at.
+    """
     pays: list[str] = []
-    not_sure: list[str] = []
+    lines: list[str] = []
     for key, group in groups.items():
         others = [row for row in group if not row.startswith(CONTROL)]
         if not others:
@@ -722,14 +725,33 @@ def _answer(groups: dict[tuple[str, str, str], Group]) -> str:
         gain = _difference(group, best, control)
         if gain is None:
             continue
-        where = f"{said(key)} ({best}, {gain.value:+.1f} points)"
         # one seed says nothing of what another would have given
-        is_sure = gain.low > 0 and min(len(group[best]), len(group[control])) > 1
-        (pays if is_sure else not_sure).append(where)
-    parts = [f"It pays on {'; '.join(pays)}." if pays else "It pays nowhere for sure yet."]
-    if not_sure:
-        parts.append(f"Not decided: {'; '.join(not_sure)}.")
-    return " ".join(parts)
+        seeds = min(seeds, len(group[control]))
+        if is_sure := gain.low > 0 and seeds > 1:
+            pays.append(f"{said(key)} ({best}, {gain.value:+.1f} points)")
+        small = _teachers(group).get("small")
+        by_itself = "" if small is None else f"{100 * small['test_score']:.2f} %"
+        lines.append(
+            f"| {said(key)} | {best} | {_mean(group[best])} | {_mean(group[control])} | {_say(gain)} | {seeds} | "
+            f"{by_itself} | {'yes' if is_sure else 'not decided'} |\n"
+        )
+    first = f"It pays on {'; '.join(pays)}." if pays else "It pays nowhere for sure yet."
+    return (
+        f"{first}\n\n"
+        "| data, student | best on dev with a teacher | test | no teacher, same start | gain, points (95 %) | "
+        "seeds | the small teacher itself | pays |\n|---|---|---|---|---|---|---|---|\n" + "".join(lines)
+    )
+
+
+def _teachers(group: Group) -> dict[str, dict[str, Any]]:
+    """What is known of each teacher that was fine-tuned, small and large, of the first seed."""
+    rows = read_plan()["rows"]
+    kinds = {rows[row].get("teacher", "small"): seeds[0]["teacher"] for row, seeds in reversed(group.items())}
+    return {kind: kinds[kind] for kind in BOTH if kind in kinds}
+
+
+def _mean(seeds: list[dict[str, Any]]) -> str:
+    return f"{100 * statistics.mean(one['test_score'] for one in seeds):.2f} %"
 
 
 def _table_of(key: tuple[str, str, str], group: Group) -> str:
@@ -746,13 +768,9 @@ def _table_of(key: tuple[str, str, str], group: Group) -> str:
             f"| {row} | {100 * statistics.mean(one['dev_score'] for one in seeds):.2f} % | "
             f"{statistics.mean(scores):.2f} %{spread} | {len(seeds)} | {' | '.join(gains)} | {minutes} |\n"
         )
-    teachers: dict[str, dict[str, Any]] = {}
-    rows = read_plan()["rows"]
-    for one in (seeds[0] for row, seeds in group.items() if rows[row].get("teacher", "small") in BOTH):
-        teachers.setdefault(one["teacher"]["source"], one["teacher"])
     named = "; ".join(
-        f"{Path(name).name} {found['parameters'] / 1e6:.0f} M, {100 * found['test_score']:.2f} %"
-        for name, found in sorted(teachers.items())
+        f"{Path(one['source']).name} {one['parameters'] / 1e6:.0f} M, {100 * one['test_score']:.2f} %"
+        for one in _teachers(group).values()
     )
     return (
         f"\n**{said(key)}**: {first['parameters'] / 1e6:.1f} M parameters, {first['steps']:,} steps, "
