@@ -319,7 +319,9 @@ def run(
     only: Annotated[list[str] | None, typer.Option(help="A set; may be repeated.")] = None,
     student: Annotated[list[str] | None, typer.Option(help="A student; may be repeated.")] = None,
     row: Annotated[list[str] | None, typer.Option(help="A row; may be repeated.")] = None,
-    labels: Annotated[list[str] | None, typer.Option(help="all, or a number; may be repeated.")] = None,
+    labels: Annotated[
+        list[str] | None, typer.Option(help="A number of labels, as the plan calls it; may be repeated.")
+    ] = None,
     seeds: Annotated[int, typer.Option(min=1, max=SEEDS, help="Seeds of each row.")] = SEEDS,
     minutes: Annotated[float, typer.Option(help="Begin no training after so many.")] = 1e9,
 ) -> None:
@@ -746,6 +748,7 @@ def _answer(groups: dict[tuple[str, str, str], Group]) -> str:
 def _teachers(group: Group) -> dict[str, dict[str, Any]]:
     """What is known of each teacher that was fine-tuned, small and large, of the first seed."""
     rows = read_plan()["rows"]
+    # from the last row to the first, which stays
     kinds = {rows[row].get("teacher", "small"): seeds[0]["teacher"] for row, seeds in reversed(group.items())}
     return {kind: kinds[kind] for kind in BOTH if kind in kinds}
 
