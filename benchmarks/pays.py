@@ -2,7 +2,7 @@
 
     python -m benchmarks.pays texts ../shared/data work/general.txt              training texts of every set in a folder
     python -m benchmarks.pays run ../shared/data --large FOLDER --work work      trains what no record has yet
-    python -m benchmarks.pays run ... --only sst2 --student 3x384 --seeds 1      some of it
+    python -m benchmarks.pays run ... --only sst2 --student 3x384 --seed 0       some of it
     python -m benchmarks.pays general --work work --again                        the general student, twice
     python -m benchmarks.pays table                                              records -> when-distillation-pays.md
 
@@ -190,7 +190,7 @@ def read_plan() -> dict[str, Any]:
 
 def cells_of(
     plan: dict[str, Any],
-    seeds: int,
+    seeds: Sequence[int],
     sets: Sequence[str] = (),
     labels: Sequence[str] = (),
     students: Sequence[str] = (),
@@ -207,7 +207,7 @@ def cells_of(
                 raise SettingsError(f"{PLAN}: {kind} has no '{name}'; known: {'; '.join(plan[kind])}")
     cells = [
         cell
-        for seed in range(seeds)
+        for seed in seeds
         for one in (sets or plan["sets"])
         for number in (labels or plan["labels"])
         for student in (students or plan["students"])
@@ -322,14 +322,16 @@ def run(
     labels: Annotated[
         list[str] | None, typer.Option(help="A number of labels, as the plan calls it; may be repeated.")
     ] = None,
-    seeds: Annotated[int, typer.Option(min=1, max=SEEDS, help="Seeds of each row.")] = SEEDS,
+    seed: Annotated[
+        list[int] | None, typer.Option(min=0, max=SEEDS - 1, help="A seed; may be repeated. All of them by default.")
+    ] = None,
     minutes: Annotated[float, typer.Option(help="Begin no training after so many.")] = 1e9,
 ) -> None:
     """Trains every student that no record has yet."""
     plan, started = read_plan(), time.monotonic()
     places = Places(work.resolve(), data, large, work.resolve() / "general.txt")
     failed = []
-    for cell in cells_of(plan, seeds, only or (), labels or (), student or (), row or ()):
+    for cell in cells_of(plan, seed or range(SEEDS), only or (), labels or (), student or (), row or ()):
         settings = settings_of(plan, cell, places)
         text = plan["rows"][cell.row].get("text")
         if isinstance(text, str) and not _texts_of(text, places).is_file():
@@ -708,27 +710,19 @@ def said(key: tuple[str, str, str]) -> str:
 
 
 def _answer(groups: dict[tuple[str, str, str], Group]) -> str:
-    """One sentence: where the best row on dev surely gained on no teacher; then for each table that row and its gain.
-
-    A row of fewer seeds than another is not looked at.
-    """
+    """One sentence: where the best row on dev surely gained on no teacher; then each table's best row and its gain."""
     pays: list[str] = []
     lines: list[str] = []
     for key, group in groups.items():
-        others = [row for row in group if not row.startswith(CONTROL)]
-        if not others:
+        best = best_row(group)
+        if best is None:
             continue
-        seeds = max(len(group[row]) for row in others)
-        best = max(
-            (row for row in others if len(group[row]) == seeds),
-            key=lambda row: statistics.mean(one["dev_score"] for one in group[row]),
-        )
         control = baseline_of(best, CONTROL)
         gain = _difference(group, best, control)
         if gain is None:
             continue
         # one seed says nothing of what another would have given
-        seeds = min(seeds, len(group[control]))
+        seeds = min(len(group[best]), len(group[control]))
         if is_sure := gain.low > 0 and seeds > 1:
             pays.append(f"{said(key)} ({best}, {gain.value:+.1f} points)")
         small = _teachers(group).get("small")
@@ -742,6 +736,17 @@ def _answer(groups: dict[tuple[str, str, str], Group]) -> str:
         f"{first}\n\n"
         "| data, student | best on dev with a teacher | test | no teacher, same start | gain, points (95 %) | "
         "seeds | the small teacher itself | pays |\n|---|---|---|---|---|---|---|---|\n" + "".join(lines)
+    )
+
+
+def best_row(group: Group) -> str | None:
+    """Of the rows with a teacher the best on dev; one of fewer seeds than another is not looked at."""
+    others = [row for row in group if not row.startswith(CONTROL)]
+    seeds = max((len(group[row]) for row in others), default=0)
+    return max(
+        (row for row in others if len(group[row]) == seeds),
+        key=lambda row: statistics.mean(one["dev_score"] for one in group[row]),
+        default=None,
     )
 
 
@@ -777,10 +782,32 @@ def _table_of(key: tuple[str, str, str], group: Group) -> str:
     )
     return (
         f"\n**{said(key)}**: {first['parameters'] / 1e6:.1f} M parameters, {first['steps']:,} steps, "
-        f"{first['rows']:,} test rows. Teachers (of the first seed): {named or 'none yet'}.\n\n"
+        f"{first['rows']:,} test rows. Teachers (of the first seed): {named or 'none yet'}. {_trained_on(group)}\n\n"
         "| student | dev | test, mean ± sd | seeds | against no teacher, points (95 %) | against logits of the large "
         f"teacher | against logits alone | minutes |\n|---|---|---|---|---|---|---|---|\n{''.join(lines)}"
     )
+
+
+def _trained_on(group: Group) -> str:
+    """The kinds of CPU that trained these students, with their seeds where there are several kinds.
+
+    Kernels differ between kinds, so the same seed gives other weights on another.
+    """
+    kinds: dict[str, set[int]] = {}
+    for seeds in group.values():
+        for one in seeds:
+            kinds.setdefault(kind_of(one["machine"]), set()).add(one["seed"])
+    if len(kinds) == 1:
+        return f"Trained on {next(iter(kinds))}."
+    parts = [
+        f"seed{'s' * (len(seeds) > 1)} {', '.join(map(str, sorted(seeds)))} on {kind}" for kind, seeds in kinds.items()
+    ]
+    return f"Trained: {'; '.join(parts)}."
+
+
+def kind_of(facts: dict[str, Any]) -> str:
+    """A kind of CPU in words, from the facts of a machine."""
+    return f"{facts['cpu']} ({', '.join(facts['isa']) or 'none of the instruction sets that matter'})"
 
 
 if __name__ == "__main__":

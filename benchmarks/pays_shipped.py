@@ -9,7 +9,6 @@ of CPU: integer kernels and their times differ between kinds. The files are thos
 
 import json
 import logging
-import statistics
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -45,53 +44,66 @@ def run(
     large: Annotated[Path, typer.Option(help="Folder of the large teacher's base model.")],
     only: Annotated[list[str] | None, typer.Option(help="A set; may be repeated.")] = None,
     student: Annotated[list[str] | None, typer.Option(help="A student; may be repeated.")] = None,
+    labels: Annotated[list[str] | None, typer.Option(help="A number of labels; may be repeated.")] = None,
 ) -> None:
     """Exports, scores and times what no record of this kind of CPU has yet."""
     plan = pays.read_plan()
     places = pays.Places(work.resolve(), data, large, work.resolve() / "general.txt")
     facts = machine.facts()
     path = RESULTS / f"{facts['cpu'].lower().replace(' ', '_')}_{'_'.join(facts['isa']) or 'plain'}.json"
+    missing: list[str] = []
     for key, group in pays.groups_of(pays.RESULTS).items():
-        best = winner_of(group)
-        if best is None or (only and key[0] not in only) or (student and key[2] not in student):
+        row = pays.best_row(group)
+        wanted = zip(key, (only, labels, student), strict=True)
+        if row is None or any(names and name not in names for name, names in wanted):
             continue
         record = json.loads(path.read_text("utf-8")) if path.is_file() else {"shipped": {}}
         record |= {name: facts[name] for name in ("cpu", "isa", "cores")}
+        best = winner_of([one for one in group[row] if _is_here(plan, pays.Cell(*key, row, one["seed"]), one, places)])
+        if best is None:
+            missing.append(f"{pays.said(key)}, {row}")
+            continue
         if record["shipped"].get(pays.said(key), {}).get("weights") == best["weights"]:
             continue
-        cell = pays.Cell(*key, best["row"], best["seed"])
         record["shipped"][pays.said(key)] = {
             **{name: best[name] for name in ("row", "seed", "weights", "dev_score", "test_score")},
-            **_ship(plan, cell, best["weights"], places),
+            **_ship(plan, pays.Cell(*key, row, best["seed"]), places),
         }
         write_atomically(path, json.dumps(record, indent=1) + "\n")
         log.info("%s: wrote %s", pays.said(key), path)
+    if missing:
+        raise IntegrityError(
+            f"{work} has the weights of no seed of: {'; '.join(missing)}; run `python -m benchmarks.pays run` again"
+        )
 
 
-def winner_of(group: pays.Group) -> dict[str, Any] | None:
-    """Of the rows with a teacher the best on dev, and of its seeds the best on dev, as a recipe ships it."""
-    rows = [seeds for row, seeds in group.items() if not row.startswith(pays.CONTROL)]
-    if not rows:
-        return None
-    best = max(rows, key=lambda seeds: statistics.mean(one["dev_score"] for one in seeds))
-    return max(best, key=lambda one: (one["dev_score"], -one["seed"]))
+def winner_of(seeds: list[dict[str, Any]]) -> dict[str, Any] | None:
+    """Of a row's seeds the best on dev, as a recipe ships it; None where there are none."""
+    return max(seeds, key=lambda one: (one["dev_score"], -one["seed"]), default=None)
 
 
-def _ship(plan: dict[str, Any], cell: pays.Cell, weights: str, places: pays.Places) -> dict[str, Any]:
-    """The figures of one student's files, and of both teachers beside them.
+def _is_here(plan: dict[str, Any], cell: pays.Cell, record: dict[str, Any], places: pays.Places) -> bool:
+    """Whether the folder of work has the weights of a record, which another machine may have made."""
+    try:
+        card = open_folder(_trained(plan, cell, places), "student")
+    except IntegrityError:
+        return False
+    return card.files["model.safetensors"].sha256 == record["weights"]
 
-    Raises:
-        IntegrityError: the folder of work has no such weights.
-    """
+
+def _trained(plan: dict[str, Any], cell: pays.Cell, places: pays.Places) -> Path:
+    return pays.folder_of(pays.settings_of(plan, cell, places), cell, places) / "model"
+
+
+def _ship(plan: dict[str, Any], cell: pays.Cell, places: pays.Places) -> dict[str, Any]:
+    """The figures of one student's files, and of both teachers beside them."""
     targets, timed = plan["shipped"]["targets"], plan["shipped"]["timed"]
 
     def settings_of(row: str) -> dict[str, Any]:
         settings = pays.settings_of(plan, replace(cell, row=row), places)
         return {**settings, "measure": settings["measure"] | plan["shipped"]["measure"], "targets": targets}
 
-    trained = pays.folder_of(pays.settings_of(plan, cell, places), cell, places) / "model"
-    if open_folder(trained, "student").files["model.safetensors"].sha256 != weights:
-        raise IntegrityError(f"{trained}: not the weights of the record; run `python -m benchmarks.pays run` again")
+    trained = _trained(plan, cell, places)
     prepared, _ = pays.ready(pays.settings_of(plan, cell, places), cell, places)
     folder = places.root(cell.set, "shipped", trained.parent.name).root
     place = _beside(folder / "files", prepared, student=trained)
@@ -182,10 +194,10 @@ def _table_of(record: dict[str, Any]) -> str:
                 f"| {target}, {file['runtime']} | {file['bytes'] / 1e6:.1f} | {_percent(file['score'])} | "
                 f"{' | '.join(gains)} | |\n"
             )
-    where = f"**{record['cpu']}** ({', '.join(record['isa']) or 'none of the instruction sets that matter'})"
     return (
-        f"\n{where}:\n\n| file, 8 bits | MB | test | against float, points (95 %) | against the small teacher | "
-        f"against the large teacher | times as fast as small, large |\n|---|---|---|---|---|---|---|\n{''.join(lines)}"
+        f"\n**{pays.kind_of(record)}**:\n\n| file, 8 bits | MB | test | against float, points (95 %) | "
+        "against the small teacher | against the large teacher | times as fast as small, large |\n"
+        f"|---|---|---|---|---|---|---|\n{''.join(lines)}"
     )
 
 

@@ -26,7 +26,7 @@ def places(tmp_path):
 def test_every_student_of_the_plan_has_settings_that_can_be_read(tmp_path):
     """Losses, sizes and steps; within a size and a number of labels all rows take the same steps at the same rate."""
     taken = {}
-    for cell in pays.cells_of(PLAN, 1):
+    for cell in pays.cells_of(PLAN, [0]):
         path = tmp_path / "params.yaml"
         path.write_text(yaml.safe_dump(pays.settings_of(PLAN, cell, places(tmp_path))))
         params = load(path)
@@ -44,7 +44,7 @@ def test_every_student_of_the_plan_has_settings_that_can_be_read(tmp_path):
 
 def test_the_first_seed_of_everything_comes_first():
     """A night that ends early leaves a whole table of one seed."""
-    cells = pays.cells_of(PLAN, 3, ["sst2"])
+    cells = pays.cells_of(PLAN, range(3), ["sst2"])
     assert [cell.seed for cell in cells] == sorted(cell.seed for cell in cells)
     assert len(set(cells)) == len(cells)
     for labels in ("all", "10"):
@@ -55,7 +55,7 @@ def test_the_first_seed_of_everything_comes_first():
 
 def test_what_is_for_some_sets_or_students_is_not_trained_for_others():
     """Labels with more steps, and a row with another set's texts."""
-    cells = pays.cells_of(PLAN, 1)
+    cells = pays.cells_of(PLAN, [0])
     longer = {(cell.set, cell.student) for cell in cells if cell.labels == "all, longer"}
     assert longer == {("sst2", "3x384")}
     assert {cell.set for cell in cells if isinstance(PLAN["rows"][cell.row].get("text"), str)} == {"sst2"}
@@ -75,7 +75,7 @@ def test_what_is_for_some_sets_or_students_is_not_trained_for_others():
 def test_what_the_plan_does_not_have_is_refused(wanted, message):
     """With the names that it has; and where it has the names but not together."""
     with pytest.raises(SettingsError, match=message):
-        pays.cells_of(PLAN, 1, **wanted)
+        pays.cells_of(PLAN, [0], **wanted)
 
 
 def test_records_know_no_folder_of_the_machine(tmp_path):
@@ -110,6 +110,7 @@ def entry(row, seed, right, dev=0.9):
         "teacher": {"source": "/somewhere/teacher", "parameters": 109_000_000, "dev_score": 0.9, "test_score": 0.93},
         "minutes": {"training": 2.0},
         "resumed": False,
+        "machine": {"cpu": "a CPU", "isa": ["avx2"], "cores": 2},
     }
 
 
@@ -162,6 +163,15 @@ def test_a_row_of_one_seed_does_not_hide_one_of_three(tmp_path):
     for seed in range(3):
         entries += [entry("no teacher", seed, [False] * 100 + right[100:]), entry("logits, large teacher", seed, right)]
     assert pays._answer(written(tmp_path, entries)).startswith("It pays on sst2, all labels, 3x384 (logits, large")
+
+
+def test_seeds_of_two_kinds_of_cpu_are_told_apart(tmp_path):
+    """Planted: the second seed comes from another machine."""
+    entries = [entry("no teacher", 0, [True]), {**entry("no teacher", 1, [True]), "machine": {"cpu": "B", "isa": []}}]
+    key, group = next(iter(written(tmp_path, entries[:1]).items()))
+    assert "Trained on a CPU (avx2)." in pays._table_of(key, group)
+    key, group = next(iter(written(tmp_path, entries).items()))
+    assert "seed 0 on a CPU (avx2); seed 1 on B (none of" in pays._table_of(key, group)
 
 
 def test_the_page_is_that_of_its_records():
@@ -249,9 +259,10 @@ def test_what_ships_is_the_best_on_dev_of_those_with_a_teacher(tmp_path):
             entry("logits, large teacher", 2, [False] * 50, dev=0.92),
         ],
     )
-    best = pays_shipped.winner_of(next(iter(groups.values())))
-    assert (best["row"], best["seed"]) == ("logits, large teacher", 1)
-    assert pays_shipped.winner_of({"no teacher": [entry("no teacher", 0, [True])]}) is None
+    group = next(iter(groups.values()))
+    assert pays.best_row(group) == "logits, large teacher"
+    assert pays_shipped.winner_of(group["logits, large teacher"])["seed"] == 1
+    assert pays.best_row({"no teacher": [entry("no teacher", 0, [True])]}) is None
 
 
 def test_the_files_of_the_plan_can_be_exported_and_timed(tmp_path):
