@@ -565,7 +565,8 @@ def _record(cell: Cell, found: dict[str, Any]) -> None:
 
 # --- the page -----------------------------------------------------------------------------------------------------
 
-Group = dict[str, list[dict[str, Any]]]  # row -> its seeds
+Seeds = list[dict[str, Any]]  # records of one row, in the order of their seeds
+Group = dict[str, Seeds]  # row -> its seeds
 
 
 @app.command()
@@ -667,12 +668,29 @@ def _difference(group: Group, row: str, baseline: str | None) -> Interval | None
     """Points that a row gains on another, paired over test rows, with what seeds add; None where one is missing."""
     if baseline not in group or row == baseline:
         return None
-    several = [[one["test_score"] for one in seeds] for seeds in group.values() if len(seeds) > 1]
-    df = sum(len(scores) - 1 for scores in several)
-    variance = sum((len(scores) - 1) * statistics.variance(scores) for scores in several) / df if df else None
-    return seeds_difference(
-        _right(group[row]), _right(group[baseline]), None if variance is None else math.sqrt(variance), df
-    )
+    ours, theirs = group[row], group[baseline]
+    if has_all(ours[0]["labels"]):
+        several = [[one["test_score"] for one in seeds] for seeds in group.values() if len(seeds) > 1]
+        df = sum(len(scores) - 1 for scores in several)
+        variance = sum((len(scores) - 1) * statistics.variance(scores) for scores in several) / df if df else None
+    else:
+        ours, theirs, variance = _by_draw(ours, theirs)
+        df = len(ours) - 1
+    if not ours:
+        return None
+    return seeds_difference(_right(ours), _right(theirs), None if variance is None else math.sqrt(variance), df)
+
+
+def _by_draw(ours: Seeds, theirs: Seeds) -> tuple[Seeds, Seeds, float | None]:
+    """The seeds that both rows have, and the variance of a score that explains how their differences scatter.
+
+    Few labels are drawn with the seed, and teachers learn from the same draw: what a lucky draw gives is no gain of
+    either row, so within a seed the two are a pair, and a difference scatters by twice the variance of a score.
+    """
+    both = {one["seed"] for one in ours} & {one["seed"] for one in theirs}
+    ours, theirs = ([one for one in seeds if one["seed"] in both] for seeds in (ours, theirs))
+    gains = [one["test_score"] - other["test_score"] for one, other in zip(ours, theirs, strict=True)]
+    return ours, theirs, statistics.variance(gains) / 2 if len(gains) > 1 else None
 
 
 def baseline_of(row: str, kind: str) -> str:

@@ -165,6 +165,26 @@ def test_a_row_of_one_seed_does_not_hide_one_of_three(tmp_path):
     assert pays._answer(written(tmp_path, entries)).startswith("It pays on sst2, all labels, 3x384 (logits, large")
 
 
+@pytest.mark.parametrize(("labels", "is_sure"), [("10", True), ("all", False)])
+def test_a_draw_of_few_labels_is_no_chance_of_a_row(tmp_path, labels, is_sure):
+    """Planted: draws that differ by 20 points to both rows alike, and a gain of 5 within each; a draw that one row has
+    alone is not compared."""
+    entries = []
+    for seed, score in enumerate((50, 60, 70)):
+        plain, better = ([number < 10 * (score + gain) for number in range(1_000)] for gain in (0, 5))
+        entries.append({**entry("no teacher", seed, plain), "labels": labels})
+        entries.append({**entry("logits, large teacher", seed, better), "labels": labels})
+    (group,) = written(tmp_path, entries).values()
+    found = pays._difference(group, "logits, large teacher", "no teacher")
+    assert found.value == pytest.approx(5)
+    assert (found.low > 0) == is_sure
+    if labels == "10":
+        (group,) = written(tmp_path, entries[:-2] + entries[-1:]).values()
+        assert pays._difference(group, "logits, large teacher", "no teacher").value == pytest.approx(5)
+        (group,) = written(tmp_path, [entries[0], entries[3]]).values()
+        assert pays._difference(group, "logits, large teacher", "no teacher") is None
+
+
 def test_seeds_of_two_kinds_of_cpu_are_told_apart(tmp_path):
     """Planted: the second seed comes from another machine."""
     entries = [entry("no teacher", 0, [True]), {**entry("no teacher", 1, [True]), "machine": {"cpu": "B", "isa": []}}]
