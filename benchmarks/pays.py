@@ -657,7 +657,7 @@ def groups_of(folder: Path) -> dict[tuple[str, str, str], Group]:
     return found
 
 
-def _right(seeds: list[dict[str, Any]]) -> np.ndarray:
+def _right(seeds: Seeds) -> np.ndarray:
     """Whether each answer is right, (seeds, rows of test)."""
     rows = seeds[0]["rows"]
     bits = [np.unpackbits(np.frombuffer(bytes.fromhex(one["right"]), np.uint8))[:rows] for one in seeds]
@@ -743,8 +743,8 @@ def _answer(groups: dict[tuple[str, str, str], Group]) -> str:
         seeds = min(len(group[best]), len(group[control]))
         if is_sure := gain.low > 0 and seeds > 1:
             pays.append(f"{said(key)} ({best}, {gain.value:+.1f} points)")
-        small = _teachers(group).get("small")
-        by_itself = "" if small is None else f"{100 * small['test_score']:.2f} %"
+        small = _by_itself(group)
+        by_itself = "" if small is None else f"{100 * small:.2f} %"
         lines.append(
             f"| {said(key)} | {best} | {_mean(group[best])} | {_mean(group[control])} | {_say(gain)} | {seeds} | "
             f"{by_itself} | {'yes' if is_sure else 'not decided'} |\n"
@@ -776,7 +776,19 @@ def _teachers(group: Group) -> dict[str, dict[str, Any]]:
     return {kind: kinds[kind] for kind in BOTH if kind in kinds}
 
 
-def _mean(seeds: list[dict[str, Any]]) -> str:
+def _by_itself(group: Group) -> float | None:
+    """What the small teacher scores on test, a mean over the seeds that made one; it is there for a control too."""
+    rows = read_plan()["rows"]
+    scores = {
+        one["seed"]: one["teacher"]["test_score"]
+        for row, seeds in group.items()
+        if rows[row].get("teacher", "small") == "small"
+        for one in seeds
+    }
+    return statistics.mean(scores.values()) if scores else None
+
+
+def _mean(seeds: Seeds) -> str:
     return f"{100 * statistics.mean(one['test_score'] for one in seeds):.2f} %"
 
 

@@ -165,6 +165,17 @@ def test_a_row_of_one_seed_does_not_hide_one_of_three(tmp_path):
     assert pays._answer(written(tmp_path, entries)).startswith("It pays on sst2, all labels, 3x384 (logits, large")
 
 
+def test_the_small_teacher_itself_is_that_of_all_seeds(tmp_path):
+    """Few labels make one for each seed; the large teacher's score is none of it."""
+    entries = [entry("no teacher", seed, [True, False]) for seed in (0, 1)]
+    entries[0]["teacher"] = {**entries[0]["teacher"], "test_score": 0.5}
+    entries.append(entry("logits, large teacher", 0, [True, True]))
+    entries[2]["teacher"] = {**entries[2]["teacher"], "test_score": 0.99}
+    groups = written(tmp_path, entries)
+    assert pays._by_itself(next(iter(groups.values()))) == pytest.approx((0.5 + 0.93) / 2)
+    assert "| 71.50 % |" in pays._answer(groups)
+
+
 @pytest.mark.parametrize(("labels", "is_sure"), [("10", True), ("all", False)])
 def test_a_draw_of_few_labels_is_no_chance_of_a_row(tmp_path, labels, is_sure):
     """Planted: draws that differ by 20 points to both rows alike, and a gain of 5 within each; a draw that one row has
