@@ -740,7 +740,7 @@ def _answer(groups: dict[tuple[str, str, str], Group]) -> str:
         if gain is None:
             continue
         # one seed says nothing of what another would have given
-        seeds = min(len(group[best]), len(group[control]))
+        seeds = len({one["seed"] for one in group[best]} & {one["seed"] for one in group[control]})
         if is_sure := gain.low > 0 and seeds > 1:
             pays.append(f"{said(key)} ({best}, {gain.value:+.1f} points)")
         small = _by_itself(group)

@@ -3,8 +3,9 @@
     python -m benchmarks.pays_shipped run ../shared/data --large FOLDER --work work    of each table the best on dev
     python -m benchmarks.pays_shipped table                                            the page, from the records
 
-`run` takes weights that `python -m benchmarks.pays run` left in the folder `work`, and writes one record for each kind
-of CPU: integer kernels and their times differ between kinds. The files are those of `shipped` in benchmarks/pays.yaml.
+`run` takes weights that `python -m benchmarks.pays run` left in the folder `work`, so seeds that another machine
+trained do not count, and writes one record for each kind of CPU: integer kernels and their times differ between kinds.
+The files are those of `shipped` in benchmarks/pays.yaml.
 """
 
 import json
