@@ -743,11 +743,10 @@ def _answer(groups: dict[tuple[str, str, str], Group]) -> str:
         seeds = len({one["seed"] for one in group[best]} & {one["seed"] for one in group[control]})
         if is_sure := gain.low > 0 and seeds > 1:
             pays.append(f"{said(key)} ({best}, {gain.value:+.1f} points)")
-        small = _by_itself(group)
-        by_itself = "" if small is None else f"{100 * small:.2f} %"
+        small = _teachers(group).get("small")
         lines.append(
             f"| {said(key)} | {best} | {_mean(group[best])} | {_mean(group[control])} | {_say(gain)} | {seeds} | "
-            f"{by_itself} | {'yes' if is_sure else 'not decided'} |\n"
+            f"{small.mean if small else ''} | {'yes' if is_sure else 'not decided'} |\n"
         )
     first = f"It pays on {'; '.join(pays)}." if pays else "It pays nowhere for sure yet."
     return (
@@ -768,24 +767,35 @@ def best_row(group: Group) -> str | None:
     )
 
 
-def _teachers(group: Group) -> dict[str, dict[str, Any]]:
-    """What is known of each teacher that was fine-tuned, small and large, of the first seed."""
-    rows = read_plan()["rows"]
-    # from the last row to the first, which stays
-    kinds = {rows[row].get("teacher", "small"): seeds[0]["teacher"] for row, seeds in reversed(group.items())}
-    return {kind: kinds[kind] for kind in BOTH if kind in kinds}
+@dataclass(frozen=True)
+class Teacher:
+    """A fine-tuned teacher in words, and what it scores on test for each seed that made one."""
+
+    said: str
+    scores: dict[int, float]
+
+    @property
+    def mean(self) -> str:
+        return f"{100 * statistics.mean(self.scores.values()):.2f} %"
 
 
-def _by_itself(group: Group) -> float | None:
-    """What the small teacher scores on test, a mean over the seeds that made one; it is there for a control too."""
-    rows = read_plan()["rows"]
-    scores = {
-        one["seed"]: one["teacher"]["test_score"]
-        for row, seeds in group.items()
-        if rows[row].get("teacher", "small") == "small"
-        for one in seeds
-    }
-    return statistics.mean(scores.values()) if scores else None
+def _teachers(group: Group) -> dict[str, Teacher]:
+    """What is known of each teacher that was fine-tuned, small and large; a control has the small one too."""
+    rows, found = read_plan()["rows"], dict[str, Teacher]()
+    for kind in BOTH:
+        taught = {
+            one["seed"]: one["teacher"]
+            for row, seeds in group.items()
+            if rows[row].get("teacher", "small") == kind
+            for one in seeds
+        }
+        if taught:
+            any_of_them = next(iter(taught.values()))
+            found[kind] = Teacher(
+                f"{Path(any_of_them['source']).name} {any_of_them['parameters'] / 1e6:.0f} M",
+                {seed: one["test_score"] for seed, one in taught.items()},
+            )
+    return found
 
 
 def _mean(seeds: Seeds) -> str:
@@ -806,13 +816,13 @@ def _table_of(key: tuple[str, str, str], group: Group) -> str:
             f"| {row} | {100 * statistics.mean(one['dev_score'] for one in seeds):.2f} % | "
             f"{statistics.mean(scores):.2f} %{spread} | {len(seeds)} | {' | '.join(gains)} | {minutes} |\n"
         )
-    named = "; ".join(
-        f"{Path(one['source']).name} {one['parameters'] / 1e6:.0f} M, {100 * one['test_score']:.2f} %"
+    teachers = [
+        f"{one.said}, {one.mean}{f' (mean of {len(one.scores)})' if len(set(one.scores.values())) > 1 else ''}"
         for one in _teachers(group).values()
-    )
+    ]
     return (
         f"\n**{said(key)}**: {first['parameters'] / 1e6:.1f} M parameters, {first['steps']:,} steps, "
-        f"{first['rows']:,} test rows. Teachers (of the first seed): {named or 'none yet'}. {_trained_on(group)}\n\n"
+        f"{first['rows']:,} test rows. Teachers: {'; '.join(teachers) or 'none yet'}. {_trained_on(group)}\n\n"
         "| student | dev | test, mean ± sd | seeds | against no teacher, points (95 %) | against logits of the large "
         f"teacher | against logits alone | minutes |\n|---|---|---|---|---|---|---|---|\n{''.join(lines)}"
     )
