@@ -201,10 +201,7 @@ def cells_of(
     Raises:
         SettingsError: a name that the plan does not have, or names that it does not bring together.
     """
-    for kind, wanted in (("sets", sets), ("labels", labels), ("students", students), ("rows", rows)):
-        for name in wanted:
-            if name not in plan[kind]:
-                raise SettingsError(f"{PLAN}: {kind} has no '{name}'; known: {'; '.join(plan[kind])}")
+    check_names(plan, sets=sets, labels=labels, students=students, rows=rows)
     cells = [
         cell
         for seed in seeds
@@ -219,6 +216,14 @@ def cells_of(
             f"{PLAN} compares no such student; labels and rows name there the sets and students they are for"
         )
     return cells
+
+
+def check_names(plan: dict[str, Any], **wanted: Sequence[str]) -> None:
+    """Raises SettingsError where a part of the plan, such as `sets`, has no such name."""
+    for kind, names in wanted.items():
+        for name in names:
+            if name not in plan[kind]:
+                raise SettingsError(f"{PLAN}: {kind} has no '{name}'; known: {'; '.join(plan[kind])}")
 
 
 def _is_compared(plan: dict[str, Any], cell: Cell) -> bool:

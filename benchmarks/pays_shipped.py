@@ -49,6 +49,7 @@ def run(
 ) -> None:
     """Exports, scores and times what no record of this kind of CPU has yet."""
     plan = pays.read_plan()
+    pays.check_names(plan, sets=only or (), labels=labels or (), students=student or ())
     places = pays.Places(work.resolve(), data, large, work.resolve() / "general.txt")
     facts = machine.facts()
     path = RESULTS / f"{facts['cpu'].lower().replace(' ', '_')}_{'_'.join(facts['isa']) or 'plain'}.json"

@@ -296,6 +296,12 @@ def test_what_ships_is_the_best_on_dev_of_those_with_a_teacher(tmp_path):
     assert pays.best_row({"no teacher": [entry("no teacher", 0, [True])]}) is None
 
 
+def test_what_ships_is_asked_for_by_names_of_the_plan(tmp_path):
+    """Another name would export nothing and say nothing."""
+    with pytest.raises(SettingsError, match=r"labels has no '11'; known: all"):
+        pays_shipped.run(tmp_path, work=tmp_path, large=tmp_path, labels=["11"])
+
+
 def test_the_files_of_the_plan_can_be_exported_and_timed(tmp_path):
     """Their targets are settings that load, with their formats and runtimes; the timed one has a clock."""
     shipped = PLAN["shipped"]
