@@ -28,6 +28,7 @@ import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from importlib import util
 from pathlib import Path
 from types import ModuleType
@@ -327,7 +328,7 @@ class _Job:
     def package(self, precision: str, passes: Any = None, keep: Sequence[str] = ()) -> Any:
         """The Core ML model; `keep` names operations that stay in fp32, `passes` compress its weights."""
         outputs = (*self.graph.output_names, *(["probabilities"] if self.labels is not None else []))
-        mil = _to_mil(self.ct, self._program(), outputs, self.lengths, precision, self.params, keep)
+        mil = _to_mil(self.ct, self._program, outputs, self.lengths, precision, self.params, keep)
         # all passes have run once the program is MIL; fp16 must not be applied twice
         return _to_package(self.ct, mil, self.labels, self.params, passes or self.ct.PassPipeline.EMPTY)
 
@@ -372,13 +373,15 @@ class _Job:
             return palettes(ct, self._constants(bits), params.sparsity)
         return None
 
+    @cached_property
     def _program(self) -> ExportedProgram:
+        """Traced once: coremltools converts it as often as a precision needs, and leaves it as it is."""
         answers = Answers(self.graph, is_classifier=self.labels is not None)
         return export_program(answers, self.lengths[-1], any_length=len(self.lengths) > 1)
 
     def weights(self) -> dict[str, str]:
         """Constant in the package before it is compressed -> weight of the classifier."""
-        return weight_names(self.graph, self._program())
+        return weight_names(self.graph, self._program)
 
     def _tensors(self) -> list[str]:
         """Weights that may have a palette, as the model names them: tables and matrices."""

@@ -11,7 +11,7 @@ import re
 import warnings
 from ast import literal_eval
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -21,10 +21,11 @@ import torch
 from jaxtyping import Float
 from onnx import ModelProto
 from onnx_ir.passes.common import CommonSubexpressionEliminationPass, RemoveUnusedNodesPass
+from onnxscript import opset18
 from onnxscript.optimizer import optimize_ir
 from pydantic import Field
 from torch import Tensor
-from torch.export import Dim
+from torch.export import Dim, ExportedProgram
 
 from export.onnx_int8 import quantize_modules
 from export.source import load_model, output_facts
@@ -46,6 +47,28 @@ OPSET, IR_VERSION = 20, 9
 FILE = "model.onnx"
 INPUTS = ("input_ids", "attention_mask")
 SCOPES = "pkg.torch.onnx.name_scopes"  # where the exporter notes the module that a node comes from
+
+
+def _cast(values: Any, dtype: int) -> Any:
+    return opset18.Cast(values, to=dtype)
+
+
+def _subtract_from(values: Any, other: Any) -> Any:
+    return opset18.Sub(opset18.CastLike(other, values), values)
+
+
+# Operators of a trace that the exporter has no translation of until it has decomposed them.
+TRANSLATIONS: dict[Callable[..., Any], Callable[..., Any]] = {
+    torch.ops.aten.to.dtype: _cast,
+    torch.ops.aten.rsub.Scalar: _subtract_from,
+}
+# Those that give the same nodes as they are traced as when they are decomposed; none writes into its input.
+AS_TRACED = re.compile(
+    r"<built-in function getitem>|onnx_symbolic\._symbolic(_multi_out)?\.default|aten\.("
+    r"(_assert_tensor_metadata|arange|cat|chunk|clamp|cumsum|embedding|gelu|layer_norm|linear|matmul|neg|permute|relu"
+    r"|split_with_sizes|tanh|unsqueeze)\.default|(add|mul|slice|sub)\.Tensor|(ne|rsub)\.Scalar|pow\.Tensor_Scalar"
+    r"|(select|softmax|sym_size|transpose|unflatten)\.int|flatten\.using_ints|to\.dtype)"
+)
 
 
 class Params(Settings):
@@ -192,12 +215,24 @@ def _export(graph: DeploymentGraph, dtype: str, max_length: int) -> ir.Model:
     with torch.no_grad(), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=r"`isinstance\(treespec, LeafSpec\)`", category=FutureWarning)
         program = torch.export.export(graph, (), example, dynamic_shapes=dict.fromkeys(INPUTS, axes), strict=False)
-        names = list(graph.output_names)
+        if _is_translated(program):
+            # To decompose it the exporter would trace it twice more, half of an export's time.
+            program.run_decompositions = lambda _table=None: program
         exported = torch.onnx.export(
-            program, dynamo=True, opset_version=OPSET, optimize=False, verbose=False, output_names=names
+            program,
+            dynamo=True,
+            opset_version=OPSET,
+            optimize=False,
+            verbose=False,
+            output_names=list(graph.output_names),
+            custom_translation_table=TRANSLATIONS,
         )
     assert exported is not None
     return exported.model
+
+
+def _is_translated(program: ExportedProgram) -> bool:
+    return all(AS_TRACED.fullmatch(str(node.target)) for node in program.graph.nodes if node.op == "call_function")
 
 
 def _check_modules(model: ir.Model, eight_bit: list[str]) -> None:

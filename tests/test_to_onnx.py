@@ -435,6 +435,42 @@ def test_int32_inputs(models, tmp_path, name):
     difference(folder, tmp_path / "out", artefact, 1e-4)
 
 
+def wiring(model):
+    """Each node's name, kind, attributes, and what it reads and gives: constants by value, the rest by number."""
+    names = {tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
+    names = {name: (str(array.dtype), array.shape, array.tobytes()) for name, array in names.items()}
+
+    def facts(node):
+        for attribute in node.attribute:
+            # a trace counts the axis of ModernBERT's halves from the end
+            if (node.op_type, attribute.name) != ("Split", "axis"):
+                yield attribute.SerializeToString()
+        for name in (*node.input, *node.output):
+            yield names.setdefault(name, len(names))
+
+    return [(node.name, node.op_type, *facts(node)) for node in model.graph.node]
+
+
+@pytest.mark.parametrize("settings", slow_but([None, DYNAMIC], DYNAMIC), ids=["fp32", "int8"])
+@pytest.mark.parametrize("name", slow_but([*FAMILIES, "factorised"], "bert", "modernbert"))
+def test_a_trace_that_is_not_decomposed_gives_the_same_graph(models, tmp_path, name, settings, monkeypatch):
+    """And what holds an operator that is not known to do so is decomposed, as the exporter does by itself."""
+    model, folder = models[name]
+    plan = plan_of(model, settings) if settings else None
+    decomposed = []
+    whole = torch.export.ExportedProgram.run_decompositions
+    monkeypatch.setattr(
+        torch.export.ExportedProgram,
+        "run_decompositions",
+        lambda program, table: decomposed.append(program) or whole(program, table),
+    )
+    _, as_traced = exported(folder, tmp_path / "as traced", plan, anew=True)
+    assert not decomposed
+    monkeypatch.setattr(to_onnx, "AS_TRACED", re.compile(to_onnx.AS_TRACED.pattern.replace("layer_norm", "other")))
+    _, by_exporter = exported(folder, tmp_path / "decomposed", plan, anew=True)
+    assert len(decomposed) == 1 and wiring(as_traced) == wiring(by_exporter)
+
+
 @pytest.mark.parametrize("settings", slow_but([None, DYNAMIC, STATIC], STATIC), ids=["fp32", "dynamic", "static"])
 def test_exported_twice_gives_the_same_bytes(models, tmp_path, settings):
     """Without a path of this machine in them."""
