@@ -6,7 +6,7 @@ from torch.export import Dim, ExportedProgram
 
 
 def export_program(graph: nn.Module, longest: int, any_length: bool) -> ExportedProgram:
-    """The program of one text, for one length or for every length from 2 to `longest`.
+    """The program of one text as it is traced, for one length or for every length from 2 to `longest`.
 
     Args:
         graph: a deployment graph, or a module with the same inputs.
@@ -16,7 +16,6 @@ def export_program(graph: nn.Module, longest: int, any_length: bool) -> Exported
     example = (torch.ones(1, longest, dtype=torch.int32), torch.ones(1, longest, dtype=torch.int32))
     free = {1: Dim("length", min=2, max=longest)} if any_length else None
     with torch.no_grad():
-        program = torch.export.export(
+        return torch.export.export(
             graph, example, dynamic_shapes={"input_ids": free, "attention_mask": free}, strict=False
         )
-    return program.run_decompositions({})

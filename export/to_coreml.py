@@ -377,7 +377,8 @@ class _Job:
     def _program(self) -> ExportedProgram:
         """Traced once: coremltools converts it as often as a precision needs, and leaves it as it is."""
         answers = Answers(self.graph, is_classifier=self.labels is not None)
-        return export_program(answers, self.lengths[-1], any_length=len(self.lengths) > 1)
+        program = export_program(answers, self.lengths[-1], any_length=len(self.lengths) > 1)
+        return program.run_decompositions({})  # coremltools takes no other
 
     def weights(self) -> dict[str, str]:
         """Constant in the package before it is compressed -> weight of the classifier."""

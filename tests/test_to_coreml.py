@@ -230,7 +230,7 @@ def test_the_plain_conversion_is_caught(tmp_path: Path) -> None:
     graph = deployment_graph(model)
     graph.forward = lambda input_ids, attention_mask: model(input_ids=input_ids, attention_mask=attention_mask).logits
     with mlpackage.quiet_conversion():
-        program = export_program(Answers(graph, is_classifier=True), 16, any_length=False)
+        program = export_program(Answers(graph, is_classifier=True), 16, any_length=False).run_decompositions({})
         params = Params(lengths=(16,))
         mil = to_coreml._to_mil(ct, program, ("logits", "probabilities"), (16,), "fp16", params)
         to_coreml._to_package(ct, mil, LABELS, params, ct.PassPipeline.EMPTY).save(str(tmp_path / "plain.mlpackage"))
