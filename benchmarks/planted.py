@@ -135,11 +135,11 @@ def answer_the_first_row(graph: onnx.GraphProto) -> None:
     (output,) = graph.output
     for node in graph.node:
         node.output[:] = ["all_logits" if name == output.name else name for name in node.output]
-    for name, value in (("from", [0]), ("to", [1]), ("nothing", np.float32(0))):
+    for name, value in (("row_0", [0]), ("row_1", [1]), ("nothing", np.float32(0))):
         graph.initializer.append(numpy_helper.from_array(np.array(value), name))
     graph.node.extend(
         [
-            helper.make_node("Slice", ["all_logits", "from", "to"], ["first"], name="first"),
+            helper.make_node("Slice", ["all_logits", "row_0", "row_1"], ["first"], name="first"),
             helper.make_node("Mul", ["all_logits", "nothing"], ["no_logits"], name="no_logits"),
             helper.make_node("Add", ["first", "no_logits"], [output.name], name="first_to_all"),
         ]
