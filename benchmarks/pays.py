@@ -670,32 +670,27 @@ def _right(seeds: Seeds) -> np.ndarray:
 
 
 def _difference(group: Group, row: str, baseline: str | None) -> Interval | None:
-    """Points that a row gains on another, paired over test rows, with what seeds add; None where one is missing."""
+    """Points that a row gains on another, over the seeds that both have; None where there is none.
+
+    Rows of one seed see texts in the same order, start alike and, with few labels, learn from the same draw, and their
+    teachers do. What a seed gives to all of them is no gain of any, so rows are held against each other within seeds.
+    """
     if baseline not in group or row == baseline:
         return None
-    ours, theirs = group[row], group[baseline]
-    if has_all(ours[0]["labels"]):
-        several = [[one["test_score"] for one in seeds] for seeds in group.values() if len(seeds) > 1]
-        df = sum(len(scores) - 1 for scores in several)
-        variance = sum((len(scores) - 1) * statistics.variance(scores) for scores in several) / df if df else None
-    else:
-        ours, theirs, variance = _by_draw(ours, theirs)
-        df = len(ours) - 1
-    if not ours:
-        return None
-    return seeds_difference(_right(ours), _right(theirs), None if variance is None else math.sqrt(variance), df)
+    both = {one["seed"] for one in group[row]} & {one["seed"] for one in group[baseline]}
+    ours, theirs = ([one for one in group[name] if one["seed"] in both] for name in (row, baseline))
+    return seeds_difference(_right(ours), _right(theirs), *_scatter(group)) if both else None
 
 
-def _by_draw(ours: Seeds, theirs: Seeds) -> tuple[Seeds, Seeds, float | None]:
-    """The seeds that both rows have, and the variance of a score that explains how their differences scatter.
-
-    Few labels are drawn with the seed, and teachers learn from the same draw: what a lucky draw gives is no gain of
-    either row, so within a seed the two are a pair, and a difference scatters by twice the variance of a score.
-    """
-    both = {one["seed"] for one in ours} & {one["seed"] for one in theirs}
-    ours, theirs = ([one for one in seeds if one["seed"] in both] for seeds in (ours, theirs))
-    gains = [one["test_score"] - other["test_score"] for one, other in zip(ours, theirs, strict=True)]
-    return ours, theirs, statistics.variance(gains) / 2 if len(gains) > 1 else None
+def _scatter(group: Group) -> tuple[float | None, int]:
+    """Standard deviation of the rows' scores about row + seed, by least squares, and its degrees of freedom."""
+    scores = [(one["test_score"], row, one["seed"]) for row, seeds in group.items() for one in seeds]
+    values, *factors = zip(*scores, strict=True)
+    design = np.hstack([np.equal.outer(factor, sorted(set(factor))) for factor in map(np.array, factors)]).astype(float)
+    fitted, _, rank, _ = np.linalg.lstsq(design, np.array(values), rcond=None)
+    df = len(values) - int(rank)
+    left = float(np.square(values - design @ fitted).sum())
+    return (math.sqrt(left / df), df) if df else (None, 0)
 
 
 def baseline_of(row: str, kind: str) -> str:

@@ -176,24 +176,40 @@ def test_the_small_teacher_itself_is_that_of_all_seeds(tmp_path):
     assert "| 71.50 % |" in pays._answer(groups)
 
 
-@pytest.mark.parametrize(("labels", "is_sure"), [("10", True), ("all", False)])
-def test_a_draw_of_few_labels_is_no_chance_of_a_row(tmp_path, labels, is_sure):
-    """Planted: draws that differ by 20 points to both rows alike, and a gain of 5 within each; a draw that one row has
-    alone is not compared."""
-    entries = []
-    for seed, score in enumerate((50, 60, 70)):
-        plain, better = ([number < 10 * (score + gain) for number in range(1_000)] for gain in (0, 5))
-        entries.append({**entry("no teacher", seed, plain), "labels": labels})
-        entries.append({**entry("logits, large teacher", seed, better), "labels": labels})
+def rows_of_seeds(*scores):
+    """Records of a control and of a row with a teacher: (seed, points of the one, points of the other or None)."""
+    for seed, *points in scores:
+        for row, score in zip(("no teacher", "logits, large teacher"), points, strict=True):
+            if score is not None:
+                yield entry(row, seed, [number < 10 * score for number in range(1_000)])
+
+
+def gain(tmp_path, entries):
     (group,) = written(tmp_path, entries).values()
-    found = pays._difference(group, "logits, large teacher", "no teacher")
+    return pays._difference(group, "logits, large teacher", "no teacher")
+
+
+@pytest.mark.parametrize(("second", "third", "is_sure"), [(65, 75, True), (60, 80, False)])
+def test_what_a_seed_gives_to_all_rows_is_no_gain_of_one(tmp_path, second, third, is_sure):
+    """Planted: seeds that differ by 20 points for both rows alike, and gains within them that do or do not scatter."""
+    found = gain(tmp_path, rows_of_seeds((0, 50, 55), (1, 60, second), (2, 70, third)))
     assert found.value == pytest.approx(5)
     assert (found.low > 0) == is_sure
-    if labels == "10":
-        (group,) = written(tmp_path, entries[:-2] + entries[-1:]).values()
-        assert pays._difference(group, "logits, large teacher", "no teacher").value == pytest.approx(5)
-        (group,) = written(tmp_path, [entries[0], entries[3]]).values()
-        assert pays._difference(group, "logits, large teacher", "no teacher") is None
+
+
+def test_a_seed_that_one_row_has_alone_is_not_compared(tmp_path):
+    assert gain(tmp_path, rows_of_seeds((0, 50, 55), (1, None, 65), (2, 70, 75))).value == pytest.approx(5)
+    assert gain(tmp_path, rows_of_seeds((0, 50, None), (1, None, 65))) is None
+
+
+def test_a_row_of_one_seed_scatters_as_the_others(tmp_path):
+    """It has as wide an interval as one seed of theirs, not that of test rows alone."""
+    others = [*rows_of_seeds((0, 50, 55), (1, 60, 62), (2, 70, 78))]
+    alone = {**next(rows_of_seeds((0, 55))), "row": "logits, small teacher"}
+    (group,) = written(tmp_path, [*others, alone]).values()
+    found = pays._difference(group, "logits, small teacher", "no teacher")
+    three = gain(tmp_path, others)
+    assert found.value == pytest.approx(5) and found.high - found.low > 1.5 * (three.high - three.low)
 
 
 def test_seeds_of_two_kinds_of_cpu_are_told_apart(tmp_path):
