@@ -1,6 +1,7 @@
 """Is one version of the exported files as fast as another? Times the same students' files, in turn in one process.
 
-    python -m benchmarks.graphs write FOLDER        the files of random students, as this checkout exports them
+    python -m benchmarks.graphs write FOLDER        the files of random students, as this checkout exports them, and
+                                                    the CPU time that each took
     python -m benchmarks.graphs compare OLD NEW     both folders' files beside each other; ends with one line of JSON
 
 Run `write` in a checkout of each version. The students are 3 layers of 384 and 2 of 192 with random weights, since time
@@ -11,6 +12,7 @@ and operations, since its time on Linux says nothing.
 """
 
 import json
+import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Annotated, Any
@@ -81,9 +83,11 @@ def write(
             plan = whole_plan(model, scheme, texts) if scheme else None
             folder = out / f"{format_name} {size} {kind}"
             folder.mkdir()
+            started = time.process_time()
             artefact = exporter.convert(source, folder, precision, params, LENGTHS[-1], plan)
+            took = time.process_time() - started
             card = seal(folder, KIND, facts={"artefact": artefact.model_dump(mode="json")})
-            print(f"{folder.name}: {artefact_bytes(card, artefact):,} bytes", flush=True)
+            print(f"{folder.name}: {artefact_bytes(card, artefact):,} bytes in {took:.1f} s of CPU time", flush=True)
 
 
 def _kinds(formats: Iterable[str]) -> Iterator[tuple[str, tuple[str, tuple[str, dict[str, Any]]]]]:
