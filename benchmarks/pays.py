@@ -679,12 +679,18 @@ def _difference(group: Group, row: str, baseline: str | None) -> Interval | None
         return None
     both = {one["seed"] for one in group[row]} & {one["seed"] for one in group[baseline]}
     ours, theirs = ([one for one in group[name] if one["seed"] in both] for name in (row, baseline))
-    return seeds_difference(_right(ours), _right(theirs), *_scatter(group)) if both else None
+    return seeds_difference(_right(ours), _right(theirs), *_scatter(group, row)) if both else None
 
 
-def _scatter(group: Group) -> tuple[float | None, int]:
-    """Standard deviation of the rows' scores about row + seed, by least squares, and its degrees of freedom."""
-    scores = [(one["test_score"], row, one["seed"]) for row, seeds in group.items() for one in seeds]
+def _scatter(group: Group, like: str) -> tuple[float | None, int]:
+    """Standard deviation of scores about row + seed, by least squares, and its degrees of freedom.
+
+    Of the rows that start as `like` does: a cut student that has not learned its task scatters ten times as wide as a
+    general one that has.
+    """
+    plan = read_plan()["rows"]
+    alike = {row: seeds for row, seeds in group.items() if plan[row].get("start") == plan[like].get("start")}
+    scores = [(one["test_score"], row, one["seed"]) for row, seeds in alike.items() for one in seeds]
     values, *factors = zip(*scores, strict=True)
     design = np.hstack([np.equal.outer(factor, sorted(set(factor))) for factor in map(np.array, factors)]).astype(float)
     fitted, _, rank, _ = np.linalg.lstsq(design, np.array(values), rcond=None)

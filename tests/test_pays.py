@@ -212,6 +212,20 @@ def test_a_row_of_one_seed_scatters_as_the_others(tmp_path):
     assert found.value == pytest.approx(5) and found.high - found.low > 1.5 * (three.high - three.low)
 
 
+def test_rows_with_another_start_scatter_for_themselves(tmp_path):
+    """Planted: students that were cut and have learned nothing, anywhere between 20 and 60 points."""
+    others = [*rows_of_seeds((0, 50, 55), (1, 60, 65), (2, 70, 75))]
+    cut = [*rows_of_seeds((0, 20, None), (1, 60, None), (2, 20, None))]
+    general = [{**one, "row": f"{one['row']}, general start"} for one in others]
+    wild = [{**one, "row": "logits, small teacher"} for one in cut]
+    (group,) = written(tmp_path, [*others, *general, *wild]).values()
+    cut_gain, general_gain = (
+        pays._difference(group, f"logits, large teacher{start}", f"no teacher{start}")
+        for start in ("", ", general start")
+    )
+    assert general_gain.low > 0 > cut_gain.low
+
+
 def test_seeds_of_two_kinds_of_cpu_are_told_apart(tmp_path):
     """Planted: the second seed comes from another machine."""
     entries = [entry("no teacher", 0, [True]), {**entry("no teacher", 1, [True]), "machine": {"cpu": "B", "isa": []}}]
