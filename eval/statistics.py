@@ -282,7 +282,8 @@ def seeds_difference(
         ours: whether each answer is right, for each seed of the method.
         baseline: the same for the baseline, on the same examples.
         seed_sd: standard deviation between seeds of the share of right answers, pooled over all methods that have two
-            or more; None when none has, and then only examples are counted.
+            or more; None when none has, and then only examples are counted. Of methods that share their seeds, what a
+            seed does not give to all alike.
         seed_df: degrees of freedom of `seed_sd`.
         confidence: two-sided.
 

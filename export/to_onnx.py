@@ -215,7 +215,8 @@ def _export(graph: DeploymentGraph, dtype: str, max_length: int) -> ir.Model:
     with torch.no_grad(), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=r"`isinstance\(treespec, LeafSpec\)`", category=FutureWarning)
         program = torch.export.export(graph, (), example, dynamic_shapes=dict.fromkeys(INPUTS, axes), strict=False)
-        if _is_translated(program):
+        as_traced = _is_translated(program)
+        if as_traced:
             # To decompose it the exporter would trace it twice more, half of an export's time.
             program.run_decompositions = lambda _table=None: program
         exported = torch.onnx.export(
@@ -225,14 +226,20 @@ def _export(graph: DeploymentGraph, dtype: str, max_length: int) -> ir.Model:
             optimize=False,
             verbose=False,
             output_names=list(graph.output_names),
-            custom_translation_table=TRANSLATIONS,
+            custom_translation_table=TRANSLATIONS if as_traced else None,
         )
     assert exported is not None
     return exported.model
 
 
 def _is_translated(program: ExportedProgram) -> bool:
-    return all(AS_TRACED.fullmatch(str(node.target)) for node in program.graph.nodes if node.op == "call_function")
+    """Whether each operator is one of AS_TRACED; those of TRANSLATIONS without options, such as `copy` and `alpha`."""
+    return all(
+        AS_TRACED.fullmatch(str(node.target))
+        and (node.target not in TRANSLATIONS or (len(node.args) == 2 and not node.kwargs))
+        for node in program.graph.nodes
+        if node.op == "call_function"
+    )
 
 
 def _check_modules(model: ir.Model, eight_bit: list[str]) -> None:

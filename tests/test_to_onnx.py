@@ -471,6 +471,27 @@ def test_a_trace_that_is_not_decomposed_gives_the_same_graph(models, tmp_path, n
     assert len(decomposed) == 1 and wiring(as_traced) == wiring(by_exporter)
 
 
+@pytest.mark.parametrize(
+    ("compute", "is_known"),
+    [
+        (lambda values: 1.0 - values.to(torch.float32), True),
+        (lambda values: values.to(torch.float32, copy=True), False),
+        (lambda values: torch.rsub(values, 1.0, alpha=2), False),
+        (lambda values: values.to(torch.float32).add_(1.0), False),
+    ],
+    ids=["plain", "copy", "alpha", "in place"],
+)
+def test_operators_with_options_are_decomposed(compute, is_known):
+    """They would be written without them, or not at all."""
+
+    class Graph(torch.nn.Module):
+        def forward(self, values):
+            return compute(values)
+
+    program = torch.export.export(Graph(), (torch.ones(2, dtype=torch.int64),), strict=False)
+    assert to_onnx._is_translated(program) == is_known
+
+
 @pytest.mark.parametrize("settings", slow_but([None, DYNAMIC, STATIC], STATIC), ids=["fp32", "dynamic", "static"])
 def test_exported_twice_gives_the_same_bytes(models, tmp_path, settings):
     """Without a path of this machine in them."""
