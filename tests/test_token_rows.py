@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from pipeline import tasks
+from pipeline.data import token_rows
 from pipeline.data.examples import read_prepared, write_prepared
 from pipeline.data.prepared import EncodedSplit
 from pipeline.data.reading import Row
@@ -57,6 +58,28 @@ def test_rows_of_memory_and_of_a_file_are_joined_and_are_one_content(tmp_path):
     assert list(rows.plus([[3], [4, 4]])) == list(TokenRows.of(ROWS).plus([[3], [4, 4]])) == [*ROWS, [3], [4, 4]]
     contents = {b"".join(some.content()) for some in (rows, TokenRows.of(ROWS), TokenRows.of(ROWS[:2]).plus(ROWS[2:]))}
     assert len(contents) == 1
+
+
+@pytest.mark.parametrize("cuts", [(), (3,), (1, 2, 2, 5)])
+@pytest.mark.parametrize("at_once", [2, 1_000_000])
+def test_some_rows_are_taken_in_any_order(tmp_path, cuts, at_once, monkeypatch):
+    """Several times too, from any parts, and as many at once as their ids can be counted."""
+    monkeypatch.setattr(token_rows, "TAKEN", at_once)
+    rows = written(tmp_path / "rows.arrow", cuts)["plain"]
+    for picked in ([], [2], [5, 0, 3, 3, 2], list(range(6))):
+        found = rows.take(picked)
+        assert list(found) == [ROWS[i] for i in picked]
+        assert b"".join(found.content()) == b"".join(TokenRows.of([ROWS[i] for i in picked]).content())
+    with pytest.raises(IndexError):
+        rows.take([6])
+    split = EncodedSplit("abcdef", rows, range(6), pad_id=0, teacher_ids=TokenRows.of(ROWS).plus([]))
+    without = split.without([1, 4])
+    assert (without.names, list(without.ids), without.targets) == (
+        list("acdf"),
+        [ROWS[i] for i in (0, 2, 3, 5)],
+        [0, 2, 3, 5],
+    )
+    assert without.teacher_ids is not None and list(without.teacher_ids) == list(without.ids)
 
 
 @pytest.mark.parametrize(

@@ -81,7 +81,7 @@ class EncodedSplit:
         picked = list(rows)
 
         def some(whole: Sequence[list[int]]) -> TokenRows:
-            return TokenRows.of([whole[i] for i in picked])
+            return TokenRows.of(whole).take(picked)
 
         return replace(
             self,
@@ -98,7 +98,8 @@ class EncodedSplit:
 
     def without(self, rows: Collection[int]) -> "EncodedSplit":
         """All rows but these."""
-        return self.take(i for i in range(len(self)) if i not in rows) if rows else self
+        left_out = set(rows)
+        return self.take(i for i in range(len(self)) if i not in left_out) if rows else self
 
     def plus(self, other: "EncodedSplit") -> "EncodedSplit":
         """These rows, and behind them those of another split of the same data, without what the teacher says."""

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 Part = tuple[NDArray[np.int32], NDArray[np.int32]]  # where each row starts, with the end; the ids of all rows
+TAKEN = 1_000_000  # rows of a part that `take` makes: their ids can be counted in 31 bits
 
 
 class TokenRows(Sequence[list[int]]):
@@ -69,6 +70,25 @@ class TokenRows(Sequence[list[int]]):
     def plus(self, rows: Sequence[Sequence[int]]) -> "TokenRows":
         """These rows, and others behind them."""
         return TokenRows([*self._parts, *TokenRows.of(rows)._parts])
+
+    def take(self, rows: Iterable[int]) -> "TokenRows":
+        """Only these rows, in this order; their ids are copied, and no row becomes a list."""
+        picked = np.fromiter(rows, np.int64)
+        return TokenRows([self._taken(picked[at : at + TAKEN]) for at in range(0, len(picked), TAKEN)])
+
+    def _taken(self, picked: NDArray[np.int64]) -> Part:
+        ends = np.cumsum(self.lengths[picked])
+        starts = np.concatenate([[0], ends])
+        ids = np.empty(starts[-1], np.int32)
+        of_part = np.searchsorted(self._firsts, picked, side="right") - 1
+        for number, (theirs, their_ids) in enumerate(self._parts):
+            ours = np.flatnonzero(of_part == number)
+            lengths = self.lengths[picked[ours]]
+            inside = np.arange(lengths.sum()) - np.repeat(np.cumsum(lengths) - lengths, lengths)  # place in its row
+            ids[np.repeat(starts[ours], lengths) + inside] = their_ids[
+                np.repeat(theirs[picked[ours] - self._firsts[number]], lengths) + inside
+            ]
+        return starts.astype(np.int32), ids
 
     def content(self) -> Iterator[bytes]:
         """The bytes that tell these rows from others, however they lie in parts."""
