@@ -3,6 +3,8 @@
 import logging
 import math
 import re
+from collections import Counter
+from itertools import chain
 
 import pytest
 import torch
@@ -19,7 +21,7 @@ from pipeline.losses import attention_kl, cross_entropy, hidden_mse, minilm_v2
 from pipeline.models.checkpoints import save_classifier
 from pipeline.settings.training import TrainingSettings
 from pipeline.tasks import UNLABELLED
-from pipeline.training import checkpoints, optimizer
+from pipeline.training import checkpoints, loop, optimizer
 from pipeline.training.answers import (
     cached_teacher_outputs,
     check_learned,
@@ -685,15 +687,21 @@ def test_every_loss_that_does_not_fit_is_told_at_once():
 
 
 @pytest.mark.parametrize("share", [0.05, 0.5, 0.75, 0.99])
-def test_each_batch_has_its_share_without_target(share):
+@pytest.mark.parametrize("labelled", [3, 30])  # fewer than a batch has room for, and more
+def test_each_batch_has_its_share_without_target(share, labelled):
     """A label weighs as many times as much as rows with one are rarer in a batch than they would be alone."""
-    targets = [0 if row < 30 else UNLABELLED for row in range(len(TRAIN))]
+    targets = [0 if row < labelled else UNLABELLED for row in range(len(TRAIN))]
     split = EncodedSplit(**{**TRAIN.__dict__, "targets": targets})
     rows = passes_of(split, 16, 0, share)
-    counts = {sum(targets[i] == UNLABELLED for i in rows(step)) for step in range(40) if len(rows(step)) == 16}
-    assert counts == {rows_without(share, 16)} and 0 < rows_without(share, 16) < 16
+    met = [rows(step) for step in range(200)]
+    without = {sum(targets[i] == UNLABELLED for i in some) for some in met}
+    assert without == {rows_without(share, 16)} and {len(some) for some in met} == {16}
     assert targeted_share(split, share, 16) == 1 - rows_without(share, 16) / 16
-    assert {i for step in range(200) for i in rows(step)} == set(range(len(TRAIN)))
+    assert set(chain(*met)) == set(range(len(TRAIN)))
+    for kind in (range(labelled), range(labelled, len(TRAIN))):  # passes over each: no row is met twice as often
+        times = Counter(i for some in met for i in some if i in kind)
+        assert max(times.values()) - min(times.values()) <= 1
+    assert [rows(step) for step in (150, 7)] == [met[150], met[7]], "a training that goes on must meet the same rows"
 
 
 def test_a_share_says_nothing_where_all_rows_are_of_one_kind():
@@ -708,6 +716,13 @@ def test_steps_and_evaluations_may_be_said_in_place_of_epochs(tmp_path):
     run, _ = train(tmp_path, steps=11, evaluations=3)
     assert run.steps == 11
     assert [entry["step"] for entry in run.log if "dev_score" in entry] == [4, 8, 11]
+
+
+def test_steps_by_themselves_do_not_evaluate_after_each(tmp_path, monkeypatch):
+    """An epoch of few labels is one step: 800 would be 800 passes over dev, and 800 checkpoints."""
+    monkeypatch.setattr(loop, "MOST_EVALUATIONS", 4)
+    run, _ = train(tmp_path, steps=14, batch_size=len(TRAIN))
+    assert [entry["step"] for entry in run.log if "dev_score" in entry] == [4, 8, 12, 14]
 
 
 # --- the teacher's answers, kept ---------------------------------------------------------------------------------

@@ -35,6 +35,7 @@ from pipeline.training.optimizer import half_precision
 from pipeline.training.steps import Steps
 
 log = logging.getLogger(__name__)
+MOST_EVALUATIONS = 20  # of so many steps, where nobody says how many: an epoch of few labels is a step or two
 LOGGED = 60  # entries of the log that a training has, besides those of its evaluations
 SEED_STRIDE = 1_000_003  # between the processes' random states: each draws a dropout of its own
 
@@ -89,6 +90,8 @@ def fit(
     every = steps_per_epoch // settings.evaluations_per_epoch
     if settings.evaluations is not None:
         every = math.ceil(total / settings.evaluations)
+    elif settings.steps is not None:
+        every = max(every, math.ceil(total / MOST_EVALUATIONS))
     every = max(1, every)
     log_every = max(1, total // LOGGED)
     passes = passes_of(train, settings.batch_size, seed, unlabelled_share)
@@ -148,7 +151,8 @@ def passes_of(
 ) -> Callable[[int], list[int]]:
     """The number of a step to the rows of its batch: of all rows, or of those with and without a target by the share.
 
-    At least one row of a batch is of each kind; where all rows are of one, the share says nothing.
+    At least one row of a batch is of each kind, and every batch is whole, so that each has the share: where a kind has
+    few rows, the next pass over them begins inside a batch. Where all rows are of one kind, the share says nothing.
     """
     kinds = [
         [i for i, target in enumerate(train.targets) if (target == UNLABELLED) is without] for without in (False, True)
@@ -158,7 +162,7 @@ def passes_of(
     without = rows_without(unlabelled_share, batch_size)
     sizes = (batch_size - without, without)
     parts = [_Passes(rows, train, size, seed) for rows, size in zip(kinds, sizes, strict=True)]
-    return lambda step: [row for part in parts for row in part.rows(step)]
+    return lambda step: [row for part in parts for row in part.whole(step)]
 
 
 class _Passes:
@@ -168,10 +172,18 @@ class _Passes:
         self.batch_size, self.steps = batch_size, math.ceil(len(rows) / batch_size)
         self._rows = rows
         self._sampler = LengthGroupedSampler(train.lengths[rows], batch_size, seed)
-        self._order = functools.lru_cache(maxsize=1)(self._ordered)
+        self._order = functools.lru_cache(maxsize=2)(self._ordered)  # a whole batch may lie in two passes
+
+    def whole(self, step: int) -> list[int]:
+        """As many as the batch size says in every step: a pass begins where the one before it ends."""
+        found: list[int] = []
+        while len(found) < self.batch_size:
+            number, place = divmod(step * self.batch_size + len(found), len(self._rows))
+            found += self._order(number)[place : place + self.batch_size - len(found)]
+        return [self._rows[i] for i in found]
 
     def rows(self, step: int) -> list[int]:
-        """Those of the whole batch, all processes together."""
+        """Those of the whole batch, all processes together; the last of a pass has what is left."""
         number, place = divmod(step, self.steps)
         order = self._order(number)[place * self.batch_size : (place + 1) * self.batch_size]
         return [self._rows[i] for i in order]
