@@ -37,8 +37,8 @@ from pipeline.base.records import Interval, open_folder
 from pipeline.base.workspace import Workspace
 from pipeline.data.inputs import data_files, model_digest
 from pipeline.data.prepared import TEST_ANSWERS, open_data, read_encoded
+from pipeline.data.seen import digest_of
 from pipeline.data.splits import load_dataset
-from pipeline.data.unlabelled import digest_of
 from pipeline.distillation.distil import Distillation
 from pipeline.distillation.general import distil_general
 from pipeline.distillation.variants import Variant

@@ -4,6 +4,7 @@ Run as `python -m stages.prepare`.
 """
 
 import logging
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -16,8 +17,10 @@ from pipeline.base.records import seal
 from pipeline.base.workspace import Workspace
 from pipeline.data.examples import SPLITS, read_prepared, write_prepared
 from pipeline.data.prepared import BATCH, learned_splits, student_lengths, write_encoded, write_unlabelled
+from pipeline.data.seen import check_unseen, digests_of
 from pipeline.data.splits import Dataset, load_dataset
 from pipeline.data.texts import encode
+from pipeline.data.unlabelled import read_texts
 from pipeline.models.checkpoints import check_origin, check_positions, check_vocabulary, read_config
 from pipeline.models.model_files import find_model
 from pipeline.models.students import student_config
@@ -37,11 +40,13 @@ def run(params: Params, workspace: Workspace, root: Path | None = None) -> None:
     teacher = _open(params, *_named(params.teacher), "teacher.model")
     second = params.teacher.second
     others = None if second is None else _open(params, *_named(second), "teacher.second.model")
-    config, tokenizer = _open(params, *params.origin, "general.init.from" if params.is_general else "student.init.from")
+    from_where = "general.init.from" if params.is_general else "student.init.from"
+    config, tokenizer = _open(params, *params.origin, from_where)
     if params.is_own_origin:
-        check_origin(config, params.origin[0])
+        check_origin(config, params.origin[0], from_where)
     task = tasks.load(params.task.name, params.task.options)
     dataset = load_dataset(params.data, task, root or workspace.root, params.seed)
+    _check_general(params, dataset, workspace.root)
     with output_folder(workspace.data) as partial:
         write_prepared(dataset, partial)
         further = write_unlabelled(params.data.unlabelled, dataset, partial, root or workspace.root)
@@ -82,6 +87,17 @@ def run(params: Params, workspace: Workspace, root: Path | None = None) -> None:
         dataset.findings["rows_also_in_test_removed"],
         near["test_rows"],
     )
+
+
+def _check_general(params: Params, dataset: Dataset, root: Path) -> None:
+    """Raises DataError where text for a general student has a text of dev or test.
+
+    The student is refused for it too, but that is after it was trained.
+    """
+    files = [root / name for name in params.general.texts] if params.is_general else []
+    texts = chain.from_iterable(read_texts(file, "general.texts") for file in files)
+    held_out = {split: [row.texts for row in dataset.splits[split]] for split in ("dev", "test")}
+    check_unseen(digests_of(texts), held_out, "general.texts")
 
 
 def _named(model: TaughtModel) -> tuple[str, str | None]:

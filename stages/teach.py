@@ -16,8 +16,10 @@ from pipeline.base.dependencies import trace
 from pipeline.base.files import output_folder
 from pipeline.base.records import Card, seal
 from pipeline.base.workspace import Workspace
+from pipeline.data.examples import read_prepared
 from pipeline.data.inputs import describe_source, model_digest
 from pipeline.data.prepared import SECOND, TEACHER, EncodedSplit, open_data, read_encoded
+from pipeline.data.seen import Digests, check_unseen, digests_of, read_digests, rows_of, write_digests
 from pipeline.distillation.variants import run_key
 from pipeline.models.checkpoints import count_parameters, load_with_head, save_classifier
 from pipeline.models.model_files import find_model
@@ -40,12 +42,13 @@ def run(params: Params, workspace: Workspace) -> None:
     """Writes the teacher's folder with its tokenizer, training log and test answers; a second teacher inside it."""
     torch.set_num_threads(params.threads)
     data, task = open_data(workspace), tasks.of(params, workspace.data)
-    first = _Taught(params, workspace, data, task, params.teacher, TEACHER)
-    first.fit()
-    second = None
+    first, second = _Taught(params, workspace, data, task, params.teacher, TEACHER), None
     if params.teacher.second is not None:
         second = _Taught(params, workspace, data, task, params.teacher.second, SECOND)
-        second.fit()
+    # What is wrong with either is said before the first of them trains.
+    for one in (first, second):
+        if one is not None:
+            one.fit()
     processes.by_first(lambda: _finish(params, workspace, data, task, first, second))
 
 
@@ -60,10 +63,16 @@ class _Taught:
         self.name = "teacher" if reader == TEACHER else "second teacher"
         self.training = TrainingRun(steps=0, best_dev_score=float("nan"))
         self.section = "teacher" if reader == TEACHER else "teacher.second"
-        folder = find_model(settings.model, settings.revision, f"{self.section}.model")
+        self.folder = find_model(settings.model, settings.revision, f"{self.section}.model")
+        held_out = {split: read_prepared(workspace.data, split).texts for split in ("dev", "test")}
+        check_unseen(read_digests(self.folder), held_out, f"{self.section}.model")
         torch.manual_seed(params.seed)  # of a new head
         separator = data.facts["encoding"]["separators"][reader]
-        self.model = load_with_head(folder, task.head, separator, is_new=settings.fine_tune)
+        self.model = load_with_head(
+            self.folder, task.head, separator, is_new=settings.fine_tune, setting=f"{self.section}.fine_tune"
+        )
+        freeze = settings.training.freeze if settings.fine_tune else None
+        self._frozen = frozen_layers(self.model, freeze, f"{self.section}.training.freeze")
 
     def split(self, name: str) -> EncodedSplit:
         """A split as this model reads it."""
@@ -79,7 +88,7 @@ class _Taught:
         base, space = model_digest(self.settings.model, self.settings.revision), task.space.model_dump_json()
         key = run_key(settings.model_dump(mode="json"), code, params, train, dev, base, space)
         work = self.workspace.work("teach" if self.reader == TEACHER else "teach_second")
-        layers = frozen_layers(self.model, settings.freeze, f"{self.section}.training.freeze")
+        layers = self._frozen
         freeze_below(self.model, layers, is_whole=settings.freeze == "encoder")
         states = processes.first_then_others(
             lambda: (
@@ -90,6 +99,12 @@ class _Taught:
         distiller = Distiller(self.model, None, losses, units=task.units, frozen=states)
         with states.in_place() if states is not None else nullcontext():
             self.training = fit(distiller, train, OnDev(dev, task), settings, work, key, params.seed, self.name)
+
+    @property
+    def seen(self) -> Digests:
+        """What it has learned from, its base model included."""
+        train = read_prepared(self.workspace.data, "train").texts if self.settings.fine_tune else ()
+        return digests_of(rows_of(train), [self.folder])
 
     def answers(self, split: EncodedSplit, name: str) -> Outputs:
         """What it answers to a split."""
@@ -138,6 +153,7 @@ def _finish(
             save_tokenizer(load_tokenizer(workspace.data / tokenizer), folder)
             lines = (json.dumps(entry, sort_keys=True) + "\n" for entry in one.training.log)
             (folder / "log.jsonl").write_text("".join(lines), "utf-8")
+            write_digests(folder, one.seen)
             write_answers(folder, found, task)
         seal(partial, KIND, sources={"data": data.digest}, facts=facts)
     for one, dev, test in zip(taught, scores["dev"], scores["test"], strict=True):

@@ -6,14 +6,14 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from fakes import slow_but
 from safetensors.torch import load_file
 from test_alignment import byte_pairs, renumbered
 from tiny_project import make_rows, make_teacher, write_project, write_settings
 
-from pipeline.base.errors import DataError, ModelError, SettingsError
+from pipeline.base.errors import DataError, IntegrityError, ModelError, SettingsError
 from pipeline.base.records import open_folder
-from pipeline.data.unlabelled import DIGESTS, digest_of, write_digests
+from pipeline.data.seen import FILE as DIGESTS
+from pipeline.data.seen import digest_of, digests_of, read_digests, write_digests
 from pipeline.distillation.distil import Distillation
 from pipeline.distillation.general import distil_general
 from pipeline.distillation.variants import variants_of
@@ -111,18 +111,107 @@ def test_another_general_student_trains_the_task_again(tmp_path):
     assert Distillation(params, workspace).key(variant) != before
 
 
-@pytest.mark.parametrize("split", slow_but(["dev", "test"], "test"))
-def test_a_planted_test_text_is_refused(tmp_path, split):
-    """Whoever made the model: the digests beside it tell, and how a text is written does not matter."""
+def plant(folder, workspace, split):
+    """Puts a text of dev or test among the general text, otherwise written; gives it as it stands in the data."""
+    [text] = json.loads((workspace.data / f"{split}.jsonl").read_text("utf-8").splitlines()[3])["texts"]
+    (folder / "general.txt").write_text("\n".join([*TEXTS, f"{text.upper()} !"]), "utf-8")
+    return text
+
+
+@pytest.mark.parametrize("split", ["dev", "test"])
+def test_a_planted_test_text_is_refused_before_anything_is_trained(tmp_path, split):
+    """Though the stage that makes the general student reads no task."""
+    params, workspace = project(tmp_path)
+    prepare.run(params, workspace)
+    text = plant(tmp_path, workspace, split)
+    with pytest.raises(
+        DataError, match=rf"general\.texts: 1 of \d+ texts of {split} are learned from, such as '{text}'"
+    ):
+        prepare.run(params, workspace)
+
+
+@pytest.fixture
+def seen_too_much(tmp_path):
+    """A project, a general student that has learned from a test text, and that text."""
     params, workspace = project(tmp_path)
     machine.run(params, workspace)
     prepare.run(params, workspace)
     teach.run(params, workspace)
-    [text] = json.loads((workspace.data / f"{split}.jsonl").read_text("utf-8").splitlines()[3])["texts"]
-    (tmp_path / "general.txt").write_text("\n".join([*TEXTS, f"{text.upper()} !"]), "utf-8")
+    text = plant(tmp_path, workspace, "test")
     distil_general(params, workspace)
-    with pytest.raises(DataError, match=rf"1 of \d+ texts of {split} were learned from, such as '{text}'"):
+    return params, workspace, rf"{{}}: 1 of \d+ texts of test are learned from, such as '{text}'"
+
+
+def test_a_student_that_has_seen_a_test_text_is_refused(seen_too_much):
+    """Whoever made the model: the digests beside it tell, and how a text is written does not matter."""
+    params, workspace, message = seen_too_much
+    with pytest.raises(DataError, match=message.format(r"student\.init\.from")):
         Distillation(params, workspace)
+
+
+@pytest.mark.parametrize("section", ["teacher", "teacher.second"])
+def test_a_teacher_that_has_seen_a_test_text_is_refused(seen_too_much, section, monkeypatch):
+    """Either, before the first of them is trained."""
+    params, workspace, message = seen_too_much
+    monkeypatch.setattr(teach, "fit", None)
+    model, settings = str(workspace.general.resolve()), yaml.safe_load(workspace.params.read_text("utf-8"))
+    teacher = settings["teacher"] | ({"model": model} if section == "teacher" else {"second": {"model": model}})
+    params = write_settings(workspace, student={"layers": 1}, teacher=teacher)
+    prepare.run(params, workspace)
+    with pytest.raises(DataError, match=message.format(rf"{section}\.model")):
+        teach.run(params, workspace)
+
+
+def test_what_a_model_has_seen_goes_along_with_what_is_made_of_it(seen_too_much, tmp_path, monkeypatch):
+    """Into a student of another project whose own texts are others, and into what is distilled from that."""
+    _, workspace, message = seen_too_much
+    origin, further = str(workspace.general.resolve()), tmp_path / "further"
+    further.mkdir()
+    monkeypatch.chdir(further)
+    (further / "general.txt").write_text("\n".join(f"{text} indeed" for text in TEXTS[:40]), "utf-8")
+    general = GENERAL | {"losses": {"hidden_mse": {"map": "last_only"}}, "init": {"from": origin}}
+    general["training"] = TRAINING | {"epochs": 1.0}
+    student = {"layers": 1, "hidden": 16, "heads": 4, "init": {"from": "general"}}
+    params, other = write_project(further, student=student, general=general)
+    distil_general(params, other)
+    monkeypatch.chdir(tmp_path)
+    # the first project again, with what the other has made
+    params = write_settings(workspace, student={"layers": 1, "init": {"from": str(other.general.resolve())}})
+    prepare.run(params, workspace)
+    teach.run(params, workspace)
+    with pytest.raises(DataError, match=message.format(r"student\.init\.from")):
+        Distillation(params, workspace)
+
+
+def test_a_student_and_its_teacher_say_what_they_have_seen(tmp_path):
+    """Training texts, those without label, and what their models had seen."""
+    data = {"data__labels_per_class": 10, "data__unlabelled": {"rest_of_train": True}}
+    params, workspace = write_project(tmp_path, student={"layers": 1}, **data, **LONGER)
+    machine.run(params, workspace)
+    prepare.run(params, workspace)
+    teach.run(params, workspace)
+    distill.run(params, workspace)
+    texts = {
+        split: [
+            one
+            for line in (workspace.data / f"{split}.jsonl").read_text("utf-8").splitlines()
+            for one in json.loads(line)["texts"]
+        ]
+        for split in ("train", "unlabelled")
+    }
+    assert set(read_digests(workspace.teacher)) == set(digests_of(texts["train"]))
+    assert set(read_digests(workspace.student)) == set(digests_of([*texts["train"], *texts["unlabelled"]]))
+
+
+@pytest.mark.parametrize("content", [b"", b"version https://git-lfs.github.com/spec/v1", None])
+def test_damaged_digests_are_a_message(tmp_path, content):
+    """An empty file, the pointer that Git LFS leaves, and an array of something else."""
+    if content is None:
+        np.save(tmp_path / DIGESTS, np.zeros(3))
+    else:
+        (tmp_path / DIGESTS).write_bytes(content)
+    with pytest.raises(IntegrityError, match=r"texts\.npy: (damaged|no digests of texts); make that model again"):
+        read_digests(tmp_path)
 
 
 def test_nothing_is_made_where_none_is_asked_for(tmp_path):
@@ -331,7 +420,7 @@ def test_outputs_of_two_teachers_are_mixed(tmp_path):
 
 def test_digests_hold_nothing_of_the_texts(tmp_path):
     """Eight bytes each, sorted."""
-    write_digests(tmp_path, TEXTS[:20])
+    write_digests(tmp_path, digests_of(TEXTS[:20]))
     content = np.load(tmp_path / DIGESTS, allow_pickle=False)
     assert content.dtype == np.uint64 and sorted(content) == list(content)
     assert {one.tobytes() for one in content} == set(map(digest_of, TEXTS[:20]))

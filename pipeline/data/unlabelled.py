@@ -1,60 +1,21 @@
 """Text without labels: from files, read line by line, and rows of train that were left without their label."""
 
-import hashlib
 import logging
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from random import Random
 from typing import TYPE_CHECKING
 
-import numpy as np
-from numpy.typing import NDArray
-
 from pipeline.base.errors import DataError
 from pipeline.data.reading import Row
-from pipeline.data.texts import MAX_CELL_CHARACTERS, clean, normalise
+from pipeline.data.seen import digest_of
+from pipeline.data.texts import MAX_CELL_CHARACTERS, clean
 
 if TYPE_CHECKING:
     from pipeline.tasks import Task
 
 log = logging.getLogger(__name__)
 SPLIT = "unlabelled"
-DIGESTS = "texts.npy"  # beside a model: those of the texts that it has learned from, sorted
-DIGEST_BYTES = 8  # of a text: among 10^8 texts two have the same in one collection of 3,700
-
-
-def digest_of(text: str) -> bytes:
-    """What tells a text from others, as `normalise` compares them."""
-    return hashlib.blake2b(normalise(text).encode(), digest_size=DIGEST_BYTES).digest()
-
-
-def write_digests(folder: Path, texts: Iterable[str]) -> None:
-    """Keeps what tells whether a text is one of these, and nothing of the texts themselves."""
-    np.save(folder / DIGESTS, np.sort(_numbers(texts)), allow_pickle=False)
-
-
-def _numbers(texts: Iterable[str]) -> NDArray[np.uint64]:
-    return np.frombuffer(b"".join(map(digest_of, texts)), np.dtype(np.uint64))
-
-
-def check_unseen(folder: Path, texts: Mapping[str, Sequence[str]], setting: str) -> None:
-    """Raises DataError where a model has learned from a text of dev or test.
-
-    Args:
-        folder: the model; one that has no digests beside it tells nothing, and passes.
-        texts: split -> its texts.
-        setting: what names the model.
-    """
-    if not (folder / DIGESTS).is_file():
-        return
-    known = np.load(folder / DIGESTS, allow_pickle=False)
-    for split, some in texts.items():
-        found = np.isin(_numbers(some), known)
-        if found.any():
-            raise DataError(
-                f"{setting}: {int(found.sum())} of {len(some)} texts of {split} were learned from, such as "
-                f"'{some[int(found.argmax())][:80]}'; take them out of general.texts"
-            )
 
 
 def read_texts(path: Path, setting: str) -> Iterator[str]:

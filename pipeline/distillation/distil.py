@@ -12,6 +12,7 @@ from collections.abc import Collection, Mapping
 from contextlib import closing
 from dataclasses import replace
 from functools import cached_property
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -37,8 +38,8 @@ from pipeline.data.prepared import (
     read_encoded,
     rows_apart,
 )
+from pipeline.data.seen import Digests, check_unseen, digests_of, read_digests, rows_of, write_digests
 from pipeline.data.unlabelled import SPLIT as UNLABELLED_SPLIT
-from pipeline.data.unlabelled import check_unseen
 from pipeline.distillation.chosen_maps import chosen_maps
 from pipeline.distillation.origins import load_origin, origin_folder, probe_of, student_settings
 from pipeline.distillation.phases import Phase, phases_of
@@ -92,12 +93,10 @@ class Distillation:
             for split in (*SPLITS, *learned_splits(workspace.data))
         }
         self.alignment = alignment_of(self.data.facts["encoding"])
-        folder = origin_folder(params, workspace)
-        if folder is not None:
-            texts = {
-                split: [text for row in read_prepared(workspace.data, split).texts for text in row] for split in UNSEEN
-            }
-            check_unseen(folder, texts, "student.init.from")
+        self._origin = origin_folder(params, workspace)
+        if self._origin is not None:
+            held_out = {split: read_prepared(workspace.data, split).texts for split in UNSEEN}
+            check_unseen(read_digests(self._origin), held_out, "student.init.from")
         self.caches = caches or workspace.work("teacher_answers")
         self._answered: EncodedSplit | None = None
         self.resumed = False  # whether some of the last training was done before
@@ -144,6 +143,14 @@ class Distillation:
         """All text that the student may learn from, before variants are made of it."""
         train, further = self.splits["train"], self.splits.get(UNLABELLED_SPLIT)
         return train if further is None else train.plus(further)
+
+    @cached_property
+    def _seen(self) -> Digests:
+        """What a student has learned from: text, and models that learned from text."""
+        folder = self.workspace.data
+        texts = chain.from_iterable(read_prepared(folder, split).texts for split in learned_splits(folder))
+        models = [self.workspace.teacher, self.workspace.second_teacher, self._origin]
+        return digests_of(rows_of(texts), [model for model in models if model is not None])
 
     def check(self, variant: Variant) -> None:
         """Raises SettingsError when the variant's losses cannot compare the two models, or not as the training is set.
@@ -244,6 +251,7 @@ class Distillation:
             save_tokenizer(load_tokenizer(self.workspace.data / "tokenizer"), partial)
             lines = (json.dumps(entry, sort_keys=True) + "\n" for entry in run.log)
             (partial / "log.jsonl").write_text("".join(lines), "utf-8")
+            write_digests(partial, self._seen)
             write_answers(partial, outputs["test"], self.task)
             return seal(partial, KIND, self.sources, facts)
 

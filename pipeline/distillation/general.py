@@ -24,7 +24,8 @@ from pipeline.base.workspace import Workspace
 from pipeline.data.examples import read_prepared
 from pipeline.data.inputs import describe_source, model_digest
 from pipeline.data.prepared import EncodedSplit, alignment_of, as_prepared, encoded_split, rows_apart, write_encoded
-from pipeline.data.unlabelled import DIGEST_BYTES, digest_of, new_texts, write_digests
+from pipeline.data.seen import DIGEST_BYTES, digest_of, digests_of, rows_of, write_digests
+from pipeline.data.unlabelled import new_texts
 from pipeline.distillation.origins import probe_of
 from pipeline.distillation.variants import run_key
 from pipeline.families import shape_of
@@ -91,7 +92,7 @@ def distil_general(params: Params, workspace: Workspace) -> None:
         run = fit(
             distiller, train, OnHeldOut(dev), settings.training, work / "main", key, params.seed, "general student"
         )
-    processes.by_first(lambda: _write(params, workspace, student, run, before, own))
+    processes.by_first(lambda: _write(params, workspace, student, run, before, folder, own))
 
 
 def _check_losses(losses: Mapping[str, Mapping[str, Any]]) -> None:
@@ -117,7 +118,7 @@ def _texts(params: Params, workspace: Workspace, teacher: Path, own: Path) -> di
         "max_length": settings.max_length,
         "held_out": settings.held_out,
         "models": [model_digest(params.teacher.model, params.teacher.revision), model_digest(*params.origin)],
-        "code": trace(["pipeline.data.prepared", "pipeline.data.unlabelled"], {}).digest,
+        "code": trace([__name__], {}).digest,
     }
 
     def make() -> None:
@@ -146,7 +147,10 @@ def _texts(params: Params, workspace: Workspace, teacher: Path, own: Path) -> di
 
 
 def _cut(files: list[Path], folder: Path, held_out: float) -> dict[str, int]:
-    """Writes both splits; a text's own digest decides in which it is, so that order and neighbours do not."""
+    """Writes both splits; a text's own digest decides in which it is, so that order and neighbours do not.
+
+    But for the first text, which is held out, so that few texts have one to be judged on.
+    """
     counts = {TRAIN: 0, DEV: 0}
     with (
         (folder / f"{TRAIN}.jsonl").open("w", encoding="utf-8", newline="\n") as learned,
@@ -191,7 +195,13 @@ def _known(
 
 
 def _write(
-    params: Params, workspace: Workspace, student: PreTrainedModel, run: TrainingRun, before: float, own: Path
+    params: Params,
+    workspace: Workspace,
+    student: PreTrainedModel,
+    run: TrainingRun,
+    before: float,
+    teacher: Path,
+    own: Path,
 ) -> None:
     texts = workspace.work(KIND) / "texts"
     facts = {
@@ -208,7 +218,7 @@ def _write(
     with output_folder(workspace.general, expected_bytes=4 * count_parameters(student)) as partial:
         save_classifier(student.cpu(), partial)
         save_tokenizer(load_tokenizer(own), partial)
-        write_digests(partial, (text for (text,) in read_prepared(texts, TRAIN).texts))
+        write_digests(partial, digests_of(rows_of(read_prepared(texts, TRAIN).texts), (teacher, own)))
         (partial / "log.jsonl").write_text("".join(json.dumps(e, sort_keys=True) + "\n" for e in run.log), "utf-8")
         card = seal(partial, KIND, facts=facts)
     log.info(

@@ -57,12 +57,12 @@ def check_positions(
         )
 
 
-def check_origin(config: PretrainedConfig, name: str) -> None:
+def check_origin(config: PretrainedConfig, name: str, setting: str) -> None:
     """Raises ModelError for a model that was made with what a student is given anew."""
     for key, what in ((FACTORISED, "a factorised embedding"), (DISTILLATION_TOKEN, "a distillation token")):
         if getattr(config, key, None):
             raise ModelError(
-                f"student.init.from '{name}': a student with {what}, which is no model to copy from; name what it was "
+                f"{setting} '{name}': a student with {what}, which is no model to copy from; name what it was "
                 "copied from, and set the student's own embedding and distillation_token"
             )
 
@@ -75,7 +75,14 @@ def check_vocabulary(config: PretrainedConfig, tokens: int) -> None:
         )
 
 
-def load_with_head(folder: Path, head: Head, separator: int | None = None, *, is_new: bool = True) -> PreTrainedModel:
+def load_with_head(
+    folder: Path,
+    head: Head,
+    separator: int | None = None,
+    *,
+    is_new: bool = True,
+    setting: str = "teacher.fine_tune",
+) -> PreTrainedModel:
     """The model in `folder` with a task's head.
 
     One that is not new is the folder's own, and must have the same outputs in the same order, compared by name.
@@ -85,13 +92,14 @@ def load_with_head(folder: Path, head: Head, separator: int | None = None, *, is
         head: what the task needs.
         separator: the token between the texts of a pair, None where a row is one text.
         is_new: whether the head is a random one.
+        setting: what asks for a new head, for messages.
 
     Raises:
         ModelError: the outputs differ, or the weights do not fit the configuration or are not finite.
     """
     config = read_config(folder)
     if not is_new:
-        _check_outputs(config, head)
+        _check_outputs(config, head, setting)
     config.num_labels = head.outputs
     if head.names:
         names = dict(enumerate(head.names))
@@ -163,19 +171,19 @@ def _from_folder(folder: Path, config: PretrainedConfig, *, new_head: bool = Fal
     return _told_types(model)
 
 
-def _check_outputs(config: PretrainedConfig, head: Head) -> None:
+def _check_outputs(config: PretrainedConfig, head: Head, setting: str) -> None:
     labels = head.names or tuple(f"LABEL_{i}" for i in range(head.outputs))
     found = [(config.id2label or {})[i] for i in range(config.num_labels)]
     generic = [f"LABEL_{i}" for i in range(len(found))]
     if len(found) != len(labels):
         raise ModelError(
             f"the teacher answers {len(found)} labels ({', '.join(found[:5])}…), the data has {len(labels)} "
-            f"({', '.join(labels[:5])}…); give a teacher for this data, or set teacher.fine_tune to true"
+            f"({', '.join(labels[:5])}…); give a teacher for this data, or set {setting} to true"
         )
     if found != list(labels) and found != generic:
         raise ModelError(
             f"the teacher's labels {found[:5]}… differ from the data's {list(labels)[:5]}… in name or order; "
-            "rename them, or set teacher.fine_tune to true"
+            f"rename them, or set {setting} to true"
         )
 
 

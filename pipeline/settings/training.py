@@ -27,7 +27,10 @@ class TrainingSettings(Settings):
     )
     evaluations_per_epoch: int = Field(default=1, ge=1, le=20, description="Dev evaluations and checkpoints an epoch.")
     evaluations: int | None = Field(
-        default=None, ge=1, le=1000, description="Dev evaluations in all; null: per epoch, at most 20 where `steps` is set."
+        default=None,
+        ge=1,
+        le=1000,
+        description="Dev evaluations in all; null: per epoch, at most 20 where `steps` is set.",
     )
     micro_batches: int = Field(
         default=1,
