@@ -90,10 +90,9 @@ class _Taught:
         work = self.workspace.work("teach" if self.reader == TEACHER else "teach_second")
         layers = self._frozen
         freeze_below(self.model, layers, is_whole=settings.freeze == "encoder")
+        setting, kept = f"{self.section}.training.freeze", work.with_name(f"{work.name}_states")
         states = processes.first_then_others(
-            lambda: (
-                FrozenStates(self.model, layers, train, work.with_name(f"{work.name}_states"), key) if layers else None
-            )
+            lambda: FrozenStates(self.model, layers, train, kept, base, setting) if layers else None
         )
         losses: dict[str, dict[str, Any]] = {task.TARGET_LOSS: {}}
         distiller = Distiller(self.model, None, losses, units=task.units, frozen=states)

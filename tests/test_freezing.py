@@ -1,12 +1,15 @@
 """Fitting only the upper part of a model: what stays, what is not computed again, and that it changes nothing."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from fakes import slow_but
 from test_training import DEV, TRAIN, settings
 from toy_models import FAMILIES, TASK, toy_model
 
-from pipeline.base.errors import SettingsError
+from pipeline.base import files
+from pipeline.base.errors import SettingsError, TrainingError
 from pipeline.data.batches import pad
 from pipeline.families import layers_of
 from pipeline.training.answers import predict
@@ -15,6 +18,7 @@ from pipeline.training.freezing import FrozenStates, freeze_below, frozen_layers
 from pipeline.training.judges import OnDev
 from pipeline.training.loop import fit
 
+FREEZE = "teacher.training.freeze"
 # every layer of a family that shares them is the same module
 UNSHARED = [family for family in FAMILIES if family != "albert"]
 
@@ -30,7 +34,7 @@ def trained(tmp_path, model, layers, *, is_whole=False, known=True, steps=12, ra
     """The weights before, and the model after a short training above so many layers."""
     freeze_below(model, layers, is_whole=is_whole)
     before = {name: weight.clone() for name, weight in model.state_dict().items()}
-    states = FrozenStates(model, layers, TRAIN, tmp_path / "states", "key") if known else None
+    states = FrozenStates(model, layers, TRAIN, tmp_path / "states", "base", FREEZE) if known else None
     distiller = Distiller(model, None, {"cross_entropy": {}}, units=TASK.units, frozen=states)
     changed = settings(steps=steps, evaluations=2, learning_rate=rate)
     if states is None:
@@ -89,7 +93,7 @@ def test_layers_below_are_run_once(tmp_path):
     """For the states; while training only the layer above them is, and dev asks the whole model."""
     model, ran = model_of(), []
     freeze_below(model, 2, is_whole=False)
-    states = FrozenStates(model, 2, TRAIN, tmp_path, "key")
+    states = FrozenStates(model, 2, TRAIN, tmp_path, "base", FREEZE)
     for number, layer in enumerate(layers_of(model)):
         layer.attention.register_forward_hook(lambda *_, number=number: ran.append((number, model.training)))
     with states.in_place():
@@ -106,6 +110,41 @@ def test_layers_below_are_run_once(tmp_path):
     ran.clear()
     model.train()(**batch)
     assert [number for number, _ in ran] == [0, 1, 2]
+
+
+def test_states_are_found_again_and_those_of_another_model_are_removed(tmp_path):
+    """By what decides them: the model, the layers and the rows."""
+    model, ran = model_of(), []
+    layers_of(model)[0].register_forward_hook(lambda *_: ran.append(1))
+    FrozenStates(model, 2, TRAIN, tmp_path, "base", FREEZE)
+    assert ran
+    ran.clear()
+    FrozenStates(model, 2, TRAIN, tmp_path, "base", FREEZE)
+    assert not ran
+    kept = []
+    for layers, rows, base in ((1, TRAIN, "base"), (2, DEV, "base"), (2, TRAIN, "other")):
+        FrozenStates(model, layers, rows, tmp_path, base, FREEZE)
+        [folder] = tmp_path.iterdir()
+        kept.append(folder.name)
+        assert ran
+        ran.clear()
+    assert len(set(kept)) == 3
+
+
+def test_states_that_have_no_room_are_refused_by_the_settings_name(tmp_path, monkeypatch):
+    """There is one cure that costs no disk."""
+    monkeypatch.setattr(files.shutil, "disk_usage", lambda _: SimpleNamespace(free=1000))
+    with pytest.raises(SettingsError, match=r"freeze: what frozen layers say is kept: .*1,000 bytes free.* to null"):
+        FrozenStates(model_of(), 2, TRAIN, tmp_path, "base", FREEZE)
+
+
+def test_states_too_large_for_half_precision_are_refused_by_the_settings_name(tmp_path):
+    """Losses have nothing to do with them."""
+    model = model_of()
+    with torch.no_grad():
+        layers_of(model)[1].output.LayerNorm.bias.fill_(1e5)
+    with pytest.raises(TrainingError, match=r"hidden of layer 2 are too large for half precision.*freeze to null"):
+        FrozenStates(model, 2, TRAIN, tmp_path, "base", FREEZE)
 
 
 @pytest.mark.parametrize("family", slow_but(FAMILIES, "bert", "albert"))

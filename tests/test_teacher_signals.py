@@ -1,18 +1,21 @@
 """What the teacher said once, read from disk, is what it would say again, and a training cannot tell the difference."""
 
+from contextlib import closing
+
 import numpy as np
 import pytest
 import torch
 from tiny_project import flip_bit
 from toy_models import FAMILIES, toy_model
 
-from pipeline.data.batches import Collator
+from pipeline.base.errors import TrainingError
+from pipeline.data.batches import Collator, pad
 from pipeline.data.prepared import EncodedSplit, spread_rows
 from pipeline.families import shape_of
 from pipeline.signals.reader import SignalReader
 from pipeline.training.distiller import Distiller, loss_params
 from pipeline.training.needs import needs_of
-from pipeline.training.teacher_signals import cached_teacher_signals, size_bytes
+from pipeline.training.teacher_signals import as_kept, cached_teacher_signals, size_bytes
 
 NEEDS = {"hidden": frozenset({0, 2}), "attention": frozenset({1, 3}), "values": frozenset({3})}
 
@@ -95,6 +98,20 @@ def test_a_damaged_file_is_made_again(tmp_path, caplog):
     again = cached_teacher_signals(teacher, NEEDS, SPLIT, tmp_path, "key")
     assert "computing the teacher's signals again" in caplog.text
     assert torch.equal(before, again.vectors["hidden", 2])
+
+
+@pytest.mark.parametrize("known", [True, False], ids=["kept", "live"])
+def test_signals_too_large_for_half_precision_are_said_so(tmp_path, known):
+    """Whether they would be kept or not: else a loss is infinite, and the learning rate is blamed."""
+    teacher = toy_model(vocab_size=64)
+    with torch.no_grad():
+        teacher.bert.encoder.layer[0].output.LayerNorm.bias.fill_(1e5)
+    with pytest.raises(TrainingError, match=r"hidden of layer 1 are too large for half precision.*leave out the"):
+        if known:
+            cached_teacher_signals(teacher, {"hidden": frozenset({1})}, SPLIT, tmp_path, "key")
+        else:
+            with closing(SignalReader(teacher, {"hidden": {1}}, frozen=True)) as reader:
+                as_kept(reader.read(pad(SPLIT.ids[:2], SPLIT.pad_id)))
 
 
 def test_the_size_is_known_before_anything_is_computed(tmp_path):

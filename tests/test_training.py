@@ -32,7 +32,7 @@ from pipeline.training.answers import (
 )
 from pipeline.training.distiller import Distiller, check_fit
 from pipeline.training.judges import OnDev
-from pipeline.training.loop import fit, passes_of
+from pipeline.training.loop import check_settings, fit, passes_of
 from pipeline.training.steps import Steps
 
 KEY = "settings and data"
@@ -841,6 +841,9 @@ def test_micro_batches_are_refused_where_rows_are_compared(tmp_path, loss):
         arguments["losses"] = {loss: {"map": "last_only"}}
     with pytest.raises(SettingsError, match=rf"micro_batches: found 2, but distill.losses.{loss} compares the rows"):
         train(tmp_path, **arguments)
+    general = Distiller(make_student(), toy_model(), arguments["losses"], section="general")
+    with pytest.raises(SettingsError, match=rf"but general.losses.{loss} compares the rows"):
+        check_settings(general, settings(micro_batches=2))
 
 
 def test_a_label_weighs_the_same_whatever_it_meets():

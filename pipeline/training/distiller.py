@@ -67,7 +67,7 @@ class Distiller(nn.Module):
             SettingsError: with every loss that does not fit.
         """
         super().__init__()
-        self.student = student
+        self.student, self.section = student, section
         self.losses = {name: plugins.load("loss", name) for name in losses}
         self.loss_params = loss_params(losses)
         small = shape_of(student.config)

@@ -4,6 +4,8 @@ A frozen layer says the same of a row in every epoch. So its states are kept as 
 rest trains the layers below are not run. Answers to rows that are not learned from come from the whole model.
 """
 
+import hashlib
+import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,10 +15,12 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from pipeline.base.errors import SettingsError
+from pipeline.base.dependencies import trace
+from pipeline.base.errors import EnvironmentFault, SettingsError
 from pipeline.data.prepared import EncodedSplit
 from pipeline.families import encoder_of, family_of, layers_of
-from pipeline.training.teacher_signals import TeacherSignals, cached_teacher_signals
+from pipeline.training import processes
+from pipeline.training.teacher_signals import TeacherSignals, cached_teacher_signals, remove_others
 
 
 def frozen_layers(model: PreTrainedModel, freeze: int | Literal["encoder"] | None, setting: str) -> int:
@@ -66,18 +70,34 @@ def _below(model: PreTrainedModel, layers: int) -> Iterator[nn.Parameter]:
 class FrozenStates:
     """What the frozen layers say of every training row, given in their place while the model trains."""
 
-    def __init__(self, model: PreTrainedModel, layers: int, train: EncodedSplit, work: Path, key: str) -> None:
-        """Computes them, or finds them on disk.
+    def __init__(
+        self, model: PreTrainedModel, layers: int, train: EncodedSplit, work: Path, base: str, setting: str
+    ) -> None:
+        """Computes them, or finds them on disk; those of other rows or another model are removed.
 
         Args:
             model: the classifier.
             layers: how many of the lowest layers are frozen, at least one.
             train: the rows that are learned from.
-            work: folder of caches.
-            key: digest of what decides the states.
+            work: folder of caches, of this training alone.
+            base: digest of the model that the frozen layers are of; no rate or seed decides what they say.
+            setting: what asks for it, for messages.
+
+        Raises:
+            SettingsError: the disk has no room for them.
+            TrainingError: half precision cannot hold them.
         """
         needs = {"hidden": frozenset({layers})}
-        self._known: TeacherSignals = cached_teacher_signals(model, needs, train, work, key)
+        content = [base, layers, train.digest, processes.device().type, trace([__name__], {}).digest]
+        key = hashlib.sha256(json.dumps(content).encode()).hexdigest()
+        work.mkdir(parents=True, exist_ok=True)
+        remove_others(work, key)
+        try:
+            self._known: TeacherSignals = cached_teacher_signals(
+                model, needs, train, work, key, f"set {setting} to null"
+            )
+        except EnvironmentFault as error:
+            raise SettingsError(f"{setting}: what frozen layers say is kept: {error}; or set it to null") from error
         self._layers, self._states = layers, torch.empty(0)
         self._modules = list(dict.fromkeys(layers_of(model)[:layers]))  # one that is called several times is there once
 

@@ -83,7 +83,9 @@ def fit(
         SettingsError: the settings cannot be followed here, or with these losses.
     """
     if unchosen := [n for n, p in distiller.loss_params.items() if getattr(p, "map", None) == CKA]:
-        raise SettingsError(f"distill.losses.{unchosen[0]}.map: 'cka' is a rule; call chosen_maps for the pairs first")
+        raise SettingsError(
+            f"{distiller.section}.losses.{unchosen[0]}.map: 'cka' is a rule; call chosen_maps for the pairs first"
+        )
     check_settings(distiller, settings)
     steps_per_epoch = math.ceil((epoch_rows or len(train)) / settings.batch_size)
     total = settings.steps or max(1, round(settings.epochs * steps_per_epoch))
@@ -128,20 +130,21 @@ def fit(
 def check_settings(distiller: Distiller, settings: TrainingSettings) -> None:
     """Raises SettingsError for what cannot be done with these losses, by so many processes, on this device."""
     half_precision(settings.precision, processes.device())
-    for loss in distiller.compares_rows:
+    for name in distiller.compares_rows:
+        loss = f"{distiller.section}.losses.{name}"
         if settings.micro_batches > 1:
             raise SettingsError(
-                f"training.micro_batches: found {settings.micro_batches}, but distill.losses.{loss} compares the rows "
+                f"training.micro_batches: found {settings.micro_batches}, but {loss} compares the rows "
                 "of a batch with each other, which must then be computed together; use 1, or a smaller batch_size"
             )
         if processes.count() > 1 and head_of(distiller.student.config) == "span":
             raise SettingsError(
-                f"distill.losses.{loss} compares the rows of a batch, whose choices are the tokens of a text and "
+                f"{loss} compares the rows of a batch, whose choices are the tokens of a text and "
                 "differ from process to process; use one process"
             )
-        if processes.count() > 1 and loss in distiller.auxiliary:
+        if processes.count() > 1 and name in distiller.auxiliary:
             raise SettingsError(
-                f"distill.losses.{loss} compares the rows of a batch and learns a module of its own, whose gradient "
+                f"{loss} compares the rows of a batch and learns a module of its own, whose gradient "
                 "several processes would count several times; use one process"
             )
 

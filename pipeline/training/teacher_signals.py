@@ -7,6 +7,7 @@ keeps three digits of a target that a student will miss in its first.
 """
 
 import logging
+import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
@@ -35,6 +36,7 @@ BATCH = 64
 FIELDS = {"hidden": ("hidden",), "attention": ("queries", "keys"), "values": ("values",)}
 Key = tuple[str, int]  # field of Signals, place in its tuple
 KEPT = np.dtype(np.float16)
+LEAVE_OUT = "leave out the losses that look at them"
 
 
 @dataclass(frozen=True, eq=False)
@@ -86,18 +88,33 @@ class TeacherSignals:
 
 
 def as_kept(signals: Signals) -> Signals:
-    """The signals as they come back from disk, so that keeping them changes no result."""
+    """The signals as they come back from disk, so that keeping them changes no result.
 
-    def rounded(layers: tuple[Tensor | None, ...]) -> tuple[Tensor | None, ...]:
-        return tuple(None if tensor is None else tensor.half().float() for tensor in layers)
+    Raises:
+        TrainingError: they could not be kept.
+    """
+
+    def rounded(field: str) -> tuple[Tensor | None, ...]:
+        layers = enumerate(getattr(signals, field))
+        return tuple(None if one is None else _half(one, field, index, LEAVE_OUT).float() for index, one in layers)
 
     return replace(
         signals,
-        hidden=rounded(signals.hidden),
-        queries=rounded(signals.queries),
-        keys=rounded(signals.keys),
-        values=rounded(signals.values),
+        hidden=rounded("hidden"),
+        queries=rounded("queries"),
+        keys=rounded("keys"),
+        values=rounded("values"),
     )
+
+
+def _half(tensor: Tensor, field: str, index: int, remedy: str) -> Tensor:
+    """In half precision."""
+    half = tensor.half()
+    if not torch.isfinite(half).all():
+        raise TrainingError(
+            f"the teacher's {field} of layer {index} are too large for half precision, or not finite; {remedy}"
+        )
+    return half
 
 
 def size_bytes(needs: Mapping[str, frozenset[int]], split: EncodedSplit, teacher: PreTrainedModel) -> int:
@@ -107,7 +124,12 @@ def size_bytes(needs: Mapping[str, frozenset[int]], split: EncodedSplit, teacher
 
 
 def cached_teacher_signals(
-    teacher: PreTrainedModel, needs: Mapping[str, frozenset[int]], split: EncodedSplit, work: Path, key: str
+    teacher: PreTrainedModel,
+    needs: Mapping[str, frozenset[int]],
+    split: EncodedSplit,
+    work: Path,
+    key: str,
+    remedy: str = LEAVE_OUT,
 ) -> TeacherSignals:
     """The teacher's signals on a split, computed once and kept under `key`; damaged files are made again.
 
@@ -117,14 +139,15 @@ def cached_teacher_signals(
         split: the training rows.
         work: folder of caches.
         key: digest of the teacher's weights and of the rows.
+        remedy: what to do about signals that half precision cannot hold, for messages.
     """
-    folder = work / f"teacher_signals-{key[:16]}"
+    folder = _folder(work, key)
     ids, pad_id = split.for_teacher
     lengths = torch.from_numpy(lengths_of(ids))
     starts = lengths.cumsum(0) - lengths
     missing = [name for name in _keys(needs) if not _is_whole(folder / _file(name))]
     if missing:
-        _compute(teacher, missing, ids, pad_id, starts, folder)
+        _compute(teacher, missing, ids, pad_id, starts, folder, remedy)
     shape = shape_of(teacher.config)
     vectors = {
         name: torch.from_numpy(np.load(folder / _file(name) / "vectors.npy", mmap_mode="c")) for name in _keys(needs)
@@ -136,6 +159,17 @@ def cached_teacher_signals(
             for layer in range(shape.layers)
         )
     return TeacherSignals(vectors, starts, shape.layers, shape.heads, biases)
+
+
+def remove_others(work: Path, key: str) -> None:
+    """Removes what is kept there under other keys."""
+    for folder in work.glob("teacher_signals-*"):
+        if folder != _folder(work, key):
+            shutil.rmtree(folder)
+
+
+def _folder(work: Path, key: str) -> Path:
+    return work / f"teacher_signals-{key[:16]}"
 
 
 def _keys(needs: Mapping[str, frozenset[int]]) -> Iterator[Key]:
@@ -161,7 +195,13 @@ def _is_whole(folder: Path) -> bool:
 
 
 def _compute(
-    teacher: PreTrainedModel, keys: list[Key], ids: Sequence[list[int]], pad_id: int, starts: Tensor, folder: Path
+    teacher: PreTrainedModel,
+    keys: list[Key],
+    ids: Sequence[list[int]],
+    pad_id: int,
+    starts: Tensor,
+    folder: Path,
+    remedy: str,
 ) -> None:
     """Writes one sealed folder for each key, in one pass over the rows."""
     from tqdm import tqdm
@@ -191,12 +231,8 @@ def _compute(
             signals = reader.read(batch, outputs={"logits": torch.empty(len(rows), 0, device=device)})
             for field, index in keys:
                 tensor = taken(getattr(signals, field), index).float().cpu()
-                vectors = (tensor if field == "hidden" else tensor.transpose(1, 2).flatten(2)).half().numpy()
-                if not np.isfinite(vectors).all():
-                    raise TrainingError(
-                        f"the teacher's {field} of layer {index} are too large for half precision, or not finite, on "
-                        f"a batch with row {int(rows[0])}; leave out the losses that look at them"
-                    )
+                whole = tensor if field == "hidden" else tensor.transpose(1, 2).flatten(2)
+                vectors = _half(whole, field, index, remedy).numpy()
                 for place_in_batch, row in enumerate(rows):
                     start, length = int(starts[row]), len(ids[row])
                     files[field, index][start : start + length] = vectors[place_in_batch, :length]
