@@ -20,7 +20,7 @@ from pipeline.base.files import output_folder
 from pipeline.base.machine import version_of
 from pipeline.base.records import Artefact, Status, Tokenizers, Trial, Verdict, digest_of, open_folder
 from pipeline.base.workspace import Workspace
-from pipeline.data.inputs import describe_source
+from pipeline.data.inputs import MODELS
 from pipeline.data.prepared import read_encoded
 from pipeline.formats import tokenizer_rules
 from pipeline.formats.bundles import MODEL, NOT_MADE, UNRELEASED, write_manifest, write_zip
@@ -129,7 +129,8 @@ def _write(
         "tools": {**artefact.tools, "decant": version_of("decant")},
         "tokenizers": compared,
     }
-    _write_papers(params, folder, facts, verdict, evidence, shipped, made.HOW)
+    base_models = open_folder(workspace.student, "student").facts[MODELS]
+    _write_papers(params, folder, facts, verdict, evidence, shipped, base_models, made.HOW)
     manifest = write_manifest(folder, **facts)
     write_zip(folder, out / f"{platform}.zip")
     size, packed = sum(file.bytes for file in manifest.files.values()), (out / f"{platform}.zip").stat().st_size
@@ -199,6 +200,7 @@ def _write_papers(
     verdict: Verdict,
     evidence: Evidence,
     shipped: Shipped,
+    base_models: list[str],
     how: str,
 ) -> None:
     """The model card, notices, and the bill of materials."""
@@ -207,9 +209,6 @@ def _write_papers(
     ours = next(row for row in rows if row.role == "target" and row.name == facts["target"])
     text = model_card(params.card, evidence, rows, verdict, facts, how)
     (folder / "README.md").write_text(text, "utf-8", newline="\n")
-    second = params.teacher.second
-    models = [params.teacher.model, params.origin[0], *([second.model] if second is not None else [])]
-    base_models = list(dict.fromkeys(map(describe_source, models)))
     parts.write_notices(folder, params.card, base_models, shipped.parts)
     scores = {"": ours.score, **ours.by_slice} if ours.score is not None else {}
     metric = evidence.metric.name

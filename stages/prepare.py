@@ -15,12 +15,13 @@ from pipeline.base import guard
 from pipeline.base.files import output_folder
 from pipeline.base.records import seal
 from pipeline.base.workspace import Workspace
-from pipeline.data.examples import SPLITS, read_prepared, write_prepared
+from pipeline.data.examples import SPLITS, Texts, read_prepared, write_prepared
 from pipeline.data.prepared import BATCH, learned_splits, student_lengths, write_encoded, write_unlabelled
 from pipeline.data.seen import check_unseen, digests_of
-from pipeline.data.splits import Dataset, load_dataset
+from pipeline.data.splits import Dataset, count_near, load_dataset
 from pipeline.data.texts import encode
-from pipeline.data.unlabelled import read_texts
+from pipeline.data.unlabelled import REST, read_texts
+from pipeline.data.unlabelled import SPLIT as UNLABELLED
 from pipeline.models.checkpoints import check_origin, check_positions, check_vocabulary, read_config
 from pipeline.models.model_files import find_model
 from pipeline.models.students import student_config
@@ -50,6 +51,7 @@ def run(params: Params, workspace: Workspace, root: Path | None = None) -> None:
     with output_folder(workspace.data) as partial:
         write_prepared(dataset, partial)
         further = write_unlabelled(params.data.unlabelled, dataset, partial, root or workspace.root)
+        near = _near_unlabelled(params, dataset, partial)
         keep = _kept(params, config, tokenizer, partial)
         # A student that cannot be built stops here.
         student_config(config, params.student, len(keep) if keep is not None else None)
@@ -68,6 +70,7 @@ def run(params: Params, workspace: Workspace, root: Path | None = None) -> None:
         facts: dict[str, object] = {
             **dataset.findings,
             "unlabelled": further,
+            "unlabelled_near_test": near,
             "keep_tokens": keep,
             "distillation_token": has_token,
             "vocabulary": {"teacher": len(teacher[1]), "student": len(student)},
@@ -77,7 +80,7 @@ def run(params: Params, workspace: Workspace, root: Path | None = None) -> None:
             "tokens": _token_facts(partial, dataset, saved[0], length),
         }
         seal(partial, KIND, facts=facts)
-    rows, near = dataset.findings["rows"], dataset.findings["near_duplicates"]
+    rows, near_rows = dataset.findings["rows"], dataset.findings["near_duplicates"]["test_rows"]
     log.info(
         "%s: %s; rows: %s; removed because they are also in test: %s; test rows with a near duplicate in train or "
         "dev: %d",
@@ -85,7 +88,7 @@ def run(params: Params, workspace: Workspace, root: Path | None = None) -> None:
         dataset.task.describe(dataset.task.space),
         ", ".join(f"{split} {rows[split]:,}" for split in SPLITS),
         dataset.findings["rows_also_in_test_removed"],
-        near["test_rows"],
+        near_rows,
     )
 
 
@@ -98,6 +101,23 @@ def _check_general(params: Params, dataset: Dataset, root: Path) -> None:
     texts = chain.from_iterable(read_texts(file, "general.texts") for file in files)
     held_out = {split: [row.texts for row in dataset.splits[split]] for split in ("dev", "test")}
     check_unseen(digests_of(texts), held_out, "general.texts")
+
+
+def _near_unlabelled(params: Params, dataset: Dataset, folder: Path) -> int:
+    """How many test rows are almost texts of the files without labels; what is left of train was looked at before.
+
+    Raises:
+        DataError: too many.
+    """
+    if not params.data.unlabelled.files or UNLABELLED not in learned_splits(folder):
+        return 0
+    test = [row.text for row in dataset.splits["test"]]
+    further = read_prepared(folder, UNLABELLED)
+    of_files = [number for number, name in enumerate(further.ids) if not name.startswith(REST)]
+    near, _ = count_near(test, Texts(further.texts, of_files), params.data, "data.unlabelled.files")
+    if near:
+        log.info("text without labels: %d of %d test rows have a near duplicate in it", near, len(test))
+    return near
 
 
 def _named(model: TaughtModel) -> tuple[str, str | None]:

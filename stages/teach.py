@@ -17,7 +17,7 @@ from pipeline.base.files import output_folder
 from pipeline.base.records import Card, seal
 from pipeline.base.workspace import Workspace
 from pipeline.data.examples import read_prepared
-from pipeline.data.inputs import describe_source, model_digest
+from pipeline.data.inputs import MODELS, describe_source, model_digest, models_behind
 from pipeline.data.prepared import SECOND, TEACHER, EncodedSplit, open_data, read_encoded
 from pipeline.data.seen import Digests, check_unseen, digests_of, read_digests, rows_of, write_digests
 from pipeline.distillation.variants import run_key
@@ -122,6 +122,7 @@ def _finish(
     scores = {split: [score_of(found, targets[split], task) for found in outputs[split]] for split in targets}
     facts: dict[str, Any] = {
         "source": describe_source(params.teacher.model),
+        MODELS: models_behind(*(one.settings.model for one in taught)),
         "parameters": count_parameters(first.model),
         "steps": first.training.steps,
         "dev_score": scores["dev"][0],

@@ -1,6 +1,7 @@
 """A student distilled on general text: made twice to the same bytes, learned from, and never from a test row."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from tiny_project import make_rows, make_teacher, write_project, write_settings
 
 from pipeline.base.errors import DataError, IntegrityError, ModelError, SettingsError
 from pipeline.base.records import open_folder
+from pipeline.data.inputs import describe_source, models_behind
 from pipeline.data.seen import FILE as DIGESTS
 from pipeline.data.seen import digest_of, digests_of, read_digests, write_digests
 from pipeline.distillation.distil import Distillation
@@ -201,6 +203,45 @@ def test_a_student_and_its_teacher_say_what_they_have_seen(tmp_path):
     }
     assert set(read_digests(workspace.teacher)) == set(digests_of(texts["train"]))
     assert set(read_digests(workspace.student)) == set(digests_of([*texts["train"], *texts["unlabelled"]]))
+
+
+def test_text_that_is_almost_a_test_row_is_counted_and_refused_above_the_share(tmp_path):
+    """Planted: every test row backwards, which has the same words, in a file of text without labels."""
+    strict = {"similarity": 0.999, "max_share": 0.5}
+    changes = {"data__unlabelled": {"files": ["more.txt"]}}
+    (tmp_path / "more.txt").write_text("quartz judges vex nymphs", "utf-8")
+    params, workspace = write_project(tmp_path, **changes)
+    prepare.run(params, workspace)
+    facts = open_folder(workspace.data, "data").facts
+    assert (facts["unlabelled"], facts["unlabelled_near_test"]) == (1, 0)
+    rows = [json.loads(line)["texts"][0] for line in (workspace.data / "test.jsonl").read_text("utf-8").splitlines()]
+    (tmp_path / "more.txt").write_text("\n".join(" ".join(row.split()[::-1]) for row in rows), "utf-8")
+    prepare.run(params, workspace)
+    assert open_folder(workspace.data, "data").facts["unlabelled_near_test"] == len(rows)
+    params = write_settings(workspace, **changes, data__near_duplicates=strict)
+    message = r"have a near duplicate in data\.unlabelled\.files .*raise data\.near_duplicates\.max_share"
+    with pytest.raises(DataError, match=message):
+        prepare.run(params, workspace)
+
+
+def test_a_student_is_made_of_every_model_behind_it(tmp_path):
+    """Of a general student those that it was distilled from, not the folder that it happens to lie in."""
+    other_model(tmp_path / "another", renumbered())
+    (tmp_path / "general.txt").write_text("".join(f"{text}\n" for text in TEXTS), "utf-8")
+    student = {"layers": 1, "hidden": 16, "heads": 4, "init": {"from": "general"}}
+    general = GENERAL | {"losses": LOSSES, "init": {"from": str(tmp_path / "another")}}
+    general["training"] = TRAINING | {"epochs": 1.0}
+    params, workspace = write_project(tmp_path, student=student, general=general)
+    machine.run(params, workspace)
+    prepare.run(params, workspace)
+    teach.run(params, workspace)
+    distil_general(params, workspace)
+    base = describe_source(params.teacher.model)
+    assert Distillation(params, workspace)._models == [base, "another"]
+    shutil.copytree(workspace.general, tmp_path / "moved")
+    assert models_behind(str(tmp_path / "moved")) == [base, "another"]
+    (tmp_path / "another" / "card.json").write_text('{"license": "of somebody else"}')
+    assert models_behind(str(tmp_path / "another"), str(tmp_path / "moved")) == ["another", base]
 
 
 @pytest.mark.parametrize("content", [b"", b"version https://git-lfs.github.com/spec/v1", None])

@@ -68,6 +68,27 @@ class Column(Sequence[Any]):
         return tuple(value) if isinstance(value, list) else value
 
 
+class Texts(Sequence[str]):
+    """All the text of some rows, read when it is asked for."""
+
+    def __init__(self, rows: Sequence[tuple[str, ...]], picked: Sequence[int]) -> None:
+        self._rows, self._picked = rows, picked
+
+    def __len__(self) -> int:
+        return len(self._picked)
+
+    @overload
+    def __getitem__(self, index: int) -> str: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> list[str]: ...
+
+    def __getitem__(self, index: int | slice) -> str | list[str]:
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        return "\n".join(self._rows[self._picked[index]])
+
+
 def write_prepared(dataset: "Dataset", folder: Path) -> None:
     """Writes `<split>.jsonl` and `space.json`."""
     for split, rows in dataset.splits.items():

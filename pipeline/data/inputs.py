@@ -5,11 +5,13 @@ import hashlib
 from importlib import metadata, util
 from pathlib import Path
 
-from pipeline.base.errors import ModelError
+from pipeline.base.errors import IntegrityError, ModelError
 from pipeline.base.files import sha256_of
+from pipeline.base.records import CARD_NAME, Card, read
 from pipeline.settings.data import DataSettings, FilesSource
 
 BUNDLED = Path("data/assistant")
+MODELS = "models"  # on the card of a teacher or student: those that it was made of
 MODEL_SUFFIXES = {".safetensors", ".json", ".txt", ".model"}
 
 
@@ -71,6 +73,23 @@ def model_digest(source: str, revision: str | None = None) -> str:
     for file in files:
         found.update(f"{file.name} {sha256_of(file)}\n".encode())
     return found.hexdigest()
+
+
+def models_behind(*sources: str) -> list[str]:
+    """Models in words, each once; in place of one that Decant has made those that it was made of, as its card says."""
+    found: list[str] = []
+    for source in sources:
+        folder = local_model_folder(source)
+        found += (folder is not None and _made_of(folder)) or [describe_source(source)]
+    return list(dict.fromkeys(found))
+
+
+def _made_of(folder: Path) -> list[str]:
+    """What the card of a folder says of it; nothing where there is none, or another's file of that name."""
+    try:
+        return list(read(Card, folder / CARD_NAME).facts.get(MODELS, ()))
+    except (IntegrityError, OSError):
+        return []
 
 
 def describe_source(source: str) -> str:

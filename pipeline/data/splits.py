@@ -1,6 +1,6 @@
 """Rows -> three splits without leaks: what is empty, twice or in two splits is refused, or taken out and counted."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -144,16 +144,8 @@ def _find_near_duplicates(splits: dict[str, list[Row]], settings: DataSettings) 
         DataError: too many of test. Dev decides no figure that is reported, so those of dev are only counted.
     """
     texts = {name: [row.text for row in splits[name]] for name in SPLITS}
-    similarity, most = settings.near_duplicates.similarity, settings.near_duplicates.max_share
-    count, examples = near_duplicates(texts["test"], [*texts["train"], *texts["dev"]], similarity)
-    share = count / len(texts["test"])
-    if share > most:
-        shown = "; ".join(f"'{a}' ~ '{b}'" for a, b in examples[:3])
-        raise DataError(
-            f"{count} of {len(texts['test'])} test rows ({share:.1%}) have a near duplicate in train "
-            f"or dev (similarity >= {similarity}), at most {most:.1%} allowed, for example {shown}; "
-            "remove them, or raise data.near_duplicates.max_share knowingly"
-        )
+    similarity = settings.near_duplicates.similarity
+    count, examples = count_near(texts["test"], [*texts["train"], *texts["dev"]], settings, "train or dev")
     dev_count, dev_examples = near_duplicates(texts["dev"], texts["train"], similarity)
     return {
         "test_rows": count,
@@ -161,6 +153,26 @@ def _find_near_duplicates(splits: dict[str, list[Row]], settings: DataSettings) 
         "dev_rows": dev_count,
         "dev_examples": dev_examples,
         "similarity": similarity,
-        "share_of_test": round(share, 5),
+        "share_of_test": round(count / len(texts["test"]), 5),
         "share_of_dev": round(dev_count / len(texts["dev"]), 5),
     }
+
+
+def count_near(
+    test: Sequence[str], known: Sequence[str], settings: DataSettings, where: str
+) -> tuple[int, list[tuple[str, str]]]:
+    """How many texts of test are almost texts of `known`, which `where` names, with examples.
+
+    Raises:
+        DataError: too many.
+    """
+    similarity, most = settings.near_duplicates.similarity, settings.near_duplicates.max_share
+    count, examples = near_duplicates(test, known, similarity)
+    if count > most * len(test):
+        shown = "; ".join(f"'{a}' ~ '{b}'" for a, b in examples[:3])
+        raise DataError(
+            f"{count} of {len(test)} test rows ({count / len(test):.1%}) have a near duplicate in {where} "
+            f"(similarity >= {similarity}), at most {most:.1%} allowed, for example {shown}; "
+            "remove them, or raise data.near_duplicates.max_share knowingly"
+        )
+    return count, examples

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 SPLIT = "unlabelled"
+REST = "rest of train"  # where a text comes from that stands in no file of text, in its name
 
 
 def read_texts(path: Path, setting: str) -> Iterator[str]:
@@ -106,6 +107,6 @@ def new_texts(
                 total - given - leaked,
             )
 
-    yield from of("rest of train", rest)
+    yield from of(REST, rest)
     for number, file in enumerate(files, start=1):
         yield from of(f"{number}:{file.name}", read_texts(file, setting))

@@ -28,7 +28,7 @@ from pipeline.base.files import output_folder
 from pipeline.base.records import Card, open_folder, seal
 from pipeline.base.workspace import Workspace
 from pipeline.data.examples import SPLITS, UNLABELLED, read_prepared
-from pipeline.data.inputs import model_digest
+from pipeline.data.inputs import MODELS, model_digest, models_behind
 from pipeline.data.prepared import (
     TOKEN_POSITION,
     EncodedSplit,
@@ -152,6 +152,15 @@ class Distillation:
         models = [self.workspace.teacher, self.workspace.second_teacher, self._origin]
         return digests_of(rows_of(texts), [model for model in models if model is not None])
 
+    @property
+    def _models(self) -> list[str]:
+        """What a student is made of, in words: what its teachers are, and what it was copied from."""
+        if self.params.is_general:
+            origin = open_folder(self.workspace.general, "general").facts[MODELS]
+        else:
+            origin = models_behind(self.params.origin[0]) if self.params.is_own_origin else []
+        return list(dict.fromkeys([*self.teacher_card.facts[MODELS], *origin]))
+
     def check(self, variant: Variant) -> None:
         """Raises SettingsError when the variant's losses cannot compare the two models, or not as the training is set.
 
@@ -238,6 +247,7 @@ class Distillation:
             "key": key,
             "kind": variant.kind,
             "seed": variant.seed,
+            MODELS: self._models,
             "losses": variant.losses,
             "parameters": count_parameters(student),
             "steps": run.steps,

@@ -22,7 +22,7 @@ from pipeline.base.files import output_folder, sha256_of
 from pipeline.base.records import open_folder, seal
 from pipeline.base.workspace import Workspace
 from pipeline.data.examples import read_prepared
-from pipeline.data.inputs import describe_source, model_digest
+from pipeline.data.inputs import MODELS, describe_source, model_digest, models_behind
 from pipeline.data.prepared import EncodedSplit, alignment_of, as_prepared, encoded_split, rows_apart, write_encoded
 from pipeline.data.seen import DIGEST_BYTES, digest_of, digests_of, rows_of, write_digests
 from pipeline.data.unlabelled import new_texts
@@ -206,6 +206,7 @@ def _write(
     texts = workspace.work(KIND) / "texts"
     facts = {
         "teacher": describe_source(params.teacher.model),
+        MODELS: models_behind(params.teacher.model, params.origin[0]),
         "init": params.general.init.model_dump(mode="json", by_alias=True),
         "losses": params.general.losses,
         "texts": open_folder(texts, "texts").facts["texts"],
