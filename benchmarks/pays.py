@@ -12,6 +12,7 @@ folder of all-mpnet-base-v2, or of another model that a teacher can be made of.
 """
 
 import csv
+import functools
 import hashlib
 import json
 import logging
@@ -31,7 +32,7 @@ from benchmarks.pages import fill
 from eval.statistics import seeds_difference
 from pipeline import tasks
 from pipeline.base import guard, machine
-from pipeline.base.errors import IntegrityError, PipelineError, SettingsError
+from pipeline.base.errors import DataError, IntegrityError, PipelineError, SettingsError
 from pipeline.base.files import sha256_of, write_atomically
 from pipeline.base.records import Interval, open_folder
 from pipeline.base.workspace import Workspace
@@ -93,6 +94,8 @@ def texts(
         if line and (digest := digest_of(line)) not in seen:
             seen.add(digest)
             kept.append(line)
+    if not kept:
+        raise DataError(f"{data}: no training text there of {', '.join(only or READERS)}")
     out.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(out, "".join(f"{line}\n" for line in kept))
     print(f"{out}: {len(kept):,} texts of {total:,}; none of the {len(held_out):,} texts of dev and test is among them")
@@ -337,18 +340,18 @@ def run(
     places = Places(work.resolve(), data, large, work.resolve() / "general.txt")
     failed = []
     for cell in cells_of(plan, seed or range(SEEDS), only or (), labels or (), student or (), row or ()):
-        settings = settings_of(plan, cell, places)
         text = plan["rows"][cell.row].get("text")
-        if isinstance(text, str) and not _texts_of(text, places).is_file():
-            texts(data, _texts_of(text, places), [text])
-        if _digest(plan, cell, settings, places) == _known(cell).get("settings"):
-            continue
-        if time.monotonic() - started > 60 * minutes:
-            log.info("%s and what follows is left for another time", cell.name)
-            break
         try:
-            found = _train(plan, cell, settings, places)
-            _record(cell, {**found, "settings": _digest(plan, cell, settings, places)})
+            if isinstance(text, str) and not _texts_of(text, places).is_file():
+                texts(data, _texts_of(text, places), [text])
+            settings = settings_of(plan, cell, places)
+            digest = _digest(settings, places)
+            if digest == _known(cell).get("settings"):
+                continue
+            if time.monotonic() - started > 60 * minutes:
+                log.info("%s and what follows is left for another time", cell.name)
+                break
+            _record(cell, {**_train(plan, cell, settings, places), "settings": digest})
         except PipelineError as error:
             failed.append(f"{cell.name}: {error}")
             log.error("%s", failed[-1])
@@ -371,7 +374,7 @@ def _train(plan: dict[str, Any], cell: Cell, settings: dict[str, Any], places: P
     folder = folder_of(settings, cell, places)
     params = load_into(place, settings)
     distillation = Distillation(
-        params, place, caches=places.root(cell.set).root / f"answers-{_short(_taught_by(settings))}"
+        params, place, caches=places.root(cell.set).root / f"answers-{_taught_digest(settings, places)}"
     )
     variant = Variant("student", cell.seed, params.distill.losses)
     before = time.monotonic()
@@ -417,7 +420,7 @@ def ready(settings: dict[str, Any], cell: Cell, places: Places) -> tuple[Workspa
 
 
 def _teaching_place(settings: dict[str, Any], cell: Cell, places: Places) -> Workspace:
-    return places.root(cell.set, f"teacher-{_short(_taught_by(settings))}")
+    return places.root(cell.set, f"teacher-{_taught_digest(settings, places)}")
 
 
 def _taught_by(settings: dict[str, Any]) -> dict[str, Any]:
@@ -429,15 +432,19 @@ def _taught_by(settings: dict[str, Any]) -> dict[str, Any]:
     }
 
 
+def _taught_digest(settings: dict[str, Any], places: Places) -> str:
+    return _short(_decisive(_taught_by(settings), places))
+
+
 def _place(settings: dict[str, Any], cell: Cell, places: Places) -> Workspace:
     """The prepared data of a student, and its teacher by a link."""
-    decisive = [_taught_by(settings), settings["data"], settings["student"]]
-    return places.root(cell.set, f"data-{_short(decisive)}")
+    named = {name: settings[name] for name in ("data", "teacher", "student", "seed", "threads")}
+    return places.root(cell.set, f"data-{_short(_decisive(named, places))}")
 
 
 def folder_of(settings: dict[str, Any], cell: Cell, places: Places) -> Path:
     """Where a student lies."""
-    return _place(settings, cell, places).work("pays") / f"{_short(settings)}-{cell.seed}"
+    return _place(settings, cell, places).work("pays") / f"{_digest(settings, places)[:12]}-{cell.seed}"
 
 
 def _control(cell: Cell) -> Cell:
@@ -535,18 +542,42 @@ def _digest_of(value: Any) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 
-def _digest(plan: dict[str, Any], cell: Cell, settings: dict[str, Any], places: Places) -> str:
-    """Of what decides the student but for the code, without the folders of this machine: models and data by content."""
-    decisive = {name: settings[name] for name in ("task", "data", "teacher", "student", "distill", "seed", "threads")}
-    text = json.dumps(decisive, sort_keys=True)
+def _digest(settings: dict[str, Any], places: Places) -> str:
+    """Of what decides a student but for the code and its seed."""
+    names = ("task", "data", "teacher", "student", "distill", "seed", "threads")
+    return _digest_of(_decisive({name: settings[name] for name in names}, places))
+
+
+def _decisive(settings: dict[str, Any], places: Places) -> list[Any]:
+    """What settings say, without the folders of this machine, and the content of the files and models that they name.
+
+    A model in the folder of work lies under a name that says what it was made of, which is the same on every machine;
+    its bytes are not.
+    """
+    text = json.dumps(settings, sort_keys=True)
     for folder, name in ((places.work, "WORK"), (places.data.resolve(), "DATA"), (places.large, "LARGE")):
         text = text.replace(str(folder.resolve()), name) if folder is not None else text
     source = DataSettings.model_validate(settings["data"], strict=False)
     files = [*data_files(source, Path()).values(), *map(Path, source.unlabelled.files)]
-    content: list[Any] = [sha256_of(file) for file in files if file.is_file()]
     second = settings["teacher"].get("second") or {"model": SMALL}
-    content += [model_digest(name) for name in (settings["teacher"]["model"], second["model"])]
-    return _digest_of([text, content])
+    made = str(places.work.resolve())
+    return [
+        text,
+        [
+            *(_sha256_of(file, file.stat().st_mtime_ns) for file in files if file.is_file()),
+            *(
+                name.replace(made, "WORK") if name.startswith(made) else model_digest(name)
+                for name in (settings["teacher"]["model"], second["model"])
+            ),
+        ],
+    ]
+
+
+@functools.cache
+def _sha256_of(file: Path, changed: int) -> str:
+    """Of a file that was last changed then."""
+    del changed
+    return sha256_of(file)
 
 
 def _path(cell: Cell) -> Path:

@@ -1,6 +1,7 @@
 """benchmarks/pays.py: what it compares can be trained, and what it says follows from its records."""
 
 import json
+import os
 import random
 
 import numpy as np
@@ -9,9 +10,10 @@ import yaml
 
 from benchmarks import pays, pays_shipped
 from pipeline.base import plugins
-from pipeline.base.errors import IntegrityError, SettingsError
+from pipeline.base.errors import DataError, IntegrityError, PipelineError, SettingsError
 from pipeline.base.files import output_folder
 from pipeline.base.records import seal
+from pipeline.data import inputs
 from pipeline.settings.params import load
 
 PLAN = pays.read_plan()
@@ -78,18 +80,69 @@ def test_what_the_plan_does_not_have_is_refused(wanted, message):
         pays.cells_of(PLAN, [0], **wanted)
 
 
-def test_records_know_no_folder_of_the_machine(tmp_path):
-    """The same settings elsewhere have the same digest; another rate has another."""
-    cell = pays.Cell("sst2", "all", "3x384", "logits, large teacher", 0)
+SOME_ROWS = [
+    "no teacher",
+    "logits, large teacher",
+    "attention of the small teacher, logits of the large",
+    "no teacher, own answers to more text",
+    "all together",
+]
+
+
+def digest_of(cell, where, plan=PLAN):
+    return pays._digest(pays.settings_of(plan, cell, where), where)
+
+
+@pytest.mark.parametrize("row", SOME_ROWS)
+def test_records_know_no_folder_of_the_machine(tmp_path, row):
+    """The same settings have the same digest elsewhere, where teachers were made or not; another rate has another."""
+    cell = pays.Cell("sst2", "all", "3x384", row, 0)
     digests = []
     for name in ("here", "there"):
         (tmp_path / name).mkdir()
         where = places(tmp_path / name)
-        digests.append(pays._digest(PLAN, cell, pays.settings_of(PLAN, cell, where), where))
+        if name == "there":
+            settings = pays.settings_of(PLAN, cell, where)
+            made = pays.Path(settings["teacher"]["model"])
+            if made.is_relative_to(where.work):
+                made.mkdir(parents=True)
+                (made / "config.json").write_text('{"trained": "there"}')
+        digests.append(digest_of(cell, where))
     assert digests[0] == digests[1]
     changed = json.loads(json.dumps(PLAN))
     changed["students"]["3x384"]["learning_rate"] = 1.0e-5
-    assert pays._digest(changed, cell, pays.settings_of(changed, cell, where), where) != digests[0]
+    assert digest_of(cell, where, changed) != digests[0]
+
+
+@pytest.mark.parametrize("row", SOME_ROWS)
+@pytest.mark.parametrize("file", ["data/sst2/train.tsv", "large/config.json"])
+def test_other_data_or_another_model_is_made_elsewhere(tmp_path, row, file):
+    """Else what was made of the old would be recorded as of the new. A row without the large teacher does not care."""
+    cell, where = pays.Cell("sst2", "all", "3x384", row, 0), places(tmp_path)
+    (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
+    found = []
+    for content in ("old", "new"):
+        (tmp_path / file).write_text(content)
+        os.utime(tmp_path / file, ns=(0, len(found)))
+        inputs.model_digest.cache_clear()
+        settings = pays.settings_of(PLAN, cell, where)
+        student = pays.folder_of(settings, cell, where)
+        found.append((digest_of(cell, where), student, pays._teaching_place(settings, cell, where).root))
+    is_asked = file.startswith("data") or PLAN["rows"][row].get("teacher") in ("large", "both")
+    assert all((old != new) == is_asked for old, new in zip(*found, strict=True))
+
+
+def test_a_set_that_is_not_there_fails_by_itself(tmp_path, monkeypatch):
+    """And leaves no empty text behind, which would be taken for its texts ever after."""
+    where = places(tmp_path)
+    where.data.mkdir()
+    row = "attention of the small teacher, logits of the large, comments too"
+    with pytest.raises(PipelineError, match=r"not trained:\nsst2, all labels, 3x384, attention of .*no such file"):
+        pays.run(where.data, where.work, where.large, ["sst2"], ["3x384"], [row], ["all"], [0])
+    monkeypatch.setattr(pays, "read_plan", lambda: {"sets": {}})
+    with pytest.raises(DataError, match="no training text there of goemotions"):
+        pays.texts(where.data, tmp_path / "goemotions.txt", ["goemotions"])
+    assert not (tmp_path / "goemotions.txt").exists()
 
 
 def entry(row, seed, right, dev=0.9):
