@@ -13,6 +13,7 @@ from tiny_project import make_rows, make_teacher, write_project, write_settings
 
 from pipeline.base.errors import DataError, IntegrityError, ModelError, SettingsError
 from pipeline.base.records import open_folder
+from pipeline.base.workspace import Workspace
 from pipeline.data.inputs import describe_source, models_behind
 from pipeline.data.seen import FILE as DIGESTS
 from pipeline.data.seen import digest_of, digests_of, read_digests, write_digests
@@ -22,6 +23,7 @@ from pipeline.distillation.variants import variants_of
 from pipeline.families import shape_of
 from pipeline.models.checkpoints import load_classifier
 from pipeline.models.vocabulary import load_tokenizer, save_tokenizer
+from pipeline.settings.params import load
 from stages import distill, machine, prepare, teach
 
 TEXTS = [text for text, _ in make_rows(300, seed=99)]
@@ -132,16 +134,28 @@ def test_a_planted_test_text_is_refused_before_anything_is_trained(tmp_path, spl
         prepare.run(params, workspace)
 
 
+@pytest.fixture(scope="module")
+def made_once(tmp_path_factory):
+    """A project's folder with a general student that has learned from a test text, and that text."""
+    folder = tmp_path_factory.mktemp("seen")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        params, workspace = project(folder)
+        machine.run(params, workspace)
+        prepare.run(params, workspace)
+        teach.run(params, workspace)
+        text = plant(folder, workspace, "test")
+        distil_general(params, workspace)
+    return folder, text
+
+
 @pytest.fixture
-def seen_too_much(tmp_path):
-    """A project, a general student that has learned from a test text, and that text."""
-    params, workspace = project(tmp_path)
-    machine.run(params, workspace)
-    prepare.run(params, workspace)
-    teach.run(params, workspace)
-    text = plant(tmp_path, workspace, "test")
-    distil_general(params, workspace)
-    return params, workspace, rf"{{}}: 1 of \d+ texts of test are learned from, such as '{text}'"
+def seen_too_much(made_once, tmp_path):
+    """A copy of it, and what it is refused with, but for the setting's name."""
+    folder, text = made_once
+    shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
+    workspace = Workspace(tmp_path)
+    return load(workspace.params), workspace, rf"{{}}: 1 of \d+ texts of test are learned from, such as '{text}'"
 
 
 def test_a_student_that_has_seen_a_test_text_is_refused(seen_too_much):
