@@ -79,8 +79,8 @@ def check_unseen(known: Digests, rows: Mapping[str, Sequence[tuple[str, ...]]], 
         if found.any():
             raise DataError(
                 f"{setting}: {int(found.sum())} of {len(texts)} texts of {split} are learned from, such as "
-                f"'{texts[int(found.argmax())][:80]}'; take them out of that text, or name a model that has not seen "
-                "them"
+                f"'{texts[int(found.argmax())][:80]}'; take them out of what is learned from, or name a model that has "
+                "not seen them"
             )
 
 
