@@ -255,7 +255,7 @@ def test_a_tokenizer_that_differs_is_refused_with_the_row(built, tmp_path):
     records.write(found.model_copy(update={"found": {**found.found, "tokenizers": wrong}}), copy.tokenizers)
     with pytest.raises(ExportError, match=r"1 of \d+ texts differ .* 'Ünder': \[2, 1, 3\], expected \[2, 9, 3\]"):
         package.run(_only(params, "python"), copy)
-    assert (copy.bundles / "web.zip").is_file()  # of the run before
+    assert (copy.bundles / "ios.zip").is_file()  # of the run before
 
 
 ENCODE = "return self._tokenizer"
