@@ -2,7 +2,7 @@
 # Installs what the runtime 'browser' needs: onnxruntime-web into the environment, from the lock beside this file, and
 # Chromium from Debian's or Ubuntu's packages where no browser is at hand and this user may install one.
 set -euo pipefail
-venv="$1"
+venv="$(cd "$1" && pwd -P)" # npm takes a link on the way for a package of its own
 here="$(cd "$(dirname "$0")" && pwd)"
 target="$venv/share/decant/browser"
 

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Installs what bundles for apps are checked with, from the lock beside this file, into the environment.
 set -euo pipefail
-venv="$1"
+venv="$(cd "$1" && pwd -P)" # npm takes a link on the way for a package of its own
 here="$(cd "$(dirname "$0")" && pwd)"
 target="$venv/share/decant/clients"
 
