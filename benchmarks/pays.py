@@ -788,10 +788,8 @@ class Gain:
 def _sure(gains: list[Gain]) -> list[Gain]:
     """Those off zero, with a chance of 5 in 100 that any of them is not (Holm): of many tables some are by chance."""
     left = list(gains)
-    while found := [one for one in left if one.interval(1 - (1 - CONFIDENCE) / len(left)).low > 0]:
+    while left and (found := [one for one in left if one.interval(1 - (1 - CONFIDENCE) / len(left)).low > 0]):
         left = [one for one in left if one not in found]
-        if not left:
-            break
     return [one for one in gains if one not in left]
 
 
